@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors that say what happened, why, and what to do about it.
+
+Every error that reaches a user is a `TorporError`.  Its text is made of three parts: *what* failed, *why*, and the
+*remedy*.  `code` is a stable kebab-case word for programs (``--json`` and the library expose it).
+"""
+
+import errno
+import os
+
+
+class TorporError(Exception):
+    """Base of all errors Torpor raises on purpose.
+
+    code: stable kebab-case identifier, e.g. ``"no-such-task"``.
+    what: what could not be done.  why: the cause, if known.  remedy: what the user can do, if anything.
+    """
+
+    code = "error"
+
+    def __init__(self, what: str, why: str = "", remedy: str = "", *, code: str | None = None) -> None:
+        super().__init__(what, why, remedy)
+        self.what, self.why, self.remedy = what, why, remedy
+        if code is not None:
+            self.code = code
+
+    def __str__(self) -> str:
+        text = f"{self.what}: {self.why}" if self.why else self.what
+        return f"{text}; {self.remedy}" if self.remedy else text
+
+
+class UsageError(TorporError):
+    """The command line or an option's value makes no sense (exit status 2)."""
+
+    code = "usage"
+
+
+class Refusal(TorporError):
+    """Something in the tree (or its images) that Torpor cannot save or bring back faithfully.
+
+    `subject` names task and object, e.g. ``"task 123 (redis), fd 7"``.  Refusals are raised before anything is touched.
+    """
+
+    code = "unsupported"
+
+    def __init__(self, subject: str, why: str, remedy: str = "", *, code: str | None = None) -> None:
+        super().__init__(subject, why, remedy, code=code)
+        self.subject = subject
+
+
+class ImageError(TorporError):
+    """Images are missing, truncated, mangled, or not of this program."""
+
+    code = "bad-image"
+
+
+class KernelError(TorporError):
+    """A system call failed where it should not have."""
+
+    code = "kernel"
+
+    def __init__(self, what: str, error: OSError | int, remedy: str = "") -> None:
+        number = error if isinstance(error, int) else (error.errno or 0)
+        self.errno = number
+        super().__init__(what, f"{os.strerror(number)} ({errno.errorcode.get(number, number)})", remedy)
+
+
+class TaskGone(TorporError):
+    """A task ended, or was never there, while Torpor needed it."""
+
+    code = "no-such-task"
+
+
+class DumpFailed(TorporError):
+    """The dump was abandoned; the tree runs on unharmed."""
+
+    code = "dump-failed"
+
+
+class RestoreFailed(TorporError):
+    """The restore was undone; nothing of the tree is left."""
+
+    code = "restore-failed"
