@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Raw reading of /proc: bytes in, bytes out, nothing in between.
+
+These calls run while the victim is frozen, so they use os.open/os.read/os.close and no text layer.  Facts that shape
+them:
+
+- A file of /proc has no size (st_size is 0) and most are seq_files: one read() returns at most one buffer of whole
+  records (4 KiB as a rule), however much is asked for.  The end is a read of 0 bytes, never a short one.
+- When the task ends, open() says ENOENT, read() and write() on a file that is already open say ESRCH.
+- ENOENT also means "this kernel has no such file" or "this task has none" (exe of a zombie), so it proves nothing
+  about the task: `torpor.kernel.taskdir` looks again before it says that a task is gone.
+"""
+
+import os
+
+from torpor.errors import TorporError
+
+CHUNK = 1 << 16
+LARGE = 1 << 20
+
+
+class ParseError(TorporError):
+    """A file of /proc does not look as the kernel's documentation says (a newer or a patched kernel?)."""
+
+    code = "odd-proc"
+
+    def __init__(self, name: str, data: bytes) -> None:
+        shown = data[:80].decode("ascii", "backslashreplace")
+        super().__init__(f"cannot read {name} of this kernel", f"did not expect {shown!r}")
+
+
+def read_fd(fd: int, size: int = CHUNK) -> bytes:
+    """All of `fd` from its position on; `size` is the first guess at how much there is."""
+    data = os.read(fd, size)
+    if not data:
+        return data
+    more = os.read(fd, size)
+    if not more:
+        return data
+    parts = [data]
+    while more:
+        parts.append(more)
+        more = os.read(fd, size)
+    return b"".join(parts)
+
+
+def read_all(path: str, size: int = CHUNK) -> bytes:
+    """The whole content of the file at `path`."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return read_fd(fd, size)
+    finally:
+        os.close(fd)
+
+
+def read_at(dir_fd: int, name: str, size: int = CHUNK) -> bytes:
+    """The whole content of the file `name` in the directory `dir_fd`."""
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        return read_fd(fd, size)
+    finally:
+        os.close(fd)
