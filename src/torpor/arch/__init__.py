@@ -1,1 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
+"""One file an architecture; `native()` is the one this machine runs.  See `base.Arch` for what a file must say."""
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from torpor.errors import Refusal
+
+if TYPE_CHECKING:
+    from torpor.arch.base import Arch
+
+MODULES = {
+    "x86_64": "x86_64",
+    "aarch64": "aarch64",
+    "armv7l": "arm",
+    "armv8l": "arm",
+    "ppc64le": "ppc64le",
+    "s390x": "s390x",
+}
+_native: "Arch | None" = None
+
+
+def native() -> "Arch":
+    """The architecture of the running kernel.  Raises Refusal on one that Torpor does not know."""
+    global _native
+    if _native is None:
+        machine = os.uname().machine
+        if machine not in MODULES:
+            raise Refusal(f"machine {machine}", "Torpor does not know this architecture", f"use {', '.join(MODULES)}")
+        _native = import_module(f"torpor.arch.{MODULES[machine]}").ARCH
+    return _native

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Torpor needs to know about an architecture.
+
+Registers are kept as the kernel gives them: one bytes object per regset.  All functions are pure: they take bytes and
+return new bytes; engine/ moves them with PTRACE_GETREGSET and PTRACE_SETREGSET.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torpor.images.schema.core import CoreEntry
+
+NT_PRSTATUS = 1
+
+# What a system call that was interrupted by a stop shows in its result register (include/linux/errno.h).
+ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 512, 513, 514, 516
+EINTR = 4
+
+
+class Registers(NamedTuple):
+    """All registers of one thread: general ones (NT_PRSTATUS) and every other regset by its NT_* number."""
+
+    general: bytes
+    others: Mapping[int, bytes]
+
+
+class Arch:
+    """One architecture.  A file in arch/ makes one instance, called ARCH."""
+
+    name: str  # of the executor blob, and of uname -m
+    word: str  # struct code of an unsigned machine word, with byte order: "<Q", ">Q", "<I"
+    word_size: int
+    page_size_hint: int
+    march: int  # core_entry.march
+    SYSCALLS: dict[str, int]
+    instruction: bytes  # enters a system call; to be found in the vDSO
+    instruction_alignment: int
+    regsets: Sequence[int]  # NT_* numbers besides NT_PRSTATUS, where the CPU has them
+    vdso_names = ("[vdso]", "[vvar]", "[vvar_vclock]")
+    sigaction_size = 32  # struct kernel_sigaction: handler, flags, restorer, mask
+    arch_mmap_flags: dict[str, int] = {}
+
+    # -- running system calls -------------------------------------------------------------------------------------
+    def enter_call(self, general: bytes, gadget: int, nr: int, args: Sequence[int]) -> bytes:
+        """Registers that make the instruction at `gadget` do system call `nr`, without restart of an earlier one."""
+        raise NotImplementedError
+
+    def result(self, general: bytes) -> int:
+        """The system call's result (negative errno on failure)."""
+        raise NotImplementedError
+
+    def enter_executor(self, general: bytes, entry: int, args: Sequence[int], stack: int) -> bytes:
+        """Registers that start the executor at `entry` with three arguments and the stack pointer `stack`."""
+        raise NotImplementedError
+
+    def before_programs(self) -> Mapping[int, bytes]:
+        """Regsets to set on a stopped task before anything is run in it (s390x: NT_S390_SYSTEM_CALL = 0)."""
+        return {}
+
+    # -- leaving a task as it was -----------------------------------------------------------------------------------
+    def settled(self, general: bytes) -> bytes:
+        """Registers for an image, or for a task that goes home by sigreturn: an interrupted system call is either
+        rewound so that it runs again, or fails with EINTR.  (A task that is let go by PTRACE_DETACH with its registers
+        exactly as read needs none of this: the kernel restarts the call.)"""
+        raise NotImplementedError
+
+    def pc(self, general: bytes) -> int:
+        raise NotImplementedError
+
+    def sp(self, general: bytes) -> int:
+        raise NotImplementedError
+
+    def with_pc(self, general: bytes, pc: int) -> bytes:
+        raise NotImplementedError
+
+    def signal_frame(self, registers: Registers, mask: int, altstack: bytes, address: int) -> tuple[bytes, int]:
+        """A signal frame to be put at `address` (64-byte aligned) and the stack pointer with which rt_sigreturn takes
+        it.  `registers` are settled; `altstack` is a raw struct sigaltstack (may be filled in later, see next)."""
+        raise NotImplementedError
+
+    def frame_altstack_offset(self) -> int:
+        """Where in the frame the struct sigaltstack lies, so that sigaltstack(2) can write it there itself."""
+        raise NotImplementedError
+
+    # -- images -----------------------------------------------------------------------------------------------------
+    def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
+        """Fill in core.mtype and this architecture's thread_info from settled registers."""
+        raise NotImplementedError
+
+    def from_core(self, core: "CoreEntry", template: Registers) -> tuple[Registers, int]:
+        """Registers and clear_child_tid of an image's core.  `template`: the registers of a fresh task of this machine,
+        whose regset sizes and reserved fields count.  Raises Refusal if the CPU cannot hold them."""
+        raise NotImplementedError

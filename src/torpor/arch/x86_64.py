@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""x86_64: registers, system calls, signal frames and CRIU's thread_info_x86.
+
+Layouts: user_regs_struct (arch/x86/include/asm/user_64.h), the XSAVE area (Intel SDM vol. 1, 13.4), struct rt_sigframe
+(arch/x86/include/asm/sigframe.h).  A task stopped in a system call shows orig_rax >= 0; one stopped elsewhere, -1.
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torpor.arch.base import Arch, Registers
+
+if TYPE_CHECKING:
+    from torpor.images.schema.core import CoreEntry
+
+# By number, from 0 and from 424 (asm/unistd_64.h).
+_FROM_0 = """
+read write open close stat fstat lstat poll lseek mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn
+ioctl pread64 pwrite64 readv writev access pipe select sched_yield mremap msync mincore madvise shmget shmat shmctl
+dup dup2 pause nanosleep getitimer alarm setitimer getpid sendfile socket connect accept sendto recvfrom sendmsg
+recvmsg shutdown bind listen getsockname getpeername socketpair setsockopt getsockopt clone fork vfork execve exit
+wait4 kill uname semget semop semctl shmdt msgget msgsnd msgrcv msgctl fcntl flock fsync fdatasync truncate
+ftruncate getdents getcwd chdir fchdir rename mkdir rmdir creat link unlink symlink readlink chmod fchmod chown
+fchown lchown umask gettimeofday getrlimit getrusage sysinfo times ptrace getuid syslog getgid setuid setgid geteuid
+getegid setpgid getppid getpgrp setsid setreuid setregid getgroups setgroups setresuid getresuid setresgid getresgid
+getpgid setfsuid setfsgid getsid capget capset rt_sigpending rt_sigtimedwait rt_sigqueueinfo rt_sigsuspend
+sigaltstack utime mknod uselib personality ustat statfs fstatfs sysfs getpriority setpriority sched_setparam
+sched_getparam sched_setscheduler sched_getscheduler sched_get_priority_max sched_get_priority_min
+sched_rr_get_interval mlock munlock mlockall munlockall vhangup modify_ldt pivot_root _sysctl prctl arch_prctl
+adjtimex setrlimit chroot sync acct settimeofday mount umount2 swapon swapoff reboot sethostname setdomainname iopl
+ioperm create_module init_module delete_module get_kernel_syms query_module quotactl nfsservctl getpmsg putpmsg
+afs_syscall tuxcall security gettid readahead setxattr lsetxattr fsetxattr getxattr lgetxattr fgetxattr listxattr
+llistxattr flistxattr removexattr lremovexattr fremovexattr tkill time futex sched_setaffinity sched_getaffinity
+set_thread_area io_setup io_destroy io_getevents io_submit io_cancel get_thread_area lookup_dcookie epoll_create
+epoll_ctl_old epoll_wait_old remap_file_pages getdents64 set_tid_address restart_syscall semtimedop fadvise64
+timer_create timer_settime timer_gettime timer_getoverrun timer_delete clock_settime clock_gettime clock_getres
+clock_nanosleep exit_group epoll_wait epoll_ctl tgkill utimes vserver mbind set_mempolicy get_mempolicy mq_open
+mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr kexec_load waitid add_key request_key keyctl
+ioprio_set ioprio_get inotify_init inotify_add_watch inotify_rm_watch migrate_pages openat mkdirat mknodat fchownat
+futimesat newfstatat unlinkat renameat linkat symlinkat readlinkat fchmodat faccessat pselect6 ppoll unshare
+set_robust_list get_robust_list splice tee sync_file_range vmsplice move_pages utimensat epoll_pwait signalfd
+timerfd_create eventfd fallocate timerfd_settime timerfd_gettime accept4 signalfd4 eventfd2 epoll_create1 dup3 pipe2
+inotify_init1 preadv pwritev rt_tgsigqueueinfo perf_event_open recvmmsg fanotify_init fanotify_mark prlimit64
+name_to_handle_at open_by_handle_at clock_adjtime syncfs sendmmsg setns getcpu process_vm_readv process_vm_writev
+kcmp finit_module sched_setattr sched_getattr renameat2 seccomp getrandom memfd_create kexec_file_load bpf execveat
+userfaultfd membarrier mlock2 copy_file_range preadv2 pwritev2 pkey_mprotect pkey_alloc pkey_free statx
+io_pgetevents rseq
+"""
+_FROM_424 = """
+pidfd_send_signal io_uring_setup io_uring_enter io_uring_register open_tree move_mount fsopen fsconfig fsmount
+fspick pidfd_open clone3 close_range openat2 pidfd_getfd faccessat2 process_madvise epoll_pwait2 mount_setattr
+quotactl_fd landlock_create_ruleset landlock_add_rule landlock_restrict_self memfd_secret process_mrelease
+futex_waitv set_mempolicy_home_node cachestat fchmodat2 map_shadow_stack futex_wake futex_wait futex_requeue
+statmount listmount
+"""
+_LATER = {"cachestat": 451, "map_shadow_stack": 453, "statmount": 457, "listmount": 458, "mseal": 462}
+
+NT_PRFPREG, NT_X86_XSTATE = 2, 0x202
+
+_GENERAL = struct.Struct("<27Q")
+R15, R14, R13, R12, RBP, RBX, R11, R10, R9, R8, RAX, RCX, RDX, RSI, RDI, ORIG_RAX, RIP, CS, EFLAGS, RSP, SS = range(21)
+FS_BASE, GS_BASE, DS, ES, FS, GS = range(21, 27)
+_M64 = (1 << 64) - 1
+_NO_CALL = _M64  # orig_rax outside a system call
+
+# XSAVE area: FXSAVE's 512 bytes (the last 48 for software: magic, features, size), then the header with XSTATE_BV.
+_SW_BYTES, _XSTATE_BV, _EXTENDED = 464, 512, 576
+_FP_XSTATE_MAGIC1, _FP_XSTATE_MAGIC2 = 0x46505853, 0x46505845
+_UC_FLAGS = 1 | 2 | 4  # UC_FP_XSTATE, UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS
+_UCONTEXT = 8  # struct rt_sigframe begins with the return address
+_UC_STACK = _UCONTEXT + 16
+
+
+def _words(general: bytes) -> list[int]:
+    return list(_GENERAL.unpack(general))
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+class X86_64(Arch):
+    name = "x86_64"
+    word = "<Q"
+    word_size = 8
+    page_size_hint = 4096
+    march = 1
+    SYSCALLS = (  # noqa: RUF012
+        {name: number for number, name in enumerate(_FROM_0.split())}
+        | {name: number for number, name in enumerate(_FROM_424.split(), 424)}
+        | _LATER
+    )
+    instruction = b"\x0f\x05"
+    instruction_alignment = 1
+    regsets = (NT_X86_XSTATE,)
+
+    def enter_call(self, general: bytes, gadget: int, nr: int, args: Sequence[int]) -> bytes:
+        r = _words(general)
+        a = [x & _M64 for x in args] + [0] * (6 - len(args))
+        r[RDI], r[RSI], r[RDX], r[R10], r[R8], r[R9] = a
+        r[RAX], r[ORIG_RAX], r[RIP] = nr, _NO_CALL, gadget
+        return _GENERAL.pack(*r)
+
+    def result(self, general: bytes) -> int:
+        return _signed(struct.unpack_from("<Q", general, 8 * RAX)[0])
+
+    def enter_executor(self, general: bytes, entry: int, args: Sequence[int], stack: int) -> bytes:
+        r = _words(general)
+        r[RDI], r[RSI], r[RDX] = args
+        # The ABI wants the stack as after a call, and the direction flag clear.
+        r[RSP], r[RIP], r[ORIG_RAX], r[EFLAGS] = (stack & ~15) - 8, entry, _NO_CALL, 0x202
+        return _GENERAL.pack(*r)
+
+    def settled(self, general: bytes) -> bytes:
+        r = _words(general)
+        if _signed(r[ORIG_RAX]) < 0:
+            return general
+        error = -_signed(r[RAX])
+        if error in (512, 513, 514):
+            r[RAX], r[RIP] = r[ORIG_RAX], r[RIP] - 2
+        elif error == 516:
+            r[RAX] = -4 & _M64
+        r[ORIG_RAX] = _NO_CALL
+        return _GENERAL.pack(*r)
+
+    def pc(self, general: bytes) -> int:
+        return int(struct.unpack_from("<Q", general, 8 * RIP)[0])
+
+    def sp(self, general: bytes) -> int:
+        return int(struct.unpack_from("<Q", general, 8 * RSP)[0])
+
+    def with_pc(self, general: bytes, pc: int) -> bytes:
+        r = _words(general)
+        r[RIP] = pc
+        return _GENERAL.pack(*r)
+
+    def signal_frame(self, registers: Registers, mask: int, altstack: bytes, address: int) -> tuple[bytes, int]:
+        r = _words(registers.general)
+        xstate = bytearray(registers.others[NT_X86_XSTATE])
+        size = len(xstate)
+        features = int.from_bytes(xstate[_SW_BYTES : _SW_BYTES + 8], "little")  # the kernel leaves XCR0 there
+        struct.pack_into("<IIQI7I", xstate, _SW_BYTES, _FP_XSTATE_MAGIC1, size + 4, features, size, *[0] * 7)
+        xstate_at = 512  # of the frame; 64-byte aligned as XRSTOR wants
+        context = struct.pack(
+            "<18Q4H4Q",
+            *(r[i] for i in (R8, R9, R10, R11, R12, R13, R14, R15, RDI, RSI, RBP, RBX, RDX, RAX, RCX, RSP, RIP, EFLAGS)),
+            *(r[CS] & 0xFFFF, 0, 0, r[SS] & 0xFFFF),
+            *(0, 0, mask, 0),
+        )
+        # struct sigcontext: err, trapno, oldmask, cr2, then the pointer to the floating point state and 8 reserved words.
+        ucontext = struct.pack("<QQ", _UC_FLAGS, 0) + altstack.ljust(24, b"\0") + context
+        ucontext += struct.pack("<Q", address + xstate_at) + bytes(64) + struct.pack("<Q", mask)
+        frame = (bytes(8) + ucontext).ljust(xstate_at, b"\0")
+        # rt_sigreturn finds the frame 8 bytes below the stack pointer.
+        return frame + bytes(xstate) + struct.pack("<I", _FP_XSTATE_MAGIC2), address + 8
+
+    def frame_altstack_offset(self) -> int:
+        return _UC_STACK
+
+    def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
+        from torpor.arch.x86_64_core import fill
+
+        core.mtype = self.march
+        fill(core, _GENERAL.unpack(registers.general), registers.others[NT_X86_XSTATE], clear_child_tid)
+
+    def from_core(self, core: "CoreEntry", template: Registers) -> tuple[Registers, int]:
+        from torpor.arch.x86_64_core import read
+
+        general, xstate, clear_child_tid = read(core, template.others[NT_X86_XSTATE])
+        return Registers(_GENERAL.pack(*general), {NT_X86_XSTATE: xstate}), clear_child_tid
+
+
+ARCH = X86_64()
