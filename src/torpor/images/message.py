@@ -1,0 +1,439 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Protocol buffer messages (proto2), declared as classes.
+
+    class PagemapHead(Message):
+        pages_id: int = required(1, UINT32)
+
+An instance is built from keywords, a field that is not set reads as None (a repeated one as an empty list), enums are
+plain integers, strings hold file names the way `os.fsdecode` gives them.  `encode` writes fields in the order of their
+numbers, as CRIU does, so what CRIU wrote comes out byte for byte when decoded and encoded again.
+
+What is decoded may come from a stranger: whatever is wrong with it is an `ImageError`, nesting is bounded, and nothing
+is allocated because a length says so.  Unknown fields are skipped (a newer CRIU may have written them) and not kept.
+
+Importing this costs next to nothing, neither does declaring a message: the tables that drive the codec are made when a
+class is first encoded or decoded.  They are tables and not generated functions because compiling a function takes
+longer than a small dump has.
+"""
+
+import struct
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import Any, ClassVar, Final, Self, cast, dataclass_transform
+
+from torpor.errors import ImageError
+
+__all__ = [
+    "BOOL", "BYTES", "FIXED64", "INT32", "INT64", "SINT32", "SINT64", "STRING", "UINT32", "UINT64",
+    "Field", "Message", "optional", "repeated", "required",
+]  # fmt: skip
+
+BOOL: Final = "bool"
+BYTES: Final = "bytes"
+FIXED64: Final = "fixed64"
+INT32: Final = "int32"
+INT64: Final = "int64"
+SINT32: Final = "sint32"
+SINT64: Final = "sint64"
+STRING: Final = "string"
+UINT32: Final = "uint32"
+UINT64: Final = "uint64"
+
+MAX_DEPTH: Final = 64  # CRIU's deepest message (cgroups) nests as deep as its directories; protobuf itself says 100
+_U64: Final = (1 << 64) - 1
+_U32: Final = (1 << 32) - 1
+_SCHEMA: Final = "torpor.images.schema."
+
+
+class Field:
+    """One field of a message.  `kind` is a scalar's name, or "module.Class" of a message or ("enums.Class") an enum.
+
+    `unset` is what the format says an optional field means when it is not there.
+    """
+
+    __slots__ = ("default", "kind", "label", "loaded", "name", "number", "unset")
+
+    def __init__(self, label: str, number: int, kind: str, default: Any, unset: Any) -> None:
+        self.label, self.number, self.kind = label, number, kind
+        self.default, self.unset = default, unset
+        self.name, self.loaded = "", None
+
+    @property
+    def is_enum(self) -> bool:
+        return self.kind.startswith("enums.")
+
+    @property
+    def is_message(self) -> bool:
+        return "." in self.kind and not self.is_enum
+
+    def load(self) -> Any:
+        """The class that `kind` names: of a message or of an enum."""
+        if self.loaded is None:
+            module, name = self.kind.split(".")
+            self.loaded = getattr(__import__(_SCHEMA + module, fromlist=[name]), name)
+        return self.loaded
+
+
+def required(number: int, kind: str, *, default: Any = None) -> Any:
+    """A field that must be there (where the format gives a default, it may be left out)."""
+    return Field("required", number, kind, default, default)
+
+
+def optional(number: int, kind: str, *, default: None, unset: Any = None) -> Any:
+    """A field that reads as None when it is not there."""
+    return Field("optional", number, kind, default, unset)
+
+
+def repeated(number: int, kind: str, *, default_factory: type[list[Any]]) -> Any:
+    """A list, never packed when written; packed ones are read as well."""
+    return Field("repeated", number, kind, None, None)
+
+
+# ---- varints ---------------------------------------------------------------------------------------------------------
+
+
+def _varint(value: int) -> bytes:
+    if value < 128:
+        return bytes((value,))
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+class _Varints(dict[int, bytes]):
+    """The encoded form of the integers of one kind.  Most numbers in an image are flags and ids: they repeat."""
+
+    def __init__(self, low: int, high: int, zigzag: bool = False) -> None:
+        super().__init__()
+        self.low, self.high, self.zigzag = low, high, zigzag
+
+    def __missing__(self, value: int) -> bytes:
+        if not isinstance(value, int):
+            raise TypeError(f"{value!r} is not an integer")
+        if not self.low <= value <= self.high:
+            raise ValueError(f"{value} is not between {self.low} and {self.high}")
+        encoded = _varint((value << 1 ^ value >> 63) if self.zigzag else value & _U64)
+        if len(self) < 4096:
+            self[value] = encoded
+        return encoded
+
+
+class _Fixed(dict[int, bytes]):
+    """The same face for fixed64: nothing is kept."""
+
+    def __missing__(self, value: int) -> bytes:
+        if not 0 <= value <= _U64:
+            raise ValueError(f"{value} is not between 0 and {_U64}")
+        return struct.pack("<Q", value)
+
+
+_ENCODED: Final[dict[str, dict[int, bytes]]] = {
+    UINT32: _Varints(0, _U32),
+    UINT64: _Varints(0, _U64),
+    INT32: _Varints(-(1 << 31), (1 << 31) - 1),
+    INT64: _Varints(-(1 << 63), (1 << 63) - 1),
+    SINT32: _Varints(-(1 << 31), (1 << 31) - 1, True),
+    SINT64: _Varints(-(1 << 63), (1 << 63) - 1, True),
+    BOOL: _Varints(0, 1),
+    FIXED64: _Fixed(),
+}
+_LENGTH: Final = _ENCODED[UINT64]
+
+
+def _signed32(value: int) -> int:
+    value &= _U32
+    return value - (1 << 32) if value >> 31 else value
+
+
+def _signed64(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _zigzag(value: int) -> int:
+    return value >> 1 ^ -(value & 1)
+
+
+def _zigzag32(value: int) -> int:
+    value &= _U32
+    return value >> 1 ^ -(value & 1)
+
+
+# What makes a value of a varint.  Those of the first table leave numbers below 128 as they are.
+_LONG: Final[dict[str, Any]] = {UINT32: _U32.__and__, UINT64: None, INT32: _signed32, INT64: _signed64}
+_ALWAYS: Final[dict[str, Any]] = {SINT32: _zigzag32, SINT64: _zigzag, BOOL: bool}
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value & _U64, at
+        shift += 7
+    raise ImageError("a message is mangled", "a number in it is longer than ten bytes")
+
+
+# ---- the codec -------------------------------------------------------------------------------------------------------
+
+# What a row of the tables says about a field.  The ones before _REPEATED are singular.
+_NUMBER, _MESSAGE, _BYTES, _STRING, _REPEATED = 0, 1, 2, 3, 4
+_NUMBERS, _MESSAGES, _BYTESES, _STRINGS, _PACKED = 4, 5, 6, 7, 8
+_FIXED_NUMBER, _FIXED_NUMBERS, _ODD_NUMBER = 9, 10, 11
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(required, optional, repeated))
+class Message:
+    """Base of all messages; see the module's text."""
+
+    _fields: ClassVar[dict[str, Field]] = {}
+    _lists: ClassVar[tuple[str, ...]] = ()
+    _encoder: ClassVar[Any] = None
+    _decoder: ClassVar[Any] = None
+
+    def __init_subclass__(cls) -> None:
+        found = {name: field for name, field in cls.__dict__.items() if type(field) is Field}
+        lists = []
+        for name, field in found.items():
+            field.name = name
+            setattr(cls, name, field.default)
+            if field.label == "repeated":
+                lists.append(name)
+        cls._fields, cls._lists = found, tuple(lists)
+
+    def __init__(self, **values: Any) -> None:
+        if not values.keys() <= self._fields.keys():
+            unknown = ", ".join(sorted(values.keys() - self._fields.keys()))
+            raise TypeError(f"{type(self).__name__} has no field {unknown}")
+        for name in self._lists:
+            if name not in values:
+                values[name] = []
+        self.__dict__ = values
+
+    @classmethod
+    def fields(cls) -> dict[str, Field]:
+        """The declaration, for those who print messages."""
+        return cls._fields
+
+    def get(self, name: str) -> Any:
+        """The field's value, or what the format says it means when it is not set."""
+        value = getattr(self, name)
+        return self._fields[name].unset if value is None else value
+
+    def items(self) -> Iterator[tuple[Field, Any]]:
+        """The fields that are set, in the order of their declaration."""
+        for name, field in self._fields.items():
+            value = getattr(self, name)
+            if value is not None and (value or field.label != "repeated"):
+                yield field, value
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self._fields)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{field.name}={value!r}' for field, value in self.items())})"
+
+    def encode(self) -> bytes:
+        """The message's bytes.  A required field that is not set, or a value that does not fit, is an ImageError."""
+        values, rows = self._encoder or self._compile_encoder()
+        out: list[bytes] = []
+        append = out.append
+        row = None
+        try:
+            for row, value in zip(rows, values(self), strict=False):
+                what, tag, encoded, _ = row
+                if value is None:
+                    if row[3].label == "required":
+                        raise ValueError("it is required")
+                elif what == _NUMBER:
+                    append(tag)
+                    append(encoded[value])
+                elif what < _REPEATED:
+                    body = value.encode() if what == _MESSAGE else value
+                    if what == _STRING:
+                        body = value.encode("utf-8", "surrogateescape")
+                    append(tag)
+                    append(encoded[len(body)])
+                    append(body)
+                elif not value:
+                    pass
+                elif what == _NUMBERS:
+                    append(tag)
+                    append(tag.join(map(encoded.__getitem__, value)))
+                else:
+                    for item in value:
+                        body = item.encode() if what == _MESSAGES else item
+                        if what == _STRINGS:
+                            body = item.encode("utf-8", "surrogateescape")
+                        append(tag)
+                        append(encoded[len(body)])
+                        append(body)
+            return b"".join(out)
+        except (TypeError, ValueError, AttributeError) as error:
+            name = row[3].name if row else "?"
+            raise ImageError(f"{type(self).__name__}.{name} cannot be written", str(error), code="bad-value") from error
+
+    @classmethod
+    def decode(cls, data: bytes | bytearray | memoryview) -> Self:
+        """The message that `data` holds, or ImageError."""
+        return cast(Self, _decode(cls, data if type(data) is bytes else bytes(data), 0))
+
+    @classmethod
+    def _compile_encoder(cls) -> Any:
+        rows = []
+        for field in sorted(cls._fields.values(), key=lambda field: field.number):
+            kind = field.kind
+            what = _MESSAGE if field.is_message else {BYTES: _BYTES, STRING: _STRING}.get(kind, _NUMBER)
+            wire = 1 if kind == FIXED64 else 0 if what == _NUMBER else 2
+            encoded = _ENCODED[INT32 if field.is_enum else kind] if what == _NUMBER else _LENGTH
+            if field.label == "repeated":
+                what += _REPEATED
+            rows.append((what, _varint(field.number << 3 | wire), encoded, field))
+        names = [row[3].name for row in rows]
+        # attrgetter of one name gives no tuple: name it twice, zip drops the second
+        cls._encoder = attrgetter(*names, *names[:1]), rows
+        return cls._encoder
+
+    @classmethod
+    def _compile_decoder(cls) -> Any:
+        table: dict[int, tuple[int, str, Any]] = {}
+        for field in cls._fields.values():
+            name, tag, many = field.name, field.number << 3, field.label == "repeated"
+            kind = INT32 if field.is_enum else field.kind
+            if field.is_message:
+                table[tag | 2] = _MESSAGES if many else _MESSAGE, name, field
+            elif kind in (BYTES, STRING):
+                what = _BYTES if kind == BYTES else _STRING
+                table[tag | 2] = what + _REPEATED if many else what, name, None
+            elif kind == FIXED64:
+                table[tag | 1] = _FIXED_NUMBERS if many else _FIXED_NUMBER, name, None
+                if many:
+                    table[tag | 2] = _PACKED, name, None
+            elif many:
+                convert = _ALWAYS.get(kind) or _LONG[kind] or int
+                table[tag] = _NUMBERS, name, convert
+                table[tag | 2] = _PACKED, name, convert
+            elif kind in _ALWAYS:
+                table[tag] = _ODD_NUMBER, name, _ALWAYS[kind]
+            else:
+                table[tag] = _NUMBER, name, _LONG[kind]
+        needed = dict.fromkeys(field.name for field in cls._fields.values() if field.label == "required").keys()
+        cls._decoder = table, needed, frozenset(field.number for field in cls._fields.values())
+        return cls._decoder
+
+
+def _decode(cls: type[Message], data: bytes, depth: int) -> Message:
+    table, needed, _ = cls._decoder or cls._compile_decoder()
+    if depth > MAX_DEPTH:
+        raise ImageError("a message is mangled", "it is nested too deeply")
+    values: dict[str, Any] = {name: [] for name in cls._lists}
+    at, end = 0, len(data)
+    try:
+        while at < end:
+            tag = data[at]
+            at += 1
+            if tag > 127:
+                byte = data[at]
+                if byte > 127:
+                    tag, at = _read_varint(data, at - 1)
+                else:
+                    tag = tag & 127 | byte << 7
+                    at += 1
+            row = table.get(tag)
+            if row is None:
+                at = _skip(cls, data, tag, at)
+                continue
+            what, name, more = row
+            if what == _NUMBER:
+                value = data[at]
+                if value > 127:
+                    value, at = _read_varint(data, at)
+                    values[name] = more(value) if more else value
+                else:
+                    values[name] = value
+                    at += 1
+            elif what == _ODD_NUMBER:
+                value, at = _read_varint(data, at)
+                values[name] = more(value)
+            elif what == _NUMBERS:
+                value = data[at]
+                if value > 127:
+                    value, at = _read_varint(data, at)
+                else:
+                    at += 1
+                values[name].append(more(value))
+            elif what in (_FIXED_NUMBER, _FIXED_NUMBERS):
+                (value,) = struct.unpack_from("<Q", data, at)
+                at += 8
+                if what == _FIXED_NUMBER:
+                    values[name] = value
+                else:
+                    values[name].append(value)
+            else:
+                size = data[at]
+                if size > 127:
+                    size, at = _read_varint(data, at)
+                else:
+                    at += 1
+                start, at = at, at + size
+                if at > end:
+                    raise IndexError
+                body = data[start:at]
+                if what == _MESSAGE:
+                    values[name] = _decode(more.loaded or more.load(), body, depth + 1)
+                elif what == _MESSAGES:
+                    values[name].append(_decode(more.loaded or more.load(), body, depth + 1))
+                elif what == _STRING:
+                    values[name] = body.decode("utf-8", "surrogateescape")
+                elif what == _BYTES:
+                    values[name] = body
+                elif what == _PACKED:
+                    values[name] += _unpack(body, more)
+                else:
+                    values[name].append(body if what == _BYTESES else body.decode("utf-8", "surrogateescape"))
+    except (IndexError, struct.error):
+        raise ImageError(f"a message ({cls.__name__}) is mangled", "it ends in the middle of a field") from None
+    if not values.keys() >= needed:
+        for name in needed - values.keys():
+            default = cls._fields[name].default
+            if default is None:
+                raise ImageError(f"a message ({cls.__name__}) is mangled", f"its field {name} is missing")
+            values[name] = default
+    message = cls.__new__(cls)
+    message.__dict__ = values
+    return message
+
+
+def _unpack(body: bytes, convert: Any) -> list[int]:
+    if convert is None:
+        if len(body) % 8:
+            raise IndexError
+        return list(struct.unpack(f"<{len(body) // 8}Q", body))
+    found, at = [], 0
+    while at < len(body):
+        value, at = _read_varint(body, at)
+        found.append(convert(value))
+    return found
+
+
+def _skip(cls: type[Message], data: bytes, tag: int, at: int) -> int:
+    """The end of a field that `cls` does not know."""
+    number, wire = tag >> 3, tag & 7
+    if not 0 < number < 1 << 29 or wire in (3, 4, 6, 7) or number in cls._decoder[2]:
+        raise ImageError(f"a message ({cls.__name__}) is mangled", f"field {number} is of a wrong type ({wire})")
+    if wire == 0:
+        at = _read_varint(data, at)[1]
+    elif wire == 2:
+        size, at = _read_varint(data, at)
+        at += size
+    else:
+        at += 8 if wire == 1 else 4
+    if at > len(data):
+        raise IndexError
+    return at
