@@ -112,14 +112,12 @@ class Schema:
                     needs.add(needed)
         names = [*sorted(kinds), "Message", *sorted(labels)]
         text = header(f"The messages of {proto}.") + "from __future__ import annotations\n\n"
-        if needs:
-            text += "from typing import TYPE_CHECKING\n\n"
         line = f"from torpor.images.message import {', '.join(names)}\n"
         if len(line) > 110:
             line = "from torpor.images.message import (\n" + "".join(f"    {name},\n" for name in names) + ")\n"
         text += line
         if needs:
-            text += "\nif TYPE_CHECKING:\n"
+            text += "\nTYPE_CHECKING = False\nif TYPE_CHECKING:\n"
             homes: dict[str, list[str]] = defaultdict(list)
             for name in needs:
                 homes[self.home[name]].append(camel(name))

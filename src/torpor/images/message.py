@@ -13,15 +13,28 @@ is allocated because a length says so.  Unknown fields are skipped (a newer CRIU
 
 Importing this costs next to nothing, neither does declaring a message: the tables that drive the codec are made when a
 class is first encoded or decoded.  They are tables and not generated functions because compiling a function takes
-longer than a small dump has.
+longer than a small dump has.  `typing` alone takes longer to import than all else here together, so only type checkers
+do it (they take any TYPE_CHECKING for true).
 """
 
+from __future__ import annotations
+
 import struct
-from collections.abc import Iterator
 from operator import attrgetter
-from typing import Any, ClassVar, Final, Self, cast, dataclass_transform
 
 from torpor.errors import ImageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, ClassVar, Final, Self, TypeVar, dataclass_transform
+
+    M = TypeVar("M", bound="Message")
+else:
+
+    def dataclass_transform(**_):
+        return lambda cls: cls
+
 
 __all__ = [
     "BOOL", "BYTES", "FIXED64", "INT32", "INT64", "SINT32", "SINT64", "STRING", "UINT32", "UINT64",
@@ -95,6 +108,11 @@ def repeated(number: int, kind: str, *, default_factory: type[list[Any]]) -> Any
 def _varint(value: int) -> bytes:
     if value < 128:
         return bytes((value,))
+    if 1 << 42 <= value < 1 << 49:  # most addresses of user space
+        return bytes((
+            value & 127 | 128, value >> 7 & 127 | 128, value >> 14 & 127 | 128, value >> 21 & 127 | 128,
+            value >> 28 & 127 | 128, value >> 35 & 127 | 128, value >> 42,
+        ))  # fmt: skip
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -282,7 +300,7 @@ class Message:
     @classmethod
     def decode(cls, data: bytes | bytearray | memoryview) -> Self:
         """The message that `data` holds, or ImageError."""
-        return cast(Self, _decode(cls, data if type(data) is bytes else bytes(data), 0))
+        return _decode(cls, data if type(data) is bytes else bytes(data), 0)
 
     @classmethod
     def _compile_encoder(cls) -> Any:
@@ -328,7 +346,7 @@ class Message:
         return cls._decoder
 
 
-def _decode(cls: type[Message], data: bytes, depth: int) -> Message:
+def _decode(cls: type[M], data: bytes, depth: int) -> M:
     table, needed, _ = cls._decoder or cls._compile_decoder()
     if depth > MAX_DEPTH:
         raise ImageError("a message is mangled", "it is nested too deeply")
