@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command: ``python -m bench [--only CASE] [--tool NAME] [--runs N] [--criu PATH]``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from bench import report
+from bench.cases import CASES, DUMP, RESTORE, Case
+from bench.measure import Timing, Tool, dump, restore, timed, watch_dump, watch_restore
+from bench.victims import BenchError, Victim, become_subreaper, build
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def torpor() -> Tool:
+    """This checkout's Torpor, started as an installed one would be: with its byte code cached."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPATH"] = str(ROOT / "src")
+    return Tool("Torpor", (sys.executable, "-m", "torpor"), environment)
+
+
+def criu(path: str | None) -> Tool:
+    """The CRIU to compare with: --criu, $CRIU, PATH, or where the project's own set-up puts it."""
+    places = [path, os.environ.get("CRIU"), shutil.which("criu"), str(Path.home() / ".cache/peer-criu/bin/criu")]
+    for place in places:
+        if place and os.access(place, os.X_OK):
+            return Tool("CRIU", (place,), dict(os.environ))
+        if place and place is path:
+            break
+    raise BenchError("no CRIU found: name it with --criu PATH or $CRIU, or measure Torpor alone with --tool torpor")
+
+
+def in_turn(tools: list[Tool], runs: int, one: Callable[[Tool], Timing], say: Callable[[str], None]) -> report.Rows:
+    """Every tool once, as often as asked, each beginning every other time."""
+    rows: report.Rows = {tool.name: [] for tool in tools}
+    for run in range(runs):
+        for tool in tools if run % 2 == 0 else tools[::-1]:
+            timing = one(tool)
+            rows[tool.name].append(timing)
+            frozen = "" if timing.frozen is None else f"frozen {timing.frozen * 1000:.1f} ms, "
+            say(f"{tool.name} {frozen}command {timing.whole * 1000:.0f} ms")
+    return rows
+
+
+def measure_case(
+    case: Case, tools: list[Tool], runs: int, program: Path, work: Path, say: Callable[[str], None]
+) -> dict[str, report.Measured]:
+    """All that is known of one victim: {"dump": …, "restore": …}"""
+    place = work / case.name
+    place.mkdir()
+    victim = Victim(program, case, place)
+    try:
+        images = {tool.name: place / tool.name for tool in tools}
+        # The first run of each is the one that is watched for memory, so it also warms up what both read.
+        memory = {tool.name: watch_dump(tool, victim, images[tool.name]) for tool in tools}
+        rows = in_turn(tools, runs, lambda tool: dump(program, tool, victim, images[tool.name]),
+                       lambda text: say(f"{case.title}: dump: {text}"))  # fmt: skip
+        measured = {DUMP: report.Measured(rows, memory)}
+        victim.end()
+        memory = {tool.name: watch_restore(tool, victim, images[tool.name]) for tool in tools}
+        rows = in_turn(tools, runs, lambda tool: restore(program, tool, victim, images[tool.name]),
+                       lambda text: say(f"{case.title}: restore: {text}"))  # fmt: skip
+        measured[RESTORE] = report.Measured(rows, memory)
+        return measured
+    finally:
+        victim.end()
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure Torpor and CRIU in turn.")
+    parser.add_argument("--only", metavar="CASE", action="append", choices=[case.name for case in CASES],
+                        help="only this victim; may be repeated")  # fmt: skip
+    parser.add_argument("--tool", choices=["torpor", "criu", "both"], default="both", help="measure only one of them")
+    parser.add_argument("--runs", type=int, default=5, metavar="N", help="runs of each (5)")
+    parser.add_argument("--criu", metavar="PATH", help="the criu program to compare with")
+    parser.add_argument("--work", metavar="DIR", help="where the images go, on a disk (the temporary directory)")
+    parser.add_argument("--write", metavar="FILE", help="write the tables to this Markdown file "
+                        "(docs/benchmarks.md when all is measured, else nowhere)")  # fmt: skip
+    chosen = parser.parse_args(arguments)
+    if chosen.runs < 1:
+        parser.error("--runs must be at least 1")
+    return chosen
+
+
+def main(arguments: list[str]) -> int:
+    chosen = options(arguments)
+    whole = chosen.only is None and chosen.tool == "both"
+    say = report.progress
+    failures: list[str] = []
+    results: report.Results = {}
+    try:
+        tools = ([torpor()] if chosen.tool != "criu" else []) + ([criu(chosen.criu)] if chosen.tool != "torpor" else [])
+        become_subreaper()
+        with tempfile.TemporaryDirectory(prefix="torpor-bench-", dir=chosen.work) as directory:
+            work = Path(directory)
+            program = build(work)
+            starts = {
+                tool.name: min(timed(program, tool, ["--version"], work, "none")[0] for _ in range(5)) for tool in tools
+            }
+            for case in CASES:
+                if chosen.only and case.name not in chosen.only:
+                    continue
+                try:
+                    results[case] = measure_case(case, tools, chosen.runs, program, work, say)
+                except BenchError as error:  # the other cases still count
+                    failures.append(f"{case.title}: {error}")
+                    say(failures[-1] + "\n")
+            facts = report.facts(tools, chosen.runs, starts, work)
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    say("")
+    names = [tool.name for tool in tools]
+    print(report.terminal(results, names, facts, failures))
+    target = chosen.write or (ROOT / "docs/benchmarks.md" if whole else None)
+    if target:
+        Path(target).write_text(report.markdown(results, names, facts, failures))
+        print(f"written to {os.path.relpath(target)}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
