@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pages of an address space have to be stored: the PAGEMAP_SCAN ioctl of /proc/PID/pagemap (Linux 6.7), or
+the file itself where the ioctl is missing (Documentation/admin-guide/mm/pagemap.rst).
+
+What a private area's page can be, and what it means here:
+
+- never touched: not in the page tables; not stored.
+- present and PAGE_IS_FILE: still the file's own page; the file brings it back.  Not stored.
+- present and PAGE_IS_PFNZERO: read but never written, the zero page (or the huge one).  Not stored.
+- otherwise present, or swapped out (migrating pages look so too): the task's own content.  Stored.
+
+Surprising:
+
+- A guard page (MADV_GUARD_INSTALL, 6.13) is a marker in the page table, and markers count as SWAPPED.  It has no
+  content: whoever reads it gets EFAULT.  PAGE_IS_GUARD and bit 58 came only in 6.15; before, the marker is told by
+  the swap type and offset that pagemap shows, which are learnt here from a guard page of our own.
+- The write-protect markers that a userfaultfd leaves on untouched pages (UFFD_FEATURE_WP_UNPOPULATED) count as
+  SWAPPED too.  They are told in the same way, by `markers`, where a tracker needs it.
+- One scan may cover many areas and the holes between them.  Runs of equal categories are merged across the border of
+  two areas, so they are cut again here.  The end must lie inside the user's half of the address space, else EFAULT.
+- The file of a task whose address space is gone can be opened on older kernels, and reads as empty.
+"""
+
+import fcntl
+import mmap
+import os
+import re
+import struct
+import sys
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+# include/uapi/linux/fs.h
+PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)
+PAGE_IS_WPALLOWED = 1 << 0
+PAGE_IS_WRITTEN = 1 << 1
+PAGE_IS_FILE = 1 << 2
+PAGE_IS_PRESENT = 1 << 3
+PAGE_IS_SWAPPED = 1 << 4
+PAGE_IS_PFNZERO = 1 << 5
+PAGE_IS_HUGE = 1 << 6
+PAGE_IS_SOFT_DIRTY = 1 << 7
+PAGE_IS_GUARD = 1 << 8
+PM_SCAN_WP_MATCHING = 1 << 0
+PM_SCAN_CHECK_WPASYNC = 1 << 1
+
+# bits of a pagemap entry: of its top byte, and of the whole
+TOP_PRESENT, TOP_SWAPPED, TOP_FILE, TOP_GUARD = 0x80, 0x40, 0x20, 0x04
+PRESENT, SWAPPED, PFN_MASK = 1 << 63, 1 << 62, (1 << 55) - 1
+
+MADV_GUARD_INSTALL = 102
+
+WHOLE_ENTRY = (1 << 64) - 1
+
+LITTLE = sys.byteorder == "little"
+TOP = 7 if LITTLE else 0  # where in an entry its top byte is
+PAGE = mmap.PAGESIZE
+REGIONS = 4096  # in one ioctl
+GAP = 16 << 20  # a populated area that nobody wants is scanned in passing if it is smaller than this
+
+_ARG = struct.Struct("=12Q")  # struct pm_scan_arg
+_VECTOR = array("Q", bytes(24 * REGIONS))  # struct page_region[]
+
+Run = tuple[int, int]
+
+
+class Span(Protocol):
+    """Anything with a start and an end, such as maps.Area."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+
+
+class Abilities(NamedTuple):
+    """What this kernel's pagemap can do, found by trying it on pages of our own."""
+
+    scan: bool  # the ioctl is there
+    guard: bool  # it knows PAGE_IS_GUARD
+    guard_entry: int | None  # pagemap entry of a guard page; None: no guard pages here.  Bit 58 may be in it
+    zero_pfn: int  # 0: pagemap does not tell us PFNs (no CAP_SYS_ADMIN)
+
+
+_abilities: Abilities | None = None
+
+
+def abilities() -> Abilities:
+    """Probe once."""
+    global _abilities
+    if _abilities is None:
+        _abilities = _probe()
+    return _abilities
+
+
+def _probe() -> Abilities:
+    fd = open_pagemap("self")
+    page = mmap.mmap(-1, PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        _ = page[0]  # maps the zero page
+        at = _address(page)
+        zero_pfn = _entries(fd, at, at + PAGE)[0] & PFN_MASK
+        scan = guard = True
+        try:
+            ioctl_scan(fd, at, at + PAGE, anyof=PAGE_IS_PRESENT)
+        except OSError:
+            scan = guard = False
+        try:
+            if scan:
+                ioctl_scan(fd, at, at + PAGE, anyof=PAGE_IS_GUARD)
+        except OSError:
+            guard = False
+        guard_entry = None
+        try:
+            page.madvise(MADV_GUARD_INSTALL)
+        except OSError:
+            pass
+        else:
+            guard_entry = _entries(fd, at, at + PAGE)[0]
+        return Abilities(scan, guard, guard_entry, zero_pfn)
+    finally:
+        page.close()
+        os.close(fd)
+
+
+def _address(memory: mmap.mmap) -> int:
+    import ctypes
+
+    view = ctypes.c_char.from_buffer(memory)
+    return ctypes.addressof(view)
+
+
+def open_pagemap(pid: int | str) -> int:
+    """A descriptor of /proc/PID/pagemap; needs ptrace rights on the task.  ESRCH: it has no memory (a zombie)."""
+    return os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def ioctl_scan(
+    fd: int,
+    start: int,
+    end: int,
+    *,
+    inverted: int = 0,
+    mask: int = 0,
+    anyof: int = 0,
+    returned: int = 0,
+    flags: int = 0,
+) -> list[tuple[int, int, int]]:
+    """The ioctl itself, continued to `end`: runs of (start, end, categories & returned) of the pages that match.
+
+    A page matches if, with the bits of `inverted` flipped in its categories, it has all of `mask` and, unless `anyof`
+    is 0, any of `anyof`.  `flags`: PM_SCAN_WP_MATCHING write-protects what matches (userfaultfd in async mode).
+    """
+    found: list[tuple[int, int, int]] = []
+    for words in _regions(fd, start, end, flags, inverted, mask, anyof, returned):
+        found += zip(words[::3], words[1::3], words[2::3], strict=True)
+    return found
+
+
+def _regions(fd: int, start: int, end: int, flags: int, *categories: int) -> Iterator[list[int]]:
+    """The regions of one ioctl after the other, flat: start, end, categories, start, ..."""
+    vector = _VECTOR
+    where = vector.buffer_info()[0]
+    while start < end:
+        arg = bytearray(_ARG.pack(96, flags, start, end, 0, where, REGIONS, 0, *categories))
+        count = fcntl.ioctl(fd, PAGEMAP_SCAN, arg)
+        if count:
+            yield vector[: 3 * count].tolist()
+        (walked,) = struct.unpack_from("=Q", arg, 32)
+        if walked <= start:
+            break  # does not happen; never loop for ever while a task is frozen
+        start = walked
+
+
+def scan(fd: int, start: int, end: int, how: Abilities | None = None) -> list[Run]:
+    """Runs of pages of the private area [start, end) that must be stored, in order.  `fd`: see `open_pagemap`."""
+    how = how or abilities()
+    if not how.scan:
+        return _read_runs(fd, start, end, how)
+    out = PAGE_IS_PFNZERO | PAGE_IS_FILE | (PAGE_IS_GUARD if how.guard else 0)
+    runs: list[Run] = []
+    for words in _regions(fd, start, end, 0, out, out, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, 0):
+        runs += zip(words[::3], words[1::3], strict=True)
+    if how.guard_entry is not None and not how.guard:
+        runs = subtract(runs, guard_runs(fd, start, end, how))
+    return runs
+
+
+def scan_all(
+    fd: int, areas: Sequence[Span], others: Sequence[Span] = (), how: Abilities | None = None
+) -> list[list[Run]]:
+    """`scan` for many areas at once, in a few ioctls: for each of `areas` (sorted, disjoint) its list of runs.
+
+    `others`: areas of the same address space that are not wanted, sorted.  Large ones are stepped around, so that
+    their populated page tables are not walked.
+    """
+    result: list[list[Run]] = [[] for _ in areas]
+    if not areas:
+        return result
+    big = [other.start for other in others if other.end - other.start >= GAP]
+    runs: list[Run] = []
+    at = 0  # in `big`
+    start, end = areas[0].start, areas[0].end
+    how = how or abilities()
+    for area in areas[1:]:
+        while at < len(big) and big[at] < end:
+            at += 1
+        # Without the ioctl a hole costs as much as an area, so nothing is joined.
+        if (at < len(big) and big[at] < area.start) or (not how.scan and area.start != end):
+            runs += scan(fd, start, end, how)
+            start = area.start
+        end = area.end
+    runs += scan(fd, start, end, how)
+
+    index, area = 0, areas[0]
+    for a, b in runs:
+        while area.end <= a:
+            index += 1
+            if index == len(areas):
+                return result
+            area = areas[index]
+        while True:  # the run may lie in holes of the list (unwanted areas), and across several areas
+            low, high = max(a, area.start), min(b, area.end)
+            if low < high:
+                result[index].append((low, high))
+            if b <= area.end or index + 1 == len(areas):
+                break
+            index += 1
+            area = areas[index]
+    return result
+
+
+def guard_runs(fd: int, start: int, end: int, how: Abilities | None = None) -> list[Run]:
+    """Runs of guard pages (MADV_GUARD_INSTALL) in [start, end); empty where the kernel has none."""
+    how = how or abilities()
+    if how.guard_entry is None:
+        return []
+    if how.guard:
+        found = ioctl_scan(fd, start, end, inverted=0, mask=PAGE_IS_GUARD)
+        return [(a, b) for a, b, _ in found]
+    return markers(fd, start, end, how.guard_entry, how)
+
+
+def markers(fd: int, start: int, end: int, entry: int, how: Abilities | None = None) -> list[Run]:
+    """Runs of pages in [start, end) whose pagemap entry is exactly `entry`, a marker's."""
+    how = how or abilities()
+    spans: Iterable[Run] = [(start, end)]
+    if how.scan:  # markers count as swapped, so look at swapped pages only
+        spans = [(a, b) for a, b, _ in ioctl_scan(fd, start, end, mask=PAGE_IS_SWAPPED)]
+    runs: list[Run] = []
+    for first, last in spans:
+        for a, data in _chunks(fd, first, last):
+            for run in _same(data, entry, WHOLE_ENTRY):
+                _append(runs, a + run[0] * PAGE, a + run[1] * PAGE)
+    return runs
+
+
+def subtract(runs: Sequence[Run], holes: Sequence[Run]) -> list[Run]:
+    """`runs` without what `holes` cover; both sorted and disjoint, linear."""
+    if not holes:
+        return list(runs)
+    left: list[Run] = []
+    at = 0
+    for run in runs:
+        a, b = run
+        while at < len(holes) and holes[at][1] <= a:
+            at += 1
+        i = at
+        while i < len(holes) and holes[i][0] < b:
+            if a < holes[i][0]:
+                left.append((a, holes[i][0]))
+            a = max(a, holes[i][1])
+            i += 1
+        if a < b:
+            left.append((a, b))
+    return left
+
+
+# The fallback: /proc/PID/pagemap, 8 bytes a page.  No loop over the pages: the last bytes of all entries, translated to
+# yes or no, are a string in which a regular expression finds the runs.
+
+_ENTRIES = 1 << 17  # pages read at a time: 1 MiB of entries
+_YES = re.compile(b"y+")
+
+
+def _stored(top: int) -> bool:
+    return bool(top & (TOP_PRESENT | TOP_SWAPPED)) and not top & (TOP_FILE | TOP_GUARD)
+
+
+_STORED = bytes(ord("y") if _stored(top) else ord("n") for top in range(256))
+
+
+def _entries(fd: int, start: int, end: int) -> tuple[int, ...]:
+    data = os.pread(fd, (end - start) // PAGE * 8, start // PAGE * 8)
+    return struct.unpack(f"={len(data) // 8}Q", data)
+
+
+def _chunks(fd: int, start: int, end: int) -> Iterable[tuple[int, bytes]]:
+    while start < end:
+        pages = min(_ENTRIES, (end - start) // PAGE)
+        data = os.pread(fd, pages * 8, start // PAGE * 8)
+        if not data:
+            return  # the address space is gone
+        yield start, data
+        start += len(data) // 8 * PAGE
+
+
+def _same(data: bytes, entry: int, mask: int) -> list[Run]:
+    """Index runs of the entries that equal `entry` under `mask`, which has the six low bytes in full."""
+    runs: list[Run] = []
+    skip = 0 if LITTLE else 2
+    low = struct.pack("=Q", entry)[skip : skip + 6]
+    at = data.find(low)
+    while at >= 0:
+        index, off = divmod(at, 8)
+        if off == skip and (struct.unpack_from("=Q", data, index * 8)[0] ^ entry) & mask == 0:
+            _append(runs, index, index + 1)
+        at = data.find(low, at + 1)
+    return runs
+
+
+def _append(runs: list[Run], start: int, end: int) -> None:
+    if runs and runs[-1][1] == start:
+        runs[-1] = (runs[-1][0], end)
+    else:
+        runs.append((start, end))
+
+
+def _read_runs(fd: int, start: int, end: int, how: Abilities) -> list[Run]:
+    """`scan` from the file.  Zero pages that cannot be told (no PFNs, several zero pages, huge ones) are stored."""
+    runs: list[Run] = []
+    for a, data in _chunks(fd, start, end):
+        found = [match.span() for match in _YES.finditer(data[TOP::8].translate(_STORED))]
+        if found and how.zero_pfn:
+            found = subtract(found, _same(data, PRESENT | how.zero_pfn, PRESENT | SWAPPED | PFN_MASK))
+        if found and how.guard_entry is not None and not how.guard_entry >> 56 & TOP_GUARD:
+            found = subtract(found, _same(data, how.guard_entry, WHOLE_ENTRY))
+        for first, last in found:
+            _append(runs, a + first * PAGE, a + last * PAGE)
+    return runs
