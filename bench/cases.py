@@ -52,4 +52,4 @@ MEMORY_GOAL_MB = 60.0  # of Torpor, in every case
 
 def units(case: Case) -> float:
     """How many units of growth separate the case from the base."""
-    return (case.number - BASE.number) / 1024 if case.unit == "GB" else float(case.count)
+    return (case.number - BASE.number) / 1024 if case.unit == "GB" else float(case.number)
