@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run one Python program in a guest by hand: ``python tests/vm/run.py ARCH KERNEL SCRIPT [ARGUMENT...]``.
+
+With ``-`` for SCRIPT the guest is only prepared.  ``all`` stands for every architecture or kernel.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from vmlab import VmError, image, machine
+from vmlab.targets import KERNELS, TARGETS
+
+
+def main() -> int:
+    if len(sys.argv) < 4:
+        sys.stderr.write((__doc__ or "") + "\n")
+        return 2
+    _, arch, kernel, script, *arguments = sys.argv
+    worst = 0
+    for name in TARGETS if arch == "all" else [arch]:
+        for version in KERNELS if kernel == "all" else [kernel]:
+            start = time.monotonic()
+            try:
+                if script == "-":
+                    prepared = image.prepare(TARGETS[name], version)
+                    print(f"{name} {version}: {prepared.release} ({time.monotonic() - start:.1f} s)", flush=True)
+                    continue
+                path = Path(script)
+                outcome = machine.run(
+                    TARGETS[name], version, [f"/s/{path.name}", *arguments], files={f"s/{path.name}": path}, echo=print
+                )
+            except VmError as error:
+                sys.stderr.write(f"{name} {version}: {error}\n")
+                return 1
+            print(f"{name} {version}: exit status {outcome.status}, {outcome.seconds:.1f} s", flush=True)
+            worst = max(worst, 1 if outcome.status is None else outcome.status)
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(main())

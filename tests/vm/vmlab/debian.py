@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Debian packages of any architecture and suite, without touching the system's own package state.
+
+apt is told to keep lists, cache and status in a directory of ours, for a foreign architecture, so it verifies
+signatures as always and needs no root.  Where from: the Debian mirror that the system's apt uses, or
+``TORPOR_DEBIAN_MIRROR``.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from . import VmError, cache_dir
+
+_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+
+def require(*programs: tuple[str, str]) -> None:
+    """Check that every (program, Debian package) is there; VmError names all packages that are not."""
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    missing = sorted({package for program, package in programs if not shutil.which(program, path=path)})
+    if missing:
+        raise VmError(f"missing programs; install them with: apt-get install --no-install-recommends {' '.join(missing)}")
+
+
+def mirror() -> str:
+    """The Debian mirror to fetch from."""
+    named = os.environ.get("TORPOR_DEBIAN_MIRROR")
+    if named:
+        return named.rstrip("/")
+    require(("apt-get", "apt"))
+    lines = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(ORIGIN) $(CODENAME) $(REPO_URI)", "Created-By: Packages"],
+        check=True, capture_output=True, text=True,
+    ).stdout.splitlines()  # fmt: skip
+    for line in lines:
+        origin, codename, uri = line.split(" ", 2)
+        if origin == "Debian" and "-" not in codename:
+            return uri.rstrip("/")
+    raise VmError("this system's apt knows no Debian mirror; name one in TORPOR_DEBIAN_MIRROR (and run apt-get update)")
+
+
+class Archive:
+    """One architecture in one suite of Debian's archive."""
+
+    def __init__(self, debian_arch: str, suite: str) -> None:
+        self.state = cache_dir() / "apt" / f"{debian_arch}-{suite}"
+        self.debs = cache_dir() / "debs" / f"{debian_arch}-{suite}"
+        self.suite, self.arch = suite, debian_arch
+
+    def _options(self) -> list[str]:
+        state = str(self.state)
+        settings = {
+            "APT::Architecture": self.arch,
+            "APT::Architectures": self.arch,
+            "APT::Sandbox::User": "",
+            "Acquire::Languages": "none",
+            "Dir::Cache": f"{state}/cache",
+            "Dir::Etc::preferences": "/dev/null",
+            "Dir::Etc::preferencesparts": "-",
+            "Dir::Etc::sourcelist": f"{state}/sources.list",
+            "Dir::Etc::sourceparts": "-",
+            "Dir::State::Lists": f"{state}/lists",
+            "Dir::State::status": "/dev/null",
+        }
+        return ["-q", *(f"-o{key}={value}" for key, value in settings.items())]
+
+    def _apt(self, program: str, *arguments: str, cwd: Path | None = None) -> str:
+        done = subprocess.run(
+            [program, *self._options(), *arguments], cwd=cwd, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise VmError(f"{program} {' '.join(arguments)} for {self.arch}/{self.suite} failed:\n{done.stderr[-2000:]}")
+        return done.stdout
+
+    def _update(self) -> None:
+        done = self.state / "updated"
+        if done.exists():
+            return
+        require(("apt-get", "apt"), ("apt-cache", "apt"))
+        if not os.path.exists(_KEYRING):
+            raise VmError("Debian's keys are missing; install them with: apt-get install debian-archive-keyring")
+        for sub in ("lists/partial", "cache/archives/partial"):
+            (self.state / sub).mkdir(parents=True, exist_ok=True)
+        source = f"deb [arch={self.arch} signed-by={_KEYRING}] {mirror()} {self.suite} main\n"
+        (self.state / "sources.list").write_text(source)
+        self._apt("apt-get", "update")
+        done.touch()
+
+    def newest(self, pattern: str) -> str:
+        """The name of the newest package whose whole name matches `pattern`."""
+        self._update()
+        listed = self._apt("apt-cache", "search", "--names-only", "^linux-image-")
+        names = [name for name in (line.split(" ", 1)[0] for line in listed.splitlines()) if re.fullmatch(pattern, name)]
+        if not names:
+            raise VmError(f"{self.suite} has no package {pattern} for {self.arch}; remove {self.state} to fetch its lists anew")
+        return max(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+
+    def fetch(self, names: tuple[str, ...]) -> list[Path]:
+        """The .deb files of the packages `names`, downloaded unless they are here already."""
+        self.debs.mkdir(parents=True, exist_ok=True)
+        have = {path.name.split("_", 1)[0]: path for path in sorted(self.debs.glob("*.deb"))}
+        absent = [name for name in names if name not in have]
+        if absent:
+            self._update()
+            partial = self.debs / "partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                self._apt("apt-get", "download", *absent, cwd=partial)
+            except VmError:
+                # The archive has moved on since our lists were made: fetch them anew, once.
+                (self.state / "updated").unlink()
+                self._update()
+                self._apt("apt-get", "download", *absent, cwd=partial)
+            for path in partial.glob("*.deb"):
+                have[path.name.split("_", 1)[0]] = path.rename(self.debs / path.name)
+            partial.rmdir()
+        return [have[name] for name in names]
+
+
+def unpack(deb: Path, into: Path) -> None:
+    """Unpack a package's files into the directory `into`."""
+    require(("dpkg-deb", "dpkg"), ("tar", "tar"))
+    into.mkdir(parents=True, exist_ok=True)
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE) as source:
+        # The directory links of a merged /usr stay links.
+        command = ["tar", "-x", "--keep-directory-symlink", "--no-same-owner", "-C", str(into)]
+        subprocess.run(command, stdin=source.stdout, check=True)
+    if source.returncode:
+        raise VmError(f"{deb} is damaged; remove it")

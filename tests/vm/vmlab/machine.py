@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boot a guest, run one Python program in it, listen until it powers off.
+
+The guest talks over its serial console: lines that begin with ``@@`` are for us (``@@READY``, ``@@RESULT {json}``,
+``@@EXIT status``), the rest is what the program and the kernel print.
+"""
+
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import VmError, cache_dir, image
+from .cpio import CpioWriter
+from .targets import Target
+
+_GUEST = Path(__file__).parent.parent / "guest"
+_PROJECT = Path(__file__).parents[3]
+BOOT_SECONDS = 180
+_MARK = re.compile(r"@@(READY|RESULT|EXIT) (.*)")
+
+
+class Outcome(NamedTuple):
+    """What a guest did.  `status` is the program's exit status; None: the guest never came to its end."""
+
+    status: int | None
+    results: list[dict[str, Any]]
+    output: str
+    seconds: float
+
+
+def _overlay(path: Path, argv: Sequence[str], modules: Sequence[str], files: dict[str, Path]) -> None:
+    """Pack what changes from run to run: init, the project's sources, the test's own files."""
+    with tempfile.TemporaryDirectory(prefix="torpor-vm-") as scratch:
+        top = Path(scratch)
+        ignored = shutil.ignore_patterns("__pycache__")
+        for name, source in {"t": _GUEST, "torpor/src": _PROJECT / "src", **files}.items():
+            goal = top / name
+            if source.is_dir():
+                shutil.copytree(source, goal, ignore=ignored, dirs_exist_ok=True)
+                image.compile_into(goal, "/" + name)
+            else:
+                goal.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, goal)
+        job = {"argv": list(argv), "modules": list(modules), "pythonpath": "/torpor/src:/t"}
+        with open(path, "wb") as file:
+            archive = CpioWriter(file)
+            archive.tree(top)
+            archive.file("job.json", json.dumps(job).encode())
+            archive.file("init", (_GUEST / "init.py").read_bytes(), 0o755)
+            archive.close()
+
+
+def command(target: Target, kernel: Path, initrd: Path, *, memory: int = 512, extra: Sequence[str] = ()) -> list[str]:
+    """QEMU's command line for one guest whose console is standard output."""
+    if target.arch == "s390x":
+        console = ["-chardev", "stdio,id=console", "-device", "sclpconsole,chardev=console"]
+    else:
+        console = ["-serial", "stdio"]
+    return [
+        target.qemu, *target.board, "-m", str(memory), "-smp", "1", "-nodefaults", "-display", "none", "-no-reboot",
+        *console, "-kernel", str(kernel), "-initrd", str(initrd),
+        "-append", f"console={target.console} quiet loglevel=2 panic=-1", *extra,
+    ]  # fmt: skip
+
+
+def run(
+    target: Target,
+    version: str,
+    argv: Sequence[str],
+    *,
+    files: dict[str, Path] | None = None,
+    modules: Sequence[str] = (),
+    timeout: float = 600,
+    extra: Sequence[str] = (),
+    echo: Callable[[str], object] | None = None,
+) -> Outcome:
+    """Boot `target` with Linux `version` and run ``python3.11 argv`` in it.
+
+    `files` maps paths in the guest to files or directories here; tests/vm/guest is always at /t, src at /torpor/src.
+    `timeout` counts from the guest being ready; booting has a limit of its own.
+    """
+    prepared = image.prepare(target, version)
+    scratch = cache_dir() / "run"
+    scratch.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=f"{target.arch}-{version}-") as directory:
+        overlay, initrd = Path(directory, "overlay.cpio"), Path(directory, "initrd")
+        _overlay(overlay, argv, modules, files or {})
+        with open(initrd, "wb") as whole:
+            for part in (*prepared.archives, overlay):
+                with open(part, "rb") as source:
+                    shutil.copyfileobj(source, whole, 1 << 20)
+        qemu = subprocess.Popen(
+            command(target, prepared.kernel, initrd, extra=extra),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            return _listen(qemu, begun, timeout, echo)
+        finally:
+            if qemu.poll() is None:
+                qemu.kill()
+            qemu.wait()
+            assert qemu.stdout is not None
+            qemu.stdout.close()
+
+
+def _listen(
+    qemu: "subprocess.Popen[bytes]", begun: float, timeout: float, echo: Callable[[str], object] | None
+) -> Outcome:
+    assert qemu.stdout is not None
+    deadline = time.monotonic() + BOOT_SECONDS
+    lines: list[str] = []
+    results: list[dict[str, Any]] = []
+    status: int | None = None
+    pending = b""
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([qemu.stdout], [], [], left)[0]:
+            lines.append("(the harness gave up waiting for this guest)")
+            break
+        data = os.read(qemu.stdout.fileno(), 65536)
+        if not data:
+            break
+        *complete, pending = (pending + data).split(b"\n")
+        for raw in complete:
+            line = raw.decode(errors="replace").rstrip("\r")
+            found = _MARK.search(line)  # the kernel may have printed on the same line
+            mark, rest = found.groups() if found else ("", "")
+            if mark == "READY":
+                deadline = time.monotonic() + timeout
+            elif mark == "RESULT":
+                results.append(json.loads(rest))
+            elif mark == "EXIT":
+                status, deadline = int(rest), time.monotonic() + 20
+            lines.append(line)
+            if echo is not None:
+                echo(f"{time.monotonic() - begun:7.2f} {line}")
+    return Outcome(status, results, "\n".join(lines), time.monotonic() - begun)
+
+
+def describe_failure(outcome: Outcome) -> VmError:
+    """An error with the end of what a guest printed."""
+    return VmError(f"the guest's program ended with {outcome.status}; its console:\n{outcome.output[-6000:]}")
