@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Session-wide settings: the test process reaps restored trees, and the summary counts by mode."""
+
+import re
+from collections import Counter
+
+import pytest
+
+from harness.events import become_subreaper
+
+become_subreaper()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Cases by mode; what CRIU itself cannot do counted apart, with its words; what was not run and why."""
+    counts: Counter[tuple[str, str]] = Counter()
+    reasons: Counter[str] = Counter()
+    for outcome in ("passed", "failed", "error", "xfailed", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            found = re.search(r"test_workload\[(\w+)-([\w-]+)\]", report.nodeid)
+            if not found:
+                continue
+            counts[found[2], outcome] += 1
+            if outcome == "xfailed":
+                reasons[f"{found[1]}: {report.wasxfail.removeprefix('reason: ')}"] += 1
+            elif outcome == "skipped":
+                reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+                who = "" if "no peer" in reason else f"{found[1]}: "
+                reasons[who + reason.removeprefix("Skipped: ")] += 1
+    if not counts:
+        return
+    terminalreporter.section("workloads by mode")
+    for mode in dict.fromkeys(mode for mode, _ in counts):
+        words = [f"{counts[mode, outcome]} {name}" for outcome, name in OUTCOMES.items() if counts[mode, outcome]]
+        terminalreporter.write_line(f"{mode:>20}: {', '.join(words)}")
+    for reason, number in sorted(reasons.items()):
+        terminalreporter.write_line(f"{number:>4} × {reason}")
+
+
+OUTCOMES = {
+    "passed": "passed",
+    "failed": "FAILED",
+    "error": "in error",
+    "xfailed": "where CRIU fails too",
+    "skipped": "not run",
+}

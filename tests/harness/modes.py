@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modes: what is done to a workload between its `ready` and its SIGTERM.  A new mode is a function and a line in MODES.
+
+A mode gets a Case: a started workload, the two tools, a directory for images, and helpers that compare the tree with
+what it was at `ready`.  It returns when the workload has given its verdict; anything wrong is an exception.
+"""
+
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from harness import procview
+from harness.events import Nursery, pid_exists, tree_of
+from harness.tools import Tool
+from harness.workload import Running, Workload
+
+# What CRIU 4.2.1 leaves different after its restore: facts of that tool, found by running it.  None for Torpor.
+LEFT_BY: dict[str, list[procview.Tolerance]] = {
+    "torpor": [],
+    "criu": [
+        procview.Tolerance(
+            r"(timens_offsets|namespace time(_for_children)?): was", "puts the tree in a time namespace"
+        ),
+        procview.Tolerance(r"VmFlags: gained ac$", "maps writable first, and the kernel accounts it from then on"),
+    ],
+}
+# What CRIU's images do not hold, so that whoever restores them cannot know.
+LOST_IN_IMAGES_OF: dict[str, list[procview.Tolerance]] = {
+    "torpor": [],
+    "criu": [],
+}
+
+
+class PidTaken(Exception):
+    """Somebody else's process got a PID of the tree between dump and restore: try the case again."""
+
+
+class Case:
+    """One workload, started, in one mode."""
+
+    def __init__(self, workload: Workload, directory: Path, dumper: Tool, restorer: Tool, nursery: Nursery) -> None:
+        self.workload, self.dumper, self.restorer, self.nursery = workload, dumper, restorer, nursery
+        self.images = directory / "images"
+        self.running = Running(workload, directory / "home")
+        self.running.start()
+        self.before = procview.view(self.running.pid)
+
+    @property
+    def pid(self) -> int:
+        return self.running.pid
+
+    def dump(self, *options: str) -> None:
+        self.dumper.dump(self.pid, self.images, *options, *self.workload.options("dump"))
+
+    def restore(self, *options: str) -> None:
+        for pid in procview.tids(self.before):
+            if pid_exists(pid):
+                raise PidTaken(f"PID {pid} is in use: {Path(f'/proc/{pid}/comm').read_text().strip()}")
+        self.restorer.restore(self.images, *options, *self.workload.options("restore"))
+
+    def compare(self, when: str, *tolerances: procview.Tolerance) -> None:
+        """Compare with what the tree was at `ready`."""
+        if self.workload.compared:
+            found = procview.differences(self.before, procview.view(self.pid), tolerances)
+            if found:
+                more = f"\n... and {len(found) - 30} more" if len(found) > 30 else ""
+                raise AssertionError(f"{when} /proc shows {len(found)} differences:\n" + "\n".join(found[:30]) + more)
+
+    def compare_restored(self) -> None:
+        tolerances = LEFT_BY[self.restorer.name] + LOST_IN_IMAGES_OF[self.dumper.name]
+        self.compare(f"after the restore by {self.restorer.name}", *tolerances)
+
+    def ended(self) -> None:
+        """The tool ended the original: reap it and its orphans."""
+        self.running.wait_killed()
+        self.nursery.sweep(self.nursery.grace)
+
+
+def plain(case: Case) -> None:
+    """No checkpoint at all: the workload must pass by itself."""
+    case.running.finish()
+
+
+def dump_and_restore(case: Case) -> None:
+    """Dump, the original ends, restore."""
+    case.dump()
+    case.ended()
+    case.restore()
+    case.compare_restored()
+    case.running.finish()
+
+
+def leave_running(case: Case) -> None:
+    """Dump with --leave-running: the original goes on as it was and passes; then its images are restored and pass."""
+    case.dump("-R")
+    case.running.save_files()
+    case.compare("while the original goes on")
+    _finish_then_restore(case)
+
+
+def leave_stopped(case: Case) -> None:
+    """Dump with --leave-stopped: every task is stopped; SIGCONT, and the original passes; then its images do."""
+    stopped_before = {pid for pid in tree_of(case.pid) if _state(pid) == "T"}
+    case.dump("-s")
+    case.running.save_files()
+    tree = tree_of(case.pid)
+    going = [pid for pid in tree if _state(pid) not in "TZ"]
+    assert not going, f"not stopped after a dump with --leave-stopped: {going}"
+    for pid in tree:
+        if pid not in stopped_before:
+            os.kill(pid, signal.SIGCONT)
+    # SIGSTOP and SIGCONT tell the parent: a SIGCHLD (bit 16) may be pending in tasks that block it.
+    pending = procview.Tolerance(r"status (ShdPnd|SigPnd): was '\w+', is '\w{11}1\w{4}'", "SIGCHLD")
+    case.compare("after SIGCONT", pending)
+    _finish_then_restore(case)
+
+
+def _finish_then_restore(case: Case) -> None:
+    case.running.finish()
+    case.nursery.sweep(case.nursery.grace)
+    case.running.bring_files_back()
+    case.restore()
+    case.compare_restored()
+    case.running.finish()
+
+
+def _state(pid: int) -> str:
+    """State of a process: of a live thread where the leader is a zombie."""
+    states = []
+    for tid in os.listdir(f"/proc/{pid}/task"):
+        text = Path(f"/proc/{pid}/task/{tid}/stat").read_text()
+        states.append(text.rpartition(") ")[2][0])
+    return re.sub("Z", "", "".join(states))[:1] or "Z"
+
+
+class Mode(NamedTuple):
+    """A function over a case, and which tool dumps and restores.
+
+    excused: where CRIU alone fails too, the case is counted apart.
+    """
+
+    run: Callable[[Case], None]
+    dumper: str = "torpor"
+    restorer: str = "torpor"
+    excused: bool = False
+
+
+MODES: dict[str, Mode] = {
+    "plain": Mode(plain),
+    "restore": Mode(dump_and_restore),
+    "leave-running": Mode(leave_running),
+    "leave-stopped": Mode(leave_stopped),
+    "from-criu": Mode(dump_and_restore, dumper="criu", excused=True),
+    "to-criu": Mode(dump_and_restore, restorer="criu", excused=True),
+    # Not part of a normal run: CRIU alone, the oracle, also to test the harness.
+    "criu": Mode(dump_and_restore, dumper="criu", restorer="criu"),
+    "criu-leave-running": Mode(leave_running, dumper="criu", restorer="criu"),
+    "criu-leave-stopped": Mode(leave_stopped, dumper="criu", restorer="criu"),
+}
+USUAL = ["plain", "restore", "leave-running", "leave-stopped", "from-criu", "to-criu"]
+
+
+def selected() -> list[str]:
+    """Modes of this run: TORPOR_MODES=restore,criu chooses."""
+    chosen = [word for word in os.environ.get("TORPOR_MODES", "").split(",") if word]
+    if chosen == ["all"]:
+        return list(MODES)
+    unknown = [word for word in chosen if word not in MODES]
+    if unknown:
+        raise ValueError(f"TORPOR_MODES: no mode {', '.join(unknown)}; there are {', '.join(MODES)}")
+    return chosen or USUAL
+
+
+def run_case(workload: Workload, mode: Mode, tools: dict[str, Tool], directory: Path) -> None:
+    """One workload through one mode, and nothing left behind."""
+    for attempt in range(3):
+        try:
+            with Nursery() as nursery:
+                place = directory / f"try{attempt}"
+                case = Case(workload, place, tools[mode.dumper], tools[mode.restorer], nursery)
+                mode.run(case)
+            return
+        except PidTaken:
+            if attempt == 2:
+                raise

@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process tree as /proc shows it, and the differences of two such views in words.
+
+A view is one flat dictionary: a path such as ("task 123", "area 7f00-7f10", "flags") → a value.  Comparing is then one
+loop.  Numbers that the kernel makes up anew (inodes of pipes, sockets, memfds and deleted files; which descriptors are
+one description) are wrapped in `Same`: they may change, but consistently: what was one object must be one object, what
+were XX
+Surprises: a zombie leader has no maps and no descriptors, its live threads do; /proc/PID/timers and timerslack_ns exist
+for processes only; neighbouring areas that differ in nothing visible merge or not by history, so they are merged here.
+"""
+
+import ctypes
+import itertools
+import os
+import re
+from collections.abc import Callable, Hashable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.events import tree_of
+
+Key = tuple[str, ...]
+
+
+class Same(NamedTuple):
+    """A number of the kernel's own making: equal when it names the same object on each side throughout."""
+
+    kind: str
+    number: Hashable
+
+
+Value = str | int | frozenset[str] | tuple[int, ...] | Same
+View = dict[Key, Value]
+
+# Lines of status that count or measure, or that are about others.
+STATUS_COUNTERS = {
+    "FDSize", "Ngid", "SigQ", "State", "VmPeak", "VmHWM", "VmRSS", "RssAnon", "RssFile", "RssShmem", "VmPTE", "VmSwap",
+    "VmPin", "HugetlbPages", "voluntary_ctxt_switches", "nonvoluntary_ctxt_switches", "PPid", "CoreDumping",
+}  # fmt: skip
+# ... and those that belong to a thread; the rest is the process's and compared once.
+STATUS_OF_THREAD = {
+    "Name", "Uid", "Gid", "Groups", "SigPnd", "SigBlk", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs",
+    "Seccomp", "Seccomp_filters", "Speculation_Store_Bypass", "SpeculationIndirectBranch", "Cpus_allowed",
+    "Mems_allowed", "NStgid", "NSpid", "NSpgid", "NSsid", "TracerPid", "x86_Thread_features", "Umask",
+}  # fmt: skip
+# Fields of stat by their number in proc_pid_stat(5).
+STAT_OF_PROCESS = {
+    5: "pgrp", 6: "session", 7: "tty", 8: "tpgid", 20: "number of threads", 23: "vsize", 25: "rsslim", 26: "startcode",
+    27: "endcode", 28: "startstack", 38: "exit_signal", 45: "start_data", 46: "end_data", 47: "start_brk",
+    48: "arg_start", 49: "arg_end", 50: "env_start", 51: "env_end",
+}  # fmt: skip
+STAT_OF_THREAD = {18: "priority", 19: "nice", 40: "rt_priority", 41: "policy"}
+PF_EXITING = 0x4
+TEXT_FILES = (
+    "cmdline", "environ", "comm", "oom_score_adj", "personality", "coredump_filter", "loginuid", "sessionid", "cgroup",
+    "cpuset", "uid_map", "gid_map", "projid_map", "setgroups", "timens_offsets", "attr/current", "timerslack_ns",
+)  # fmt: skip
+KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND, KCMP_SYSVSEM = 0, 1, 2, 3, 4, 6
+SYS_KCMP, SYS_SCHED_GETATTR, SYS_GET_ROBUST_LIST, SYS_IOPRIO_GET = 312, 315, 274, 252
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _kcmp(one: int, other: int, kind: int, first: int = 0, second: int = 0) -> bool:
+    """Is it the same object?  A task that has it no more (a zombie) shares it with none."""
+    return bool(_libc.syscall(SYS_KCMP, one, other, kind, ctypes.c_ulong(first), ctypes.c_ulong(second)) == 0)
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text(errors="backslashreplace")
+    except OSError:
+        return None
+
+
+def _link(path: str) -> str | None:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
+
+
+def _stat(text: str) -> list[str]:
+    """Fields of /proc/PID/stat by number: [1] is the PID."""
+    head, _, rest = text.rpartition(") ")
+    pid, _, comm = head.partition(" (")
+    return ["", pid, comm, *rest.split()]
+
+
+def _state(letter: str) -> str:
+    """Running and sleeping are one: which it is depends on the moment."""
+    return {"R": "alive", "S": "alive", "D": "alive", "I": "alive"}.get(letter, letter)
+
+
+class Viewer:
+    """Collects one view."""
+
+    def __init__(self, root: int) -> None:
+        self.root = root
+        self.view: View = {}
+        self.tables: dict[int, list[int]] = {}
+        self.files: list[tuple[Key, int, int, tuple[object, ...]]] = []
+
+    def tree(self) -> View:
+        pids = tree_of(self.root)
+        self.view[("tree", "tasks")] = tuple(sorted(pids))
+        for pid in pids:
+            self.task(pid)
+        self.descriptions()
+        return self.view
+
+    def task(self, pid: int) -> None:
+        task = f"task {pid}"
+        at = f"/proc/{pid}"
+        tids = sorted(map(int, os.listdir(f"{at}/task")))
+        self.view[(task, "threads")] = tuple(tids)
+        live = 0
+        for tid in tids:
+            state = self.thread(task, pid, tid)
+            if state != "Z" and not live:
+                live = tid
+        stat = _stat(_read(f"{at}/stat") or "")
+        self.view[(task, "parent")] = int(stat[4]) if pid != self.root else "outside"
+        for number, name in STAT_OF_PROCESS.items():
+            self.view[(task, name)] = int(stat[number])
+        if stat[3] == "Z":
+            self.view[(task, "exit status")] = int(stat[52])
+        self.timers(task, at)
+        if not live:
+            return
+        inside = f"{at}/task/{live}"
+        for name in TEXT_FILES:
+            text = _read(f"{inside}/{name}")
+            if text is None:
+                text = _read(f"{at}/{name}")
+            if text is not None:
+                self.view[(task, name)] = text.strip("\n")
+        for name in ("exe", "cwd", "root"):
+            self.view[(task, name)] = _link(f"{inside}/{name}") or "none"
+        for name in sorted(os.listdir(f"{inside}/ns")):
+            self.view[(task, f"namespace {name}")] = _link(f"{inside}/ns/{name}") or "none"
+        self.auxv(task, inside)
+        for line in (_read(f"{inside}/limits") or "").splitlines()[1:]:
+            self.view[(task, f"limit {line[:26].strip()}")] = " ".join(line[26:].split()[:2])
+        for line in (_read(f"{inside}/ksm_stat") or _read(f"{at}/ksm_stat") or "").splitlines():
+            if line.startswith("ksm_merge_any"):
+                self.view[(task, "ksm_merge_any")] = line.split()[1]
+        self.areas(task, inside)
+        self.shared(task, pid, live, tids)
+
+    # -- threads --
+    def thread(self, task: str, pid: int, tid: int) -> str:
+        at = f"/proc/{pid}/task/{tid}"
+        stat = _stat(_read(f"{at}/stat") or "")
+        state = _state(stat[3])
+        thread = f"thread {tid}"
+        self.view[(task, thread, "state")] = state
+        self.view[(task, thread, "exiting")] = int(stat[9]) & PF_EXITING
+        for number, name in STAT_OF_THREAD.items():
+            self.view[(task, thread, name)] = int(stat[number])
+        for line in (_read(f"{at}/status") or "").splitlines():
+            name, _, value = line.partition(":")
+            if name in STATUS_COUNTERS:
+                continue
+            if name in STATUS_OF_THREAD:
+                self.view[(task, thread, f"status {name}")] = " ".join(value.split())
+            elif tid == pid:
+                self.view[(task, f"status {name}")] = " ".join(value.split())
+        if state == "Z":
+            return state
+        self.view[(task, thread, "comm")] = (_read(f"{at}/comm") or "").strip("\n")
+        attributes = ctypes.create_string_buffer(56)
+        if _libc.syscall(SYS_SCHED_GETATTR, tid, attributes, 56, 0) == 0:
+            words = ctypes.cast(attributes, ctypes.POINTER(ctypes.c_uint32))
+            # size, policy, flags(2), nice, priority, runtime(2), deadline(2), period(2), util_min, util_max
+            self.view[(task, thread, "sched_attr")] = tuple(words[i] for i in (1, 2, 3, 4, 5, 6, 8, 10, 12, 13))
+        head, size = ctypes.c_ulong(), ctypes.c_ulong()
+        if _libc.syscall(SYS_GET_ROBUST_LIST, tid, ctypes.byref(head), ctypes.byref(size)) == 0:
+            self.view[(task, thread, "robust list")] = f"{head.value:#x} {size.value}"
+        self.view[(task, thread, "ioprio")] = int(_libc.syscall(SYS_IOPRIO_GET, 1, tid))
+        return state
+
+    def auxv(self, task: str, at: str) -> None:
+        try:
+            words = memoryview(Path(f"{at}/auxv").read_bytes()).cast("Q")
+        except OSError:
+            return
+        for number, value in itertools.pairwise(words):
+            self.view[(task, f"auxv {number}")] = value
+        self.view[(task, "auxv")] = tuple(words)
+
+    def timers(self, task: str, at: str) -> None:
+        for block in (_read(f"{at}/timers") or "").split("ID: ")[1:]:
+            lines = block.replace("ClockID: ", "clock: ").splitlines()
+            if lines[-1:] == ["Clock"]:
+                lines.pop()
+            self.view[(task, f"timer {lines[0]}")] = ", ".join(lines[1:])
+
+    # -- memory --
+    def areas(self, task: str, at: str) -> None:
+        found: list[tuple[int, int, int, tuple[object, ...]]] = []
+        start = end = offset = 0
+        perms = name = inode = size = pkey = ""
+        for line in (_read(f"{at}/smaps") or "").splitlines():
+            if area := re.match(r"([0-9a-f]+)-([0-9a-f]+) (\S+) (\S+) (\S+) (\d+) *(.*)", line):
+                start, end, offset = int(area[1], 16), int(area[2], 16), int(area[4], 16)
+                perms, inode, name, pkey = area[3], f"{area[5]} {area[6]}", area[7], ""
+                if area[6] == "0":
+                    offset = -1  # an anonymous area's offset is its address or nothing
+            elif line.startswith("KernelPageSize:"):
+                size = line.split()[1]
+            elif line.startswith("ProtectionKey:"):
+                pkey = line.split()[1]
+            elif line.startswith("VmFlags:"):
+                flags = frozenset(line.split()[1:]) - {"sd"}
+                what: object = inode
+                if name.endswith(" (deleted)"):
+                    what = Same("inode", inode)
+                merged = (perms, name, what, flags, size, pkey)
+                if found and found[-1][1] == start and found[-1][3] == merged:
+                    before = found[-1]
+                    if offset == -1 or before[2] + (start - before[0]) == offset:
+                        found[-1] = (before[0], end, before[2], merged)
+                        continue
+                found.append((start, end, offset, merged))
+        for start, end, offset, (perms_, name_, what, flags_, size_, pkey_) in found:
+            area_key = f"area {start:x}-{end:x}"
+            values = {"protection": perms_, "name": name_, "file": what, "VmFlags": flags_, "page size": size_}
+            values |= {"protection key": pkey_, "offset": offset}
+            for key, value in values.items():
+                self.view[(task, area_key, key)] = value  # type: ignore[assignment]
+
+    # -- what is shared, and descriptors --
+    def shared(self, task: str, pid: int, live: int, tids: list[int]) -> None:
+        for kind, name in ((KCMP_VM, "address space"), (KCMP_SIGHAND, "signal handlers")):
+            self.view[(task, name)] = Same(name, self.table(live, kind))
+        for tid in tids:
+            if self.view[(task, f"thread {tid}", "state")] == "Z":
+                continue
+            for kind, name in ((KCMP_FS, "fs"), (KCMP_SYSVSEM, "semaphore undo")):
+                self.view[(task, f"thread {tid}", name)] = Same(name, self.table(tid, kind))
+            table = self.table(tid, KCMP_FILES)
+            self.view[(task, f"thread {tid}", "descriptor table")] = Same("descriptor table", table)
+            if table == tid:  # the first that was found to have this table
+                self.descriptors(f"table of thread {tid}" if tid != pid else task, f"/proc/{pid}/task/{tid}", tid)
+
+    def table(self, tid: int, kind: int) -> int:
+        """The first thread seen that shares this table."""
+        known = self.tables.setdefault(kind, [])
+        for other in known:
+            if _kcmp(tid, other, kind):
+                return other
+        known.append(tid)
+        return tid
+
+    def descriptors(self, owner: str, at: str, tid: int) -> None:
+        for number in sorted(map(int, os.listdir(f"{at}/fd"))):
+            try:
+                facts = os.stat(f"{at}/fd/{number}")
+                text = Path(f"{at}/fdinfo/{number}").read_text()
+                link = os.readlink(f"{at}/fd/{number}")
+            except FileNotFoundError:
+                continue
+            key = (owner, f"fd {number}")
+            named = link.startswith("/") and facts.st_nlink > 0
+            shown = re.sub(r"^(socket|pipe):\[\d+\]$", r"\1", link)
+            self.view[(*key, "link")] = shown
+            inode: Value = Same("inode", (facts.st_dev, facts.st_ino))
+            if named:
+                inode = f"{os.major(facts.st_dev):x}:{os.minor(facts.st_dev):x} {facts.st_ino}"
+            if not link.startswith("anon_inode:"):
+                self.view[(*key, "inode")] = inode
+            self.view[(*key, "mode")] = oct(facts.st_mode)
+            self.view[(*key, "owner")] = f"{facts.st_uid}:{facts.st_gid}"
+            self.fdinfo(key, text)
+            same = (facts.st_dev, facts.st_ino, link, self.view.get((*key, "flags"), "").__str__().split(" ")[0])
+            self.files.append(((*key, "description"), tid, number, same))
+
+    def fdinfo(self, key: Key, text: str) -> None:
+        counts: dict[str, int] = {}
+        for line in text.splitlines():
+            name, _, value = line.partition(":")
+            value = " ".join(value.split())
+            if name in ("mnt_id", "ino", "eventfd-id"):
+                continue
+            if name == "flags":
+                number = int(value, 8)
+                self.view[(*key, "close-on-exec")] = bool(number & os.O_CLOEXEC)
+                value = oct(number & ~os.O_CLOEXEC)
+            elif name == "it_value":
+                value = "disarmed" if value == "(0, 0)" else "armed"
+            elif name == "tfd":
+                if watched := re.search(r"ino:([0-9a-f]+)", value):
+                    self.view[(*key, f"tfd {value.split()[0]} inode")] = Same("watched", watched[1])
+                value = re.sub(r" ino:\S+ sdev:\S+", "", value)
+                name = f"tfd {value.split()[0]}"
+            number = counts[name] = counts.get(name, 0) + 1
+            self.view[(*key, name if number == 1 else f"{name} #{number}")] = value
+
+    def descriptions(self) -> None:
+        """Which descriptors are one open file description: kcmp among those that look alike."""
+        alike: dict[tuple[object, ...], list[tuple[Key, int, int]]] = {}
+        for key, tid, number, same in self.files:
+            classes = alike.setdefault(same, [])
+            for first, other, its_number in classes:
+                if _kcmp(tid, other, KCMP_FILE, number, its_number):
+                    self.view[key] = Same("description", first)
+                    break
+            else:
+                classes.append((key, tid, number))
+                self.view[key] = Same("description", key)
+
+
+def view(root: int) -> View:
+    """All that /proc shows of the tree below `root` now."""
+    return Viewer(root).tree()
+
+
+def tids(seen: View) -> list[int]:
+    """Every thread of every task of a view."""
+    found: list[int] = []
+    for key, value in seen.items():
+        if key[1:] == ("threads",) and isinstance(value, tuple) and not isinstance(value, Same):
+            found += value
+    return found
+
+
+# -- comparing --
+class Tolerance(NamedTuple):
+    """A difference that a tool (never Torpor) leaves, and why: a pattern over the sentence's path and text."""
+
+    pattern: str
+    why: str
+
+
+def _text(value: Value) -> str:
+    if isinstance(value, Same):
+        return f"{value.kind} {value.number}"
+    if isinstance(value, frozenset):
+        return " ".join(sorted(value))
+    return repr(value) if isinstance(value, str) else str(value)
+
+
+def _change(before: Value, after: Value) -> str:
+    if isinstance(before, frozenset) and isinstance(after, frozenset):
+        words = [f"lost {' '.join(sorted(before - after))}"] if before - after else []
+        words += [f"gained {' '.join(sorted(after - before))}"] if after - before else []
+        return ", ".join(words)
+    if isinstance(before, Same):
+        return f"is no longer the same {before.kind} as before, seen from what else refers to it"
+    return f"was {_text(before)}, is {_text(after)}"
+
+
+class Renaming:
+    """Which of the old numbers is which of the new: a bijection that grows while comparing."""
+
+    def __init__(self) -> None:
+        self.there: dict[Same, Same] = {}
+        self.back: dict[Same, Same] = {}
+
+    def agrees(self, before: Same, after: Same) -> bool:
+        if before.kind != after.kind:
+            return False
+        known, source = self.there.get(before), self.back.get(after)
+        if known is None and source is None:
+            self.there[before], self.back[after] = after, before
+            return True
+        return known == after and source == before
+
+
+def differences(before: View, after: View, tolerate: Iterable[Tolerance] = ()) -> list[str]:
+    """What changed, one sentence a change; [] when nothing did."""
+    names = {key[0]: value for key, value in before.items() if key[1:] == ("comm",)}
+    renaming = Renaming()
+    patterns: list[Callable[[str], object]] = [re.compile(one.pattern).search for one in tolerate]
+    found: list[str] = []
+
+    def tell(key: Key, text: str) -> None:
+        who = [f"{key[0]} ({names[key[0]]})" if key[0] in names else key[0], *key[1:]]
+        if len(key) > 2 and (*key[:2], "name") in before:
+            who[1] += f" ({before[(*key[:2], 'name')] or 'anonymous'})"
+        sentence = ", ".join(who) + ": " + text
+        if not any(search(sentence) for search in patterns):
+            found.append(sentence)
+
+    here, there = _prefixes(before), _prefixes(after)
+    told: set[Key] = set()
+    for key, value in before.items():
+        if key not in after:
+            # Is a whole task, area or descriptor missing?  Then one sentence, about its first fact, is enough.
+            whole = next((key[:n] for n in range(1, len(key)) if key[:n] not in there), key)
+            if whole not in told:
+                tell(key, f"was {_text(value)}, is gone")
+            told.add(whole)
+            continue
+        now = after[key]
+        if isinstance(value, Same) and isinstance(now, Same):
+            if not renaming.agrees(value, now):
+                tell(key, _change(value, now))
+        elif value != now:
+            tell(key, _change(value, now))
+    for key, value in after.items():
+        whole = next((key[:n] for n in range(1, len(key)) if key[:n] not in here), key)
+        if key not in before and whole not in told:
+            tell(key, f"is new: {_text(value)}")
+            told.add(whole)
+    return found
+
+
+def _prefixes(view: View) -> set[Key]:
+    return {key[:length] for key in view for length in range(1, len(key) + 1)}

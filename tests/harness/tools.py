@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Torpor and CRIU as commands: the same options for both."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parent.parent.parent / "src"
+
+
+class ToolFailed(AssertionError):
+    """The command did not end with 0.  `line` is the line in which it says why."""
+
+    def __init__(self, tool: str, verb: str, status: int, line: str, text: str) -> None:
+        super().__init__(f"{tool} {verb} failed ({status}): {line}\n{text}")
+        self.tool, self.verb, self.line = tool, verb, line
+
+
+class Tool:
+    """A checkpoint tool with CRIU's command line."""
+
+    def __init__(self, name: str, command: list[str]) -> None:
+        self.name, self.command = name, command
+
+    def dump(self, pid: int, images: Path, *options: str) -> None:
+        images.mkdir(parents=True, exist_ok=True)
+        self._run("dump", images, ["-t", str(pid), *options])
+
+    def restore(self, images: Path, *options: str) -> None:
+        self._run("restore", images, ["-d", *options])
+
+    def _run(self, verb: str, images: Path, options: list[str]) -> None:
+        log = images / f"{verb}-{self.name}.log"
+        command = [*self.command, verb, *options, "-D", str(images), "-v2", "-o", log.name]
+        environment = dict(os.environ, PYTHONPATH=str(SOURCE), PYTHONDONTWRITEBYTECODE="1")
+        said = images / f"{verb}-{self.name}.out"
+        with open(said, "wb") as stream, open(os.devnull, "rb") as nothing:
+            # A file, not a pipe: the restored tree must not hold an end of ours.  A session of its own, so that nobody
+            # who signals a process group reaches the other.
+            done = subprocess.Popen(
+                command, stdin=nothing, stdout=stream, stderr=stream, env=environment, start_new_session=True
+            )
+            try:
+                status = done.wait(timeout=120)
+            except subprocess.TimeoutExpired:
+                done.kill()
+                done.wait()
+                raise ToolFailed(self.name, verb, -1, "did not end in 120 s", tail(log)) from None
+        if status:
+            text = said.read_text(errors="replace")[-4000:]
+            raise ToolFailed(self.name, verb, status, self.reason(log, text), f"{text}\n--- {log}\n{tail(log)}")
+
+    def reason(self, log: Path, said: str) -> str:
+        """The line in which the tool says why it failed."""
+        if self.name == "criu":
+            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+            errors = [line for line in lines if "Error (" in line or "BUG at" in line]
+            if errors:
+                return re.sub(r"^\([0-9.]+\)\s*|Error \([^)]*\): ", "", errors[0]).strip()
+        lines = [line for line in said.splitlines() if line.strip()]
+        return lines[-1] if lines else "no word said"
+
+
+def tail(path: Path, size: int = 3000) -> str:
+    try:
+        return path.read_text(errors="replace")[-size:]
+    except OSError:
+        return "(no log)"
+
+
+TORPOR = Tool("torpor", [os.path.realpath(sys.executable), "-m", "torpor"])

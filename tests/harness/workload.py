@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A workload: one file in tests/workloads that sets up one kernel object, says `ready`, sleeps until SIGTERM, checks.
+
+A comment `wl: key=value ...` in its first 2,000 characters gives what the harness has to know:
+
+    opts=--shell-job,--tcp-close     options for dump and restore; dump= and restore= for one of them
+    libs=-lrt                        more for the compiler
+    timeout=120                      seconds for `ready` and for the verdict (default 60)
+    same=no                          do not compare /proc before and after (why must stand beside it)
+    terminal=yes                     runs as a job of a shell on a terminal that is outside the tree (see Job)
+"""
+
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from harness.events import FileWatch, Timeout, describe, status_in_words, wait_end
+
+DIRECTORY = Path(__file__).resolve().parent.parent / "workloads"
+CFLAGS = ["-O1", "-pthread", "-Wall", "-Wextra", "-Wno-unused-result"]
+KEYS = {"opts", "dump", "restore", "libs", "timeout", "same", "terminal"}
+
+
+class Skipped(Exception):
+    """The workload said that this machine cannot run it."""
+
+
+class Workload:
+    """One source file and what its header says."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.stem
+        head = path.read_text()[:2000]
+        found = re.search(r"(?:/\*|#) wl:(.*?)(?:\*/|$)", head, re.MULTILINE)
+        self.header: dict[str, str] = dict(word.split("=", 1) for word in (found[1] if found else "").split())
+        if unknown := self.header.keys() - KEYS:
+            raise ValueError(f"{path.name}: unknown word in the wl: comment: {', '.join(unknown)}")
+        self.timeout = float(self.header.get("timeout", "60"))
+        self.compared = self.header.get("same") != "no"
+
+    def options(self, verb: str) -> list[str]:
+        both = f"{self.header.get('opts', '')},{self.header.get(verb, '')}"
+        return [word for word in both.split(",") if word]
+
+    def command(self) -> list[str]:
+        if self.path.suffix == ".py":
+            return [os.path.realpath(sys.executable), "-S", "-E", "-B", str(self.path)]
+        return [str(self.compiled())]
+
+    def compiled(self) -> Path:
+        """The program, from the cache if this very source was compiled before."""
+        flags = CFLAGS + self.header.get("libs", "").split(",")
+        source = self.path.read_bytes() + (DIRECTORY / "wl.h").read_bytes()
+        digest = hashlib.sha256(source + " ".join(flags).encode()).hexdigest()[:16]
+        cache = Path(tempfile.gettempdir()) / f"torpor-workloads-{os.getuid()}"
+        cache.mkdir(mode=0o755, exist_ok=True)
+        program = cache / f"{self.name}-{digest}"
+        if not program.exists():
+            unfinished = f"{program}.{os.getpid()}"
+            command = ["gcc", "-o", unfinished, str(self.path), *(flag for flag in flags if flag)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode or done.stderr:
+                raise AssertionError(f"{self.path.name} does not compile cleanly:\n{done.stderr}")
+            os.rename(unfinished, program)
+        return program
+
+
+def all_workloads() -> list[Workload]:
+    paths = sorted([*DIRECTORY.glob("*.c"), *DIRECTORY.glob("*.py")])
+    return [Workload(path) for path in paths if path.stem != "wl"]
+
+
+class Running:
+    """A workload that was started: the same PID before the dump and after the restore."""
+
+    def __init__(self, workload: Workload, directory: Path) -> None:
+        self.workload, self.directory = workload, directory
+        self.out = directory / "out"
+        self.pid = 0
+        self.saved: dict[Path, tuple[os.stat_result, bytes | str]] = {}
+
+    def start(self) -> None:
+        """Start it in a session of its own and wait for its `ready`."""
+        command = self.workload.command()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.out.touch()
+        watch = FileWatch(self.out)
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._become(command)
+        self._wait_ready(watch)
+
+    def _become(self, command: list[str]) -> None:
+        try:
+            os.setsid()
+            os.chdir(self.directory)
+            os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+            os.dup2(os.open(self.out, os.O_WRONLY | os.O_APPEND), 1)
+            os.dup2(1, 2)
+            os.closerange(3, 65536)
+            for number in (signal.SIGPIPE, signal.SIGXFSZ):
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, [])
+            os.umask(0o022)
+            environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "WL_DIR": str(self.directory)}
+            os.execve(command[0], command, environment)
+        finally:
+            os._exit(126)
+
+    def _wait_ready(self, watch: FileWatch) -> None:
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            if not watch.wait(lambda: "ready" in self.lines(), pidfd, self.workload.timeout):
+                status = os.waitpid(self.pid, 0)[1]
+                said = self.lines()
+                if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 77 and said:
+                    raise Skipped(said[-1].removeprefix("skip: "))
+                raise AssertionError(f"{self.workload.name} ended before `ready`, {status_in_words(status)}: {said}")
+        except Timeout as error:
+            raise Timeout(f"{self.workload.name} never said `ready`: {describe(self.pid)}") from error
+        finally:
+            os.close(pidfd)
+            watch.close()
+
+    def lines(self) -> list[str]:
+        return self.out.read_text(errors="replace").splitlines()
+
+    def save_files(self) -> None:
+        """Remember the workload's directory as it is at the dump, so that the images fit it once more."""
+        for path in self.directory.rglob("*"):
+            facts = path.lstat()
+            if path.is_symlink():
+                self.saved[path] = (facts, os.readlink(path))
+            elif path.is_file():
+                self.saved[path] = (facts, path.read_bytes())
+
+    def bring_files_back(self) -> None:
+        """The directory as save_files saw it: the same inodes where they are still there."""
+        for path, (facts, content) in self.saved.items():
+            if isinstance(content, str):
+                if not path.is_symlink():
+                    os.symlink(content, path)
+                continue
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+                os.chown(path, facts.st_uid, facts.st_gid)
+                os.chmod(path, facts.st_mode & 0o7777)
+            if path.read_bytes() != content:
+                path.write_bytes(content)
+            os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+    def finish(self) -> None:
+        """SIGTERM, then the verdict: exit status 0, last line `pass`, no line `fail`."""
+        os.kill(self.pid, signal.SIGTERM)
+        try:
+            status = wait_end(self.pid, self.workload.timeout)
+        except Timeout as error:
+            raise Timeout(f"no verdict after SIGTERM; said {self.lines()}; {error}") from error
+        said = self.lines()
+        failures = [line for line in said if line.startswith("fail:")]
+        if failures:
+            raise AssertionError(f"{self.workload.name}: {'; '.join(failures)}")
+        if status or said[-1:] != ["pass"]:
+            raise AssertionError(f"{self.workload.name}: {status_in_words(status)}, said {said[-5:]}")
+
+    def wait_killed(self) -> None:
+        """The tool that dumped it ended it: reap it."""
+        try:
+            status = wait_end(self.pid, 10)
+        except Timeout as error:
+            raise Timeout(f"the dump ended, but not the original: {error}") from error
+        if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
+            said = self.lines()[-3:]
+            raise AssertionError(f"the original did not end by SIGKILL: {status_in_words(status)}, said {said}")

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every workload in every mode: test_workloads.py::test_workload[NAME-MODE].
+
+TORPOR_MODES=restore,from-criu pytest -k mem_   chooses modes and workloads.
+"""
+
+from pathlib import Path
+
+import pytest
+
+import peer
+from harness.modes import MODES, Mode, run_case, selected
+from harness.tools import TORPOR, Tool
+from harness.workload import Skipped, Workload, all_workloads
+
+_oracle: dict[str, str] = {}
+
+
+def tools_for(mode: Mode) -> dict[str, Tool]:
+    tools = {"torpor": TORPOR}
+    if "criu" in (mode.dumper, mode.restorer):
+        command, why = peer.criu()
+        if command is None:
+            pytest.skip(f"no peer: {why}")
+        tools["criu"] = Tool("criu", [str(command)])
+    return tools
+
+
+def criu_fails(workload: Workload, directory: Path) -> str:
+    """Where CRIU itself, dumping and restoring, fails on this workload: in its words; '' where it does not."""
+    if workload.name not in _oracle:
+        mode = MODES["criu"]
+        try:
+            run_case(workload, mode, tools_for(mode), directory)
+            _oracle[workload.name] = ""
+        except AssertionError as error:
+            _oracle[workload.name] = str(error).splitlines()[0]
+    return _oracle[workload.name]
+
+
+@pytest.mark.parametrize("mode_name", selected())
+@pytest.mark.parametrize("workload", all_workloads(), ids=lambda workload: workload.name)
+def test_workload(workload: Workload, mode_name: str, tmp_path: Path) -> None:
+    mode = MODES[mode_name]
+    tools = tools_for(mode)
+    tmp_path.chmod(0o755)  # for workloads that become another user
+    try:
+        run_case(workload, mode, tools, tmp_path / "case")
+    except Skipped as why:
+        pytest.skip(f"cannot run here: {why}")
+    except AssertionError:
+        if not mode.excused:
+            raise
+        if why_criu := criu_fails(workload, tmp_path / "oracle"):
+            pytest.xfail(f"CRIU fails too: {why_criu}")
+        raise
