@@ -74,13 +74,9 @@ class Arch:
     def with_pc(self, general: bytes, pc: int) -> bytes:
         raise NotImplementedError
 
-    def signal_frame(self, registers: Registers, mask: int, altstack: bytes, address: int) -> tuple[bytes, int]:
+    def signal_frame(self, registers: Registers, mask: int, address: int) -> tuple[bytes, int]:
         """A signal frame to be put at `address` (64-byte aligned) and the stack pointer with which rt_sigreturn takes
-        it.  `registers` are settled; `altstack` is a raw struct sigaltstack (may be filled in later, see next)."""
-        raise NotImplementedError
-
-    def frame_altstack_offset(self) -> int:
-        """Where in the frame the struct sigaltstack lies, so that sigaltstack(2) can write it there itself."""
+        it.  `registers` are settled.  The alternate stack in it is left zero, which rt_sigreturn ignores."""
         raise NotImplementedError
 
     # -- images -----------------------------------------------------------------------------------------------------

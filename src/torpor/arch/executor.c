@@ -45,6 +45,90 @@ static inline __attribute__((always_inline)) void sigreturn(word stack_pointer)
     __asm__ volatile("mov %0,%%rsp\n mov $15,%%eax\n syscall" : : "r"(stack_pointer) : "memory");
     __builtin_unreachable();
 }
+#elif defined(__aarch64__)
+enum { NR_read = 63, NR_sendto = 206 };
+__asm__(".section .text.start,\"ax\"\n.globl _start\n_start: mov x19,x0\n mov x8,#226\n svc #0\n mov x0,x19\n b executor\n.text\n");
+static inline __attribute__((always_inline)) sword system_call(word nr, word a, word b, word c, word d, word e, word f)
+{
+    register word x8 __asm__("x8") = nr;
+    register word x0 __asm__("x0") = a;
+    register word x1 __asm__("x1") = b;
+    register word x2 __asm__("x2") = c;
+    register word x3 __asm__("x3") = d;
+    register word x4 __asm__("x4") = e;
+    register word x5 __asm__("x5") = f;
+    __asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
+    return (sword)x0;
+}
+static inline __attribute__((always_inline)) void sigreturn(word stack_pointer)
+{
+    __asm__ volatile("mov sp,%0\n mov x8,#139\n svc #0" : : "r"(stack_pointer) : "memory");
+    __builtin_unreachable();
+}
+#elif defined(__arm__)
+enum { NR_read = 3, NR_sendto = 290 };
+__asm__(".section .text.start,\"ax\"\n.arm\n.globl _start\n_start: mov r4,r0\n mov r7,#125\n svc #0\n mov r0,r4\n b executor\n.text\n");
+static inline __attribute__((always_inline)) sword system_call(word nr, word a, word b, word c, word d, word e, word f)
+{
+    register word r7 __asm__("r7") = nr;
+    register word r0 __asm__("r0") = a;
+    register word r1 __asm__("r1") = b;
+    register word r2 __asm__("r2") = c;
+    register word r3 __asm__("r3") = d;
+    register word r4 __asm__("r4") = e;
+    register word r5 __asm__("r5") = f;
+    __asm__ volatile("svc #0" : "+r"(r0) : "r"(r7), "r"(r1), "r"(r2), "r"(r3), "r"(r4), "r"(r5) : "memory");
+    return (sword)r0;
+}
+static inline __attribute__((always_inline)) void sigreturn(word stack_pointer)
+{
+    __asm__ volatile("mov sp,%0\n mov r7,#173\n svc #0" : : "r"(stack_pointer) : "memory");
+    __builtin_unreachable();
+}
+#elif defined(__powerpc64__)
+enum { NR_read = 3, NR_sendto = 335 };
+__asm__(".section .text.start,\"ax\"\n.globl _start\n_start: mr 31,3\n li 0,125\n sc\n mr 3,31\n b executor\n.text\n");
+static inline __attribute__((always_inline)) sword system_call(word nr, word a, word b, word c, word d, word e, word f)
+{
+    register word r0 __asm__("r0") = nr;
+    register word r3 __asm__("r3") = a;
+    register word r4 __asm__("r4") = b;
+    register word r5 __asm__("r5") = c;
+    register word r6 __asm__("r6") = d;
+    register word r7 __asm__("r7") = e;
+    register word r8 __asm__("r8") = f;
+    // an error is told by the summary overflow bit, its number is positive
+    __asm__ volatile("sc\n bns+ 1f\n neg 3,3\n1:"
+                     : "+r"(r0), "+r"(r3), "+r"(r4), "+r"(r5), "+r"(r6), "+r"(r7), "+r"(r8)
+                     : : "r9", "r10", "r11", "r12", "cr0", "ctr", "memory");
+    return (sword)r3;
+}
+static inline __attribute__((always_inline)) void sigreturn(word stack_pointer)
+{
+    __asm__ volatile("mr 1,%0\n li 0,172\n sc" : : "r"(stack_pointer) : "memory");
+    __builtin_unreachable();
+}
+#elif defined(__s390x__)
+#define BLOCK_ARGUMENTS 90       // mmap takes the address of its six arguments
+enum { NR_read = 3, NR_sendto = 369 };
+__asm__(".section .text.start,\"ax\"\n.globl _start\n_start: lgr %r6,%r2\n svc 125\n lgr %r2,%r6\n jg executor\n.text\n");
+static inline __attribute__((always_inline)) sword system_call(word nr, word a, word b, word c, word d, word e, word f)
+{
+    register word r1 __asm__("r1") = nr;
+    register word r2 __asm__("r2") = a;
+    register word r3 __asm__("r3") = b;
+    register word r4 __asm__("r4") = c;
+    register word r5 __asm__("r5") = d;
+    register word r6 __asm__("r6") = e;
+    register word r7 __asm__("r7") = f;
+    __asm__ volatile("svc 0" : "+d"(r2) : "d"(r1), "d"(r3), "d"(r4), "d"(r5), "d"(r6), "d"(r7) : "memory");
+    return (sword)r2;
+}
+static inline __attribute__((always_inline)) void sigreturn(word stack_pointer)
+{
+    __asm__ volatile("lgr %%r15,%0\n svc 173" : : "d"(stack_pointer) : "memory");
+    __builtin_unreachable();
+}
 #else
 #error "Torpor has no executor for this architecture yet: add its system call, its sigreturn and its _start above"
 #endif
@@ -63,7 +147,12 @@ static inline __attribute__((always_inline)) void run(struct list *list)
                 value = *(volatile int *)value;
             arg[i] = value;
         }
-        call->result = system_call(call->nr, arg[0], arg[1], arg[2], arg[3], arg[4], arg[5]);
+        word first = arg[0];
+#ifdef BLOCK_ARGUMENTS
+        if (call->nr == BLOCK_ARGUMENTS)
+            first = (word)arg;
+#endif
+        call->result = system_call(call->nr, first, arg[1], arg[2], arg[3], arg[4], arg[5]);
         if (call->result < 0 && call->result >= -MAX_ERRNO && !(call->how & MAY_FAIL))
             break;
     }
@@ -72,12 +161,12 @@ static inline __attribute__((always_inline)) void run(struct list *list)
 
 __attribute__((noreturn, used)) void executor(struct area *area)
 {
-    word bell;
+    word bell[BELL / sizeof(word)];
     do {
         run(area->work);
         // not write: to a controller that died it would leave SIGPIPE pending in the victim
         system_call(NR_sendto, area->reply_fd, (word)&area->tag, BELL, MSG_NOSIGNAL, 0, 0);
-    } while (system_call(NR_read, area->wait_fd, (word)&bell, BELL, 0, 0, 0) == BELL);
+    } while (system_call(NR_read, area->wait_fd, (word)bell, BELL, 0, 0, 0) == BELL);
     if (area->undo)
         run(area->undo);
     sigreturn(area->home);

@@ -69,7 +69,7 @@ _SW_BYTES, _XSTATE_BV, _EXTENDED = 464, 512, 576
 _FP_XSTATE_MAGIC1, _FP_XSTATE_MAGIC2 = 0x46505853, 0x46505845
 _UC_FLAGS = 1 | 2 | 4  # UC_FP_XSTATE, UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS
 _UCONTEXT = 8  # struct rt_sigframe begins with the return address
-_UC_STACK = _UCONTEXT + 16
+
 
 
 def _words(general: bytes) -> list[int]:
@@ -135,7 +135,7 @@ class X86_64(Arch):
         r[RIP] = pc
         return _GENERAL.pack(*r)
 
-    def signal_frame(self, registers: Registers, mask: int, altstack: bytes, address: int) -> tuple[bytes, int]:
+    def signal_frame(self, registers: Registers, mask: int, address: int) -> tuple[bytes, int]:
         r = _words(registers.general)
         xstate = bytearray(registers.others[NT_X86_XSTATE])
         size = len(xstate)
@@ -149,14 +149,11 @@ class X86_64(Arch):
             *(0, 0, mask, 0),
         )
         # struct sigcontext: err, trapno, oldmask, cr2, then the pointer to the floating point state and 8 reserved words.
-        ucontext = struct.pack("<QQ", _UC_FLAGS, 0) + altstack.ljust(24, b"\0") + context
+        ucontext = struct.pack("<QQ", _UC_FLAGS, 0) + bytes(24) + context
         ucontext += struct.pack("<Q", address + xstate_at) + bytes(64) + struct.pack("<Q", mask)
         frame = (bytes(8) + ucontext).ljust(xstate_at, b"\0")
         # rt_sigreturn finds the frame 8 bytes below the stack pointer.
         return frame + bytes(xstate) + struct.pack("<I", _FP_XSTATE_MAGIC2), address + 8
-
-    def frame_altstack_offset(self) -> int:
-        return _UC_STACK
 
     def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
         from torpor.arch.x86_64_core import fill

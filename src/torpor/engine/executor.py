@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The executor: runs whole programs inside a task, and sends the task home if the controller dies.
+
+It comes into a task by one stepped mmap (killed while stepping, a victim dies: so only that).  From then on it helps
+itself: the first program makes a socket pair, waits on one end and, ten seconds long at most, for the controller to
+fetch the other through pidfd_getfd.  Once the task has closed that other end, end-of-file means that the controller is
+gone, and the task goes home: undo program, then rt_sigreturn into what it was doing.
+
+Threads share the page of code.  Each has its own data area; they run one program each, announce it on a second socket
+pair, and wait there for an end-of-file that only the controller's death brings: `ThreadTeam`.
+"""
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from importlib import resources
+
+from torpor.arch.base import Arch
+from torpor.engine.area import PAGE, Area, frame_size
+from torpor.engine.program import Batch, Load32, Pointer, Program, batches
+from torpor.engine.tracee import Tracee
+from torpor.engine.waiting import wait_readable
+from torpor.errors import TaskGone, TorporError
+from torpor.kernel import ptrace
+from torpor.kernel.syscall import call
+
+PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
+MAP_PRIVATE, MAP_FIXED_NOREPLACE, MAP_ANONYMOUS = 2, 0x100000, 0x20
+SOL_SOCKET, SO_RCVTIMEO = 1, 20
+SCM_MAX_FD, MSG_CMSG_CLOEXEC = 253, 0x40000000
+_GRACE_S = 10
+_BELL = b"\1" * 8
+LEADER_AREA = 1 << 18
+_UNDO_ROOM = 1 << 13
+
+_blobs: dict[str, bytes] = {}
+
+
+class CannotInstall(Exception):
+    """No executor can come into this task (full fd table, no memory); stepping still works."""
+
+
+def blob(arch: Arch) -> bytes:
+    """The executor's code.  Raises TorporError where it was not built."""
+    if arch.name not in _blobs:
+        try:
+            _blobs[arch.name] = resources.files("torpor.arch").joinpath(f"blobs/{arch.name}.bin").read_bytes()
+        except FileNotFoundError:
+            raise TorporError(
+                f"the executor for {arch.name} is not built",
+                "this is a checkout, not a released package",
+                "run `make setup` (it needs gcc)",
+                code="not-built",
+            ) from None
+    return _blobs[arch.name]
+
+
+class Executor:
+    """The executor inside one task (a thread-group leader, or any thread with an fd table of its own)."""
+
+    def __init__(self, tracee: Tracee, hole: int = 0) -> None:
+        """Install it; at address `hole`, or where the kernel likes.  Raises CannotInstall, leaving nothing behind."""
+        self.tracee = tracee
+        self.arch = tracee.arch
+        self.socket: socket.socket | None = None
+        self._undo_slot = 0
+        self.running = False
+        code = blob(self.arch)
+        registers = tracee.registers()
+        tracee.block_signals()
+        flags = MAP_PRIVATE | MAP_ANONYMOUS | (MAP_FIXED_NOREPLACE if hole else 0)
+        self.size = PAGE + LEADER_AREA
+        self.base = tracee.step("mmap", hole, self.size, PROT_READ | PROT_EXEC, flags, -1, 0)
+        if -4096 < self.base < 0:
+            tracee.rewind()
+            raise CannotInstall(os.strerror(-self.base))
+        self.area = Area(self.arch, self.base + PAGE, LEADER_AREA, frame_size(self.arch, registers), _UNDO_ROOM)
+        self._enter(code)
+
+    def _enter(self, code: bytes) -> None:
+        tracee, area, order = self.tracee, self.area, self.arch.word[0]
+        frame, home = area.home_frame(tracee.registers(), tracee.mask)
+        tracee.write(self.base, code)
+        tracee.write(area.frame, frame)
+        first = Program()
+        fds = first.put(struct.pack(f"{order}ii", -1, -1))
+        first.call("socketpair", socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC, 0, fds)
+        grace = first.put(struct.pack(f"{order}2{self.arch.word[1]}", _GRACE_S, 0))
+        first.call("setsockopt", Load32(fds), SOL_SOCKET, SO_RCVTIMEO, grace, 2 * self.arch.word_size)
+        first.call("recvfrom", Load32(fds), first.space(8), 8, 0, 0, 0)
+        (batch,) = batches(first, self.arch.word, area.room)
+        fds_at = area.work + batch.pointers[fds]
+        tracee.write(area.base, area.header(-1, -1, tracee.tid, home))
+        tracee.write(area.work, batch.encode(area.work, self.arch.word, self.arch.SYSCALLS))
+        tracee.set_general(
+            self.arch.enter_executor(
+                tracee.general, self.base, (area.base, area.size, PROT_READ | PROT_WRITE), area.stack_top
+            )
+        )
+        ptrace.cont(tracee.tid)
+        tracee.stopped = False
+        self.fd, theirs = self._await_pair(fds_at)
+        pidfd = call("pidfd_open", tracee.pid, 0)
+        try:
+            self.socket = socket.socket(fileno=call("pidfd_getfd", pidfd, theirs, 0))
+        finally:
+            os.close(pidfd)
+        self.set_undo(Program(), theirs)
+        tracee.write(area.base, struct.pack(f"{order}ii", self.fd, self.fd))
+        self.running = True
+        self.socket.send(_BELL)
+        self._finish(batch)
+        self.set_undo(Program())
+        second = Program()
+        second.call("close", theirs)
+        forever = second.put(bytes(2 * self.arch.word_size))
+        second.call("setsockopt", self.fd, SOL_SOCKET, SO_RCVTIMEO, forever, 2 * self.arch.word_size)
+        self.run(second)
+
+    def _await_pair(self, fds_at: int) -> tuple[int, int]:
+        """The pair's numbers appear in the task's memory (20 µs); nothing else can tell us yet."""
+        deadline = time.monotonic() + _GRACE_S
+        while True:
+            ours, theirs = struct.unpack(f"{self.arch.word[0]}ii", self.tracee.read(fds_at, 8))
+            if ours >= 0 and theirs >= 0:
+                return ours, theirs
+            self.tracee.notice()
+            if time.monotonic() > deadline:
+                raise TorporError(f"task {self.tracee.tid} does not start the executor", code="executor-stuck")
+            os.sched_yield()
+
+    # -- programs -------------------------------------------------------------------------------------------------
+    def run(self, program: Program) -> None:
+        for batch in self.batches(program):
+            self.start(batch)
+            self.finish()
+
+    def batches(self, program: Program) -> Iterator[Batch]:
+        return batches(program, self.arch.word, self.area.room)
+
+    def start(self, batch: Batch) -> None:
+        """Set the task to work on one batch; `finish` collects."""
+        assert self.socket is not None and not self.running
+        self._batch = batch
+        self.tracee.write(self.area.work, batch.encode(self.area.work, self.arch.word, self.arch.SYSCALLS))
+        self.running = True
+        self.socket.send(_BELL)
+
+    def finish(self) -> None:
+        self._finish(self._batch)
+
+    def _finish(self, batch: Batch) -> None:
+        assert self.socket is not None
+        wait_readable(self.socket.fileno(), self.tracee.notice)
+        bell = self.socket.recv(8)
+        self.running = False
+        if len(bell) != 8:
+            self.tracee.notice()
+            raise TaskGone(f"task {self.tracee.tid} left the executor")
+        size = batch.size if any(p.data for p in batch.pointers) else batch.results_size(self.arch.word)
+        batch.decode(self.tracee.tid, self.tracee.read(self.area.work, size), self.arch.word)
+
+    def set_undo(self, program: Program, *also_close: int) -> None:
+        """What the task is to run before it goes home, should the controller die from now on."""
+        whole = Program()
+        whole.calls = list(program.calls)
+        for fd in (self.fd, *also_close):
+            whole.call("close", fd, may_fail=True)
+        (batch,) = batches(whole, self.arch.word, self.area.undo_room)
+        pointer = self.area.undo[self._undo_slot]
+        self._undo_slot ^= 1
+        self.tracee.write(pointer, batch.encode(pointer, self.arch.word, self.arch.SYSCALLS))
+        self.tracee.write(self.area.undo_pointer(), struct.pack(self.arch.word, pointer))
+
+    # -- descriptors ------------------------------------------------------------------------------------------------
+    def send_fds(self, program: Program, fds: Sequence[int]) -> Pointer:
+        """Queue our descriptors for the task and append the recvmsg that takes them (253 at most, SCM_MAX_FD).
+
+        Returns where the numbers will lie, four bytes each: `Load32(pointer + 4 * i)` in later calls of this program
+        and, after the run, `received(pointer)`.
+        """
+        assert self.socket is not None and 0 < len(fds) <= SCM_MAX_FD
+        return append_recvmsg(program, self.arch.word, len(fds), self.fd)
+
+    def post_fds(self, fds: Sequence[int]) -> None:
+        """Send the descriptors of `send_fds`; to be called after `start` and before `finish`."""
+        assert self.socket is not None
+        socket.send_fds(self.socket, [_BELL], fds)
+
+    # -- the way out ----------------------------------------------------------------------------------------------
+    def remove(self, step_only: bool = False) -> None:
+        """Close the socket, unmap everything, put back what was found; the task stays stopped."""
+        assert self.socket is not None
+        tracee = self.tracee
+        if not tracee.stopped and not self.running:
+            last = Program()
+            last.call("close", self.fd)
+            # Should the controller die here, the task goes home by itself after this.
+            last.call("ppoll", 0, 0, last.put(struct.pack(f"{self.arch.word[0]}2{self.arch.word[1]}", _GRACE_S, 0)), 0)
+            self.start(next(self.batches(last)))
+            wait_readable(self.socket.fileno(), tracee.notice)  # end-of-file: closed
+            tracee.stop_program()
+        else:
+            tracee.stop_program()
+            tracee.step("close", self.fd)
+        tracee.step("munmap", self.base, self.size)
+        self.socket.close()
+        self.socket = None
+        tracee.rewind()
+
+
+def append_recvmsg(program: Program, word: str, count: int, fd: int) -> Pointer:
+    """Append recvmsg(2) for `count` descriptors; returns the pointer to the first number."""
+    width = struct.calcsize(word)
+    order, code = word
+    header = 2 * width if width == 8 else 12  # struct cmsghdr
+    data = program.space(8)
+    vector = program.put(struct.pack(f"{order}2{code}", 0, 8), [(0, data)])
+    control = program.space((header + 4 * count + width - 1) // width * width)
+    message = program.put(
+        struct.pack(f"{order}7{code}", 0, 0, 0, 1, 0, len(control), 0), [(2 * width, vector), (4 * width, control)]
+    )
+    program.call("recvmsg", fd, message, MSG_CMSG_CLOEXEC)
+    return control + header
+
+
+def received(pointer: Pointer, count: int, word: str) -> list[int]:
+    """The numbers that the descriptors got in the task."""
+    return list(struct.unpack_from(f"{word[0]}{count}i", pointer.root.data, pointer.offset))

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stopping a process tree, every thread of every process, and finding all of it.
+
+The tree changes while it is being stopped, so passes are made until one finds nothing new: a process whose threads are
+all stopped makes no more threads and children.  Everything that was seen before is seized and interrupted first and
+waited for afterwards, so a thousand threads stop side by side.
+"""
+
+import errno
+import os
+import time
+from typing import NamedTuple
+
+from torpor.engine import stops
+from torpor.engine.stops import Kind
+from torpor.engine.tracee import Tracee
+from torpor.engine.waiting import check_cancelled
+from torpor.errors import Refusal, TaskGone
+from torpor.kernel import ptrace
+from torpor.kernel.proc import parse_pids, parse_stat
+from torpor.kernel.procfs import read_all
+
+OPTIONS = ptrace.O_TRACESYSGOOD
+_STUBBORN_S = 1.0  # how long a task may stay unstoppable (vfork, uninterruptible sleep) before it is refused
+
+
+class FrozenProcess(NamedTuple):
+    """A stopped process: `threads` by TID, the leader first where it is alive; `children` are PIDs."""
+
+    pid: int
+    ppid: int
+    threads: dict[int, Tracee]
+    zombie: bool
+    children: list[int]
+
+
+class FrozenTree(NamedTuple):
+    root: int
+    processes: dict[int, FrozenProcess]  # parents before children
+
+
+def freeze(root: int) -> FrozenTree:
+    """Stop the whole tree below and with process `root`.
+
+    Raises TaskGone, Refusal (already traced, no rights, unstoppable); what had been stopped goes on then.
+    """
+    held: dict[int, Tracee] = {}
+    try:
+        return _freeze(root, held)
+    except BaseException:
+        for tracee in held.values():
+            if tracee.stopped:
+                try:
+                    tracee.let_go()
+                except OSError:
+                    pass
+        raise
+
+
+def _freeze(root: int, held: dict[int, Tracee]) -> FrozenTree:
+    processes: dict[int, FrozenProcess] = {}
+    expected = _tree(root)
+    for pid in expected:
+        _seize_all(pid, held)
+    queue = [(root, 0)]
+    while queue:
+        pid, ppid = queue.pop(0)
+        check_cancelled()
+        threads: dict[int, Tracee] = {}
+        while True:
+            tids = _seize_all(pid, held)
+            new = [tid for tid in tids if tid in held and tid not in threads]
+            for tid in new:
+                if _await_stop(held[tid]):
+                    threads[tid] = held[tid]
+                else:
+                    del held[tid]
+            if not new:
+                break
+        if not threads and not _is_zombie(pid):
+            if pid == root:
+                raise TaskGone(f"process {root} has ended")
+            continue  # ended, and was reaped, while we came
+        children = _children(pid, tids)
+        zombie = pid not in threads
+        processes[pid] = FrozenProcess(pid, ppid, threads, zombie, children)
+        queue += [(child, pid) for child in children]
+    for process in processes.values():
+        threads = list(process.threads.values())
+        for thread in threads[1:]:
+            thread.share_memory(threads[0])
+            thread.use_gadget(threads[0].gadget)
+    return FrozenTree(root, processes)
+
+
+def _tree(root: int) -> list[int]:
+    """A first guess at the tree, from outside."""
+    found = [root]
+    for pid in found:
+        try:
+            found += _children(pid, _tids(pid))
+        except (OSError, TaskGone):
+            pass
+    return found
+
+
+def _tids(pid: int) -> list[int]:
+    try:
+        return sorted(map(int, os.listdir(f"/proc/{pid}/task")), key=lambda tid: (tid != pid, tid))
+    except OSError:
+        raise TaskGone(f"there is no process {pid}", remedy="check the PID given with -t") from None
+
+
+def _children(pid: int, tids: list[int]) -> list[int]:
+    found: list[int] = []
+    for tid in tids:
+        try:
+            found += parse_pids(read_all(f"/proc/{pid}/task/{tid}/children"))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESRCH):
+                raise
+    return found
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return parse_stat(read_all(f"/proc/{pid}/stat")).state == "Z"
+    except (OSError, TaskGone):
+        return False
+
+
+def _seize_all(pid: int, held: dict[int, Tracee]) -> list[int]:
+    """Seize and interrupt what is not held yet; returns all TIDs."""
+    try:
+        tids = _tids(pid)
+    except TaskGone:
+        if held and pid not in held:
+            return []
+        raise
+    for tid in tids:
+        if tid in held:
+            continue
+        try:
+            ptrace.seize(tid, OPTIONS)
+            held[tid] = Tracee(tid, pid)
+            held[tid].stopped = False
+            ptrace.interrupt(tid)
+        except OSError as error:
+            if error.errno == errno.ESRCH:
+                held.pop(tid, None)
+            elif error.errno == errno.EPERM:
+                if not _explain_eperm(pid, tid):
+                    continue
+            else:
+                raise
+    return tids
+
+
+def _explain_eperm(pid: int, tid: int) -> bool:
+    """False for a dead task (it cannot be seized, and need not be); else raises Refusal."""
+    from torpor.kernel.proc import parse_status
+
+    try:
+        stat = parse_stat(read_all(f"/proc/{pid}/task/{tid}/stat"))
+        if stat.state in "ZX":
+            return False
+        tracer = parse_status(read_all(f"/proc/{pid}/task/{tid}/status")).tracer
+    except (OSError, TaskGone):
+        return False
+    subject = f"task {tid} ({stat.comm})"
+    if tracer:
+        raise Refusal(
+            subject,
+            f"process {tracer} traces it already (a debugger, strace, or another dump)",
+            "end the tracer first",
+            code="traced",
+        )
+    raise Refusal(subject, "no permission to trace it", "run as root, or with CAP_SYS_PTRACE", code="no-rights")
+
+
+def _await_stop(tracee: Tracee) -> bool:
+    """Wait until an interrupted task has stopped.  False: it ended instead."""
+    deadline = time.monotonic() + _STUBBORN_S
+    while True:
+        try:
+            stop = stops.poll(tracee.tid)
+        except ChildProcessError:
+            return False
+        if stop is None:
+            if time.monotonic() > deadline:
+                _refuse_stubborn(tracee)
+            os.sched_yield()
+            continue
+        if stop.kind is Kind.ENDED:
+            return False
+        if stop.kind is Kind.INTERRUPTED:
+            break
+        if stop.kind is Kind.GROUP_STOP:
+            tracee.group_stop = stop.signal
+            break
+        if stop.kind is Kind.SIGNAL:
+            # It was on its way to a handler when we came: let it get there; the interrupt stops it right after.
+            ptrace.cont(tracee.tid, stop.signal)
+        else:
+            ptrace.cont(tracee.tid)
+    tracee.stopped = True
+    return True
+
+
+def _refuse_stubborn(tracee: Tracee) -> None:
+    ptrace_hint = "it waits for its vfork child, or sleeps uninterruptibly in the kernel"
+    raise Refusal(f"task {tracee.tid}", f"it does not stop: {ptrace_hint}", "try again in a moment", code="unstoppable")

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs without an executor: one call after the other by PTRACE_SYSCALL.
+
+Slower (27 µs a call), and a task whose controller is killed in here does not go home by itself.  It serves tasks that
+an executor cannot enter: full fd tables, no room for a mapping.  Data lies on a page that is mapped for the purpose.
+"""
+
+import struct
+
+from torpor.engine.program import CALL_WORDS, LIST_WORDS, MAY_FAIL, LOAD32, RESULT, ARG_BITS, Program, batches
+from torpor.engine.tracee import Tracee
+from torpor.errors import KernelError
+
+SCRATCH = 1 << 16
+_PROT_RW, _MAP_PRIVATE_ANON = 3, 0x22
+
+
+class Stepper:
+    def __init__(self, tracee: Tracee) -> None:
+        self.tracee = tracee
+        self._scratch = 0
+
+    def run(self, program: Program) -> None:
+        """Run all of it; raises CallFailed like the executor."""
+        tracee = self.tracee
+        arch = tracee.arch
+        tracee.block_signals()
+        if not self._scratch:
+            at = tracee.step("mmap", 0, SCRATCH, _PROT_RW, _MAP_PRIVATE_ANON, -1, 0)
+            if -4096 < at < 0:
+                raise KernelError(f"cannot map a page inside task {tracee.tid}", -at)
+            self._scratch = at
+        order, code = arch.word
+        call_format = struct.Struct(f"{order}{CALL_WORDS}{code}")
+        for batch in batches(program, arch.word, SCRATCH):
+            body = batch.encode(self._scratch, arch.word, arch.SYSCALLS)
+            tracee.write(self._scratch, body)
+            results: list[int] = []
+            done = len(batch.calls)
+            for i, call in enumerate(batch.calls):
+                fields = call_format.unpack_from(body, LIST_WORDS * arch.word_size + i * call_format.size)
+                how = fields[7]
+                args = []
+                for n, value in enumerate(fields[1:7]):
+                    kind = how >> ARG_BITS * n & 3
+                    if kind == RESULT:
+                        value = results[value]
+                    elif kind == LOAD32:
+                        value = struct.unpack(f"{order}i", tracee.read(value, 4))[0]
+                    args.append(value)
+                result = tracee.step(call.name, *args)
+                results.append(result)
+                if -4096 < result < 0 and not how & MAY_FAIL:
+                    done = i
+                    break
+            body = bytearray(tracee.read(self._scratch, batch.size))
+            mask = (1 << 8 * arch.word_size) - 1
+            struct.pack_into(arch.word, body, arch.word_size, done)
+            for i, result in enumerate(results):
+                at = LIST_WORDS * arch.word_size + i * call_format.size + (CALL_WORDS - 1) * arch.word_size
+                struct.pack_into(arch.word, body, at, result & mask)
+            batch.decode(tracee.tid, bytes(body), arch.word)
+
+    def remove(self) -> None:
+        if self._scratch:
+            self.tracee.step("munmap", self._scratch, SCRATCH)
+            self._scratch = 0
+        self.tracee.rewind()

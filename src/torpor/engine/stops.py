@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a wait status of a traced task means.
+
+A seized task stops for many reasons, and they come in any order: the SIGTRAP|0x80 of a system call (TRACESYSGOOD), the
+event of PTRACE_INTERRUPT (signal SIGTRAP) or of a group-stop (a stop signal), fork, clone and exec events, and the
+delivery of a signal that cannot be blocked (SIGSTOP).  Nothing may be assumed about the next stop, so every wait status
+goes through `classify`.  Facts: ptrace(2), "Stopped states".
+"""
+
+import os
+import signal
+from enum import Enum, auto
+from typing import NamedTuple
+
+from torpor.kernel import ptrace
+
+WALL = 0x40000000
+STOP_SIGNALS = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+
+
+class Kind(Enum):
+    CALL = auto()  # entry to, or exit from, a system call
+    INTERRUPTED = auto()  # PTRACE_INTERRUPT, or a new auto-attached task's first stop
+    GROUP_STOP = auto()  # the process is stopped by job control; `signal` says by which signal
+    SIGNAL = auto()  # `signal` is about to be delivered
+    EVENT = auto()  # fork, vfork, clone, exec: `event`
+    ENDED = auto()  # exited or was killed; `status` says how
+
+
+class Stop(NamedTuple):
+    tid: int
+    kind: Kind
+    signal: int
+    event: int
+    status: int
+
+
+def classify(tid: int, status: int) -> Stop:
+    if not os.WIFSTOPPED(status):
+        return Stop(tid, Kind.ENDED, 0, 0, status)
+    sig, event = os.WSTOPSIG(status), status >> 16
+    if sig == signal.SIGTRAP | 0x80:
+        kind = Kind.CALL
+    elif event == ptrace.EVENT_STOP:
+        kind = Kind.GROUP_STOP if sig in STOP_SIGNALS else Kind.INTERRUPTED
+    elif event:
+        kind = Kind.EVENT
+    else:
+        kind = Kind.SIGNAL
+    return Stop(tid, kind, sig & 0x7F, event, status)
+
+
+def wait(tid: int) -> Stop:
+    """The next stop of `tid`, or its end.  Waits by TID: a host program's children are none of our business."""
+    _, status = os.waitpid(tid, WALL)
+    return classify(tid, status)
+
+
+def poll(tid: int) -> Stop | None:
+    """As `wait`, but None where there is nothing yet."""
+    found, status = os.waitpid(tid, WALL | os.WNOHANG)
+    return classify(tid, status) if found else None

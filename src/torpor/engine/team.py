@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One program in each of many threads of a process, all at once.
+
+Some facts about a thread can be asked, and some set, only inside it (sigaltstack, clear_child_tid, credentials …).
+Every thread gets a data area of its own in one mapping made by the leader's executor, runs its program, announces it
+on a socket that all share, and waits there.  Nothing is ever sent to them: end-of-file sends them home.
+"""
+
+import os
+import socket
+import struct
+from collections.abc import Mapping
+
+from torpor.engine.area import HEADER, Area, frame_size
+from torpor.engine.executor import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, Executor
+from torpor.engine.program import Batch, CallFailed, Program, batches
+from torpor.engine.tracee import Tracee
+from torpor.engine.waiting import wait_readable
+from torpor.errors import TaskGone
+from torpor.kernel import ptrace
+from torpor.kernel.syscall import call
+
+_WORK = 2048  # bytes for a thread's program and its data
+
+
+class ThreadTeam:
+    """Runs programs in threads that share the leader's address space and fd table."""
+
+    def __init__(self, leader: Executor) -> None:
+        self.leader = leader
+        self.socket: socket.socket | None = None
+        self.fd = -1
+        self._at = 0
+        self._size = 0
+        self._slots = 0
+        self._slot_size = 0
+
+    def _open(self, sample: Tracee, threads: int) -> None:
+        """Map an area for `threads` slots and make the socket."""
+        arch = self.leader.arch
+        frame = frame_size(arch, sample.registers())
+        self._slot_size = (HEADER + frame + 1024 + 64 + _WORK + 63) & ~63
+        self._size = (self._slot_size * threads + 65535) & ~65535
+        program = Program()
+        at = program.call("mmap", 0, self._size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        pair = program.space(8)
+        program.call("socketpair", socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC, 0, pair)
+        self.leader.run(program)
+        self._at, self._slots = at.value, threads
+        self.fd, theirs = struct.unpack(f"{arch.word[0]}ii", pair.data)
+        pidfd = call("pidfd_open", self.leader.tracee.pid, 0)
+        try:
+            self.socket = socket.socket(fileno=call("pidfd_getfd", pidfd, theirs, 0))
+        finally:
+            os.close(pidfd)
+        program = Program()
+        program.call("close", theirs)
+        self.leader.set_undo(Program(), self.fd)
+        self.leader.run(program)
+
+    def run(self, programs: Mapping[Tracee, Program]) -> None:
+        """Run each thread's program (one small batch each) and stop the threads again, registers not yet put back.
+
+        Raises CallFailed for the first that failed.
+        """
+        threads = list(programs)
+        if not threads:
+            return
+        if self.socket is None:
+            self._open(threads[0], min(len(threads), 256))
+        for at in range(0, len(threads), self._slots):
+            self._run_some({t: programs[t] for t in threads[at : at + self._slots]})
+
+    def _run_some(self, programs: Mapping[Tracee, Program]) -> None:
+        assert self.socket is not None
+        arch = self.leader.arch
+        memory = self.leader.tracee
+        running: dict[int, tuple[Tracee, Area, Batch]] = {}
+        for slot, (thread, program) in enumerate(programs.items()):
+            registers = thread.registers()
+            area = Area(arch, self._at + slot * self._slot_size, self._slot_size, frame_size(arch, registers), 0)
+            (batch,) = batches(program, arch.word, area.room)
+            frame, home = area.home_frame(registers, thread.mask)
+            whole = (area.header(self.fd, self.fd, thread.tid, home) + frame).ljust(area.work - area.base, b"\0")
+            memory.write(area.base, whole + batch.encode(area.work, arch.word, arch.SYSCALLS))
+            thread.touch()
+            thread.block_signals()
+            entry = arch.enter_executor(
+                thread.general, self.leader.base, (area.base, 0, PROT_READ | PROT_WRITE), area.stack_top
+            )
+            thread.set_general(entry)
+            ptrace.cont(thread.tid)
+            thread.stopped = False
+            running[thread.tid] = thread, area, batch
+        failure: CallFailed | None = None
+        done = []
+
+        def notice() -> None:
+            for thread, _, _ in running.values():
+                thread.notice()
+
+        while running:
+            wait_readable(self.socket.fileno(), notice)
+            bell = self.socket.recv(8)
+            if len(bell) != 8:
+                raise TaskGone(f"process {memory.pid} ended while programs ran in its threads")
+            thread, area, batch = running.pop(struct.unpack_from(arch.word, bell)[0])
+            done.append(thread)
+            try:
+                batch.decode(thread.tid, memory.read(area.work, batch.size), arch.word)
+            except CallFailed as error:
+                failure = failure or error
+        for thread in done:
+            ptrace.interrupt(thread.tid)
+        for thread in done:
+            thread.await_interrupt()
+            thread.rewind()
+        if failure:
+            raise failure
+
+    def close(self) -> None:
+        """Unmap the areas and close the socket, through the leader."""
+        if self.socket is None:
+            return
+        program = Program()
+        program.call("close", self.fd)
+        program.call("munmap", self._at, self._size)
+        self.leader.set_undo(Program())
+        self.leader.run(program)
+        self.socket.close()
+        self.socket = None

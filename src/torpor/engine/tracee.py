@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One stopped thread, and how a system call is stepped inside it.
+
+A tracee is *frozen* (as it was found) until something is run in it.  `let_go` puts back what was found, bit for bit:
+the kernel itself then restarts an interrupted system call, and only at PTRACE_DETACH.  Registers for an image, or for
+a task that goes home by itself, are `settled` instead (arch/base.py).
+
+Two traps that cost days: one injected call makes the kernel clear rseq_cs, so whether a thread is inside a restartable
+sequence has to be read before the first one; and a signal mask must be put back also where the task goes on.
+"""
+
+import errno
+import os
+import signal
+import struct
+
+from torpor.arch import native
+from torpor.arch.base import NT_PRSTATUS, Registers
+from torpor.engine import stops
+from torpor.engine.stops import Kind, Stop
+from torpor.errors import TaskGone, TorporError
+from torpor.kernel import ptrace
+
+ALL_SIGNALS = (1 << 64) - 1
+_RSEQ_CS = struct.Struct("=IIQQQ")  # version, flags, start_ip, post_commit_offset, abort_ip
+
+
+class Tracee:
+    """A seized and stopped thread.  `pid` is its process; `memory` a descriptor of /proc/TID/mem, shared by threads."""
+
+    def __init__(self, tid: int, pid: int) -> None:
+        self.tid, self.pid = tid, pid
+        self.arch = native()
+        self.group_stop = 0  # the stop signal, where job control has stopped the process
+        self.stopped = True
+        self.deferred: list[int] = []  # stop signals that came in mid-program, to be sent again
+        self._memory = -1
+        self._gadget = 0
+        self._general = b""
+        self._mask: int | None = None
+        self._specials: dict[int, bytes] = {}
+        self._others: dict[int, bytes] | None = None
+        self._rseq: ptrace.RseqConfiguration | None = None
+        self._rseq_abort = 0
+        self._touched = False
+        self._mask_touched = False
+
+    def __repr__(self) -> str:
+        return f"<Tracee {self.tid}>"
+
+    # -- memory -----------------------------------------------------------------------------------------------------
+    @property
+    def memory(self) -> int:
+        if self._memory < 0:
+            self._memory = os.open(f"/proc/{self.tid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        return self._memory
+
+    def share_memory(self, other: "Tracee") -> None:
+        """Use the descriptor of a thread with the same address space."""
+        self._memory = os.dup(other.memory) if self._memory < 0 else self._memory
+
+    def read(self, address: int, length: int) -> bytes:
+        """`length` bytes at `address`, PROT_NONE pages too.  Raises OSError (EIO: not mapped)."""
+        data = os.pread(self.memory, length, address)
+        if len(data) != length:
+            raise OSError(errno.EIO, f"short read of task memory at {address:#x}")
+        return data
+
+    def write(self, address: int, data: bytes) -> None:
+        if os.pwrite(self.memory, data, address) != len(data):
+            raise OSError(errno.EIO, f"short write of task memory at {address:#x}")
+
+    # -- what was found ---------------------------------------------------------------------------------------------
+    @property
+    def general(self) -> bytes:
+        """NT_PRSTATUS as found; the first look also reads what an injected call would destroy."""
+        if not self._general:
+            self._general = ptrace.get_regset(self.tid, NT_PRSTATUS)
+            self._read_rseq()
+        return self._general
+
+    @property
+    def rseq(self) -> ptrace.RseqConfiguration:
+        _ = self.general
+        assert self._rseq is not None
+        return self._rseq
+
+    def _read_rseq(self) -> None:
+        self._rseq = ptrace.rseq_configuration(self.tid)
+        if not self._rseq.pointer:
+            return
+        section = struct.unpack("=Q", self.read(self._rseq.pointer + 8, 8))[0]
+        if not section:
+            return
+        try:
+            _, _, start, length, abort = _RSEQ_CS.unpack(self.read(section, _RSEQ_CS.size))
+        except OSError:
+            return
+        if 0 <= self.arch.pc(self._general) - start < length:
+            self._rseq_abort = abort
+
+    def registers(self) -> Registers:
+        """Everything the CPU has of this thread, settled, and outside a restartable sequence: for an image."""
+        if self._others is None:
+            self._others = {nt: ptrace.get_regset(self.tid, nt) for nt in self.arch.regsets}
+        general = self.arch.settled(self.general)
+        if self._rseq_abort:
+            general = self.arch.with_pc(general, self._rseq_abort)
+        return Registers(general, self._others)
+
+    @property
+    def mask(self) -> int:
+        """Signals that the thread blocks itself."""
+        if self._mask is None:
+            self._mask = ptrace.get_signal_mask(self.tid)
+        return self._mask
+
+    # -- changing it ------------------------------------------------------------------------------------------------
+    def touch(self) -> None:
+        """Make the thread ready to run what is not its own code."""
+        if self._touched:
+            return
+        _ = self.general, self.mask
+        for which, value in self.arch.before_programs().items():
+            self._specials[which] = ptrace.get_regset(self.tid, which)
+            ptrace.set_regset(self.tid, which, value)
+        self._touched = True
+
+    def block_signals(self) -> None:
+        if not self._mask_touched:
+            _ = self.mask
+            ptrace.set_signal_mask(self.tid, ALL_SIGNALS)
+            self._mask_touched = True
+
+    def set_general(self, general: bytes) -> None:
+        ptrace.set_regset(self.tid, NT_PRSTATUS, general)
+
+    @property
+    def gadget(self) -> int:
+        """Address of a system-call instruction that the task maps anyway: the vDSO has one."""
+        if not self._gadget:
+            self._gadget = _find_gadget(self)
+        return self._gadget
+
+    def use_gadget(self, address: int) -> None:
+        self._gadget = address
+
+    def step(self, name: str, *args: int) -> int:
+        """Run one system call by PTRACE_SYSCALL; its result, negative errno on failure.
+
+        The mask should be blocked already.  A controller that is killed in here leaves the task with wrong registers:
+        the shorter the better.
+        """
+        self.touch()
+        self.set_general(self.arch.enter_call(self.general, self.gadget, self.arch.SYSCALLS[name], args))
+        for _ in range(2):
+            ptrace.cont_to_call(self.tid)
+            while (stop := stops.wait(self.tid)).kind is not Kind.CALL:
+                self.surprise(stop)
+                ptrace.cont_to_call(self.tid)
+        return self.arch.result(ptrace.get_regset(self.tid, NT_PRSTATUS))
+
+    def surprise(self, stop: Stop) -> None:
+        """A stop that nobody asked for, in the middle of something."""
+        if stop.kind is Kind.ENDED:
+            self.stopped = False
+            raise TaskGone(f"task {self.tid} was ended by somebody else while Torpor worked on it")
+        if stop.kind is Kind.SIGNAL:
+            if stop.signal not in (signal.SIGSTOP,):
+                raise TorporError(
+                    f"task {self.tid} got signal {stop.signal} while it ran a program", "a bug in Torpor", code="bug"
+                )
+            self.deferred.append(stop.signal)
+
+    def notice(self) -> None:
+        """Deal with a stop of a running task, if there is one: nothing that was asked for."""
+        stop = stops.poll(self.tid)
+        if stop is not None:
+            self.surprise(stop)
+            ptrace.cont(self.tid)
+
+    def stop_program(self) -> None:
+        """Stop a task that runs a program or waits for one."""
+        if self.stopped:
+            return
+        ptrace.interrupt(self.tid)
+        self.await_interrupt()
+
+    def await_interrupt(self) -> None:
+        """Wait for the stop that PTRACE_INTERRUPT brings."""
+        while True:
+            stop = stops.wait(self.tid)
+            if stop.kind in (Kind.INTERRUPTED, Kind.GROUP_STOP):
+                break
+            self.surprise(stop)
+            ptrace.cont(self.tid)
+        self.stopped = True
+
+    def rewind(self) -> None:
+        """Registers and mask as found; the thread stays stopped."""
+        if self._mask_touched:
+            ptrace.set_signal_mask(self.tid, self.mask)
+            self._mask_touched = False
+        if self._touched:
+            general = self.general
+            if self._rseq_abort:
+                general = self.arch.with_pc(self.arch.settled(general), self._rseq_abort)
+            self.set_general(general)
+            for which, value in self._specials.items():
+                ptrace.set_regset(self.tid, which, value)
+            self._touched = False
+
+    def let_go(self, stop_signal: int = 0) -> None:
+        """Put back what was found and detach."""
+        self.rewind()
+        self.detach()
+        for number in [*self.deferred, stop_signal]:
+            if number:
+                os.kill(self.pid, number)
+
+    def detach(self) -> None:
+        ptrace.detach(self.tid)
+        self.stopped = False
+        self.close()
+
+    def close(self) -> None:
+        if self._memory >= 0:
+            os.close(self._memory)
+            self._memory = -1
+
+
+def _find_gadget(tracee: Tracee) -> int:
+    arch = tracee.arch
+    with open(f"/proc/{tracee.tid}/maps", "rb", buffering=1 << 16) as maps:
+        for line in maps:
+            if line.rstrip().endswith(b"[vdso]"):
+                start, end = (int(x, 16) for x in line.split(None, 1)[0].split(b"-"))
+                text = tracee.read(start, end - start)
+                at = text.find(arch.instruction)
+                while at >= 0 and at % arch.instruction_alignment:
+                    at = text.find(arch.instruction, at + 1)
+                if at >= 0:
+                    return start + at
+    raise TorporError(
+        f"task {tracee.tid} has no vDSO with a system-call instruction",
+        "it was unmapped, or the kernel runs with vdso=0",
+        "boot without vdso=0, or leave the vDSO mapped",
+        code="no-vdso",
+    )

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ptrace(2), typed.  Every function raises OSError; ESRCH means that the task is gone *or is not stopped*.
+
+ptrace belongs to the thread that attached: all of this is called from one thread of one process (see engine/).
+Facts: ptrace(2), include/uapi/linux/ptrace.h of Linux 6.12.
+"""
+
+import ctypes
+import errno
+import os
+import struct
+from typing import NamedTuple
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_ptrace = _libc.ptrace
+_ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+_ptrace.restype = ctypes.c_long
+
+CONT, KILL, DETACH, SYSCALL = 7, 8, 17, 24
+SETOPTIONS, GETEVENTMSG, GETSIGINFO = 0x4200, 0x4201, 0x4202
+GETREGSET, SETREGSET, SEIZE, INTERRUPT = 0x4204, 0x4205, 0x4206, 0x4207
+LISTEN, PEEKSIGINFO, GETSIGMASK, SETSIGMASK = 0x4208, 0x4209, 0x420A, 0x420B
+GET_RSEQ_CONFIGURATION = 0x420F
+
+O_TRACESYSGOOD, O_TRACEFORK, O_TRACEVFORK, O_TRACECLONE, O_TRACEEXEC = 1, 2, 4, 8, 16
+O_EXITKILL, O_SUSPEND_SECCOMP = 1 << 20, 1 << 21
+
+EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_STOP = 1, 2, 3, 4, 128
+
+PEEKSIGINFO_SHARED = 1
+SIGINFO_SIZE = 128
+_REGSET_MAX = 1 << 16  # AMX makes an XSTATE of 11 KB; leave room for what comes
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+_buffer = ctypes.create_string_buffer(_REGSET_MAX)
+_buffer_at = ctypes.addressof(_buffer)
+_iov = _Iovec()
+_iov_at = ctypes.addressof(_iov)
+
+
+def request(what: int, tid: int, addr: int = 0, data: int = 0) -> int:
+    """One ptrace request; `addr` and `data` are numbers or addresses.  Raises OSError."""
+    result: int = _ptrace(what, tid, addr, data)
+    if result == -1:
+        number = ctypes.get_errno()
+        if number:
+            raise OSError(number, os.strerror(number))
+    return result
+
+
+def seize(tid: int, options: int) -> None:
+    """Attach without stopping.  EPERM: traced already, or no rights."""
+    request(SEIZE, tid, 0, options)
+
+
+def interrupt(tid: int) -> None:
+    request(INTERRUPT, tid)
+
+
+def cont(tid: int, signal: int = 0) -> None:
+    request(CONT, tid, 0, signal)
+
+
+def cont_to_call(tid: int, signal: int = 0) -> None:
+    """Run to the next entry to, or exit from, a system call."""
+    request(SYSCALL, tid, 0, signal)
+
+
+def listen(tid: int) -> None:
+    """Leave a task in group-stop while waiting for events."""
+    request(LISTEN, tid)
+
+
+def detach(tid: int, signal: int = 0) -> None:
+    request(DETACH, tid, 0, signal)
+
+
+def set_options(tid: int, options: int) -> None:
+    request(SETOPTIONS, tid, 0, options)
+
+
+def event_message(tid: int) -> int:
+    """What the last event stop was about, e.g. the TID of a new child."""
+    value = ctypes.c_ulong()
+    request(GETEVENTMSG, tid, 0, ctypes.addressof(value))
+    return value.value
+
+
+def get_regset(tid: int, which: int) -> bytes:
+    """One register set, as long as this CPU and this task have it."""
+    _iov.base, _iov.length = _buffer_at, _REGSET_MAX
+    request(GETREGSET, tid, which, _iov_at)
+    return _buffer.raw[: _iov.length] if _iov.length > 4096 else ctypes.string_at(_buffer_at, _iov.length)
+
+
+def set_regset(tid: int, which: int, data: bytes) -> None:
+    """Set a register set.  EFAULT where `data` is shorter than the CPU's (x86 XSTATE)."""
+    ctypes.memmove(_buffer_at, data, len(data))
+    _iov.base, _iov.length = _buffer_at, len(data)
+    request(SETREGSET, tid, which, _iov_at)
+
+
+def get_signal_mask(tid: int) -> int:
+    """Blocked signals, bit n-1 for signal n."""
+    request(GETSIGMASK, tid, 8, _buffer_at)
+    return int.from_bytes(_buffer[:8], "little" if struct.pack("=H", 1)[0] else "big")
+
+
+def set_signal_mask(tid: int, mask: int) -> None:
+    struct.pack_into("=Q", _buffer, 0, mask & 0xFFFFFFFFFFFFFFFF)
+    request(SETSIGMASK, tid, 8, _buffer_at)
+
+
+def signal_info(tid: int) -> bytes:
+    """siginfo of the signal that a signal-delivery stop is about."""
+    request(GETSIGINFO, tid, 0, _buffer_at)
+    return _buffer.raw[:SIGINFO_SIZE]
+
+
+def peek_signals(tid: int, shared: bool) -> list[bytes]:
+    """All pending signals of a thread, or of its process where `shared`, as raw siginfo (128 bytes each)."""
+    batch = 32
+    found: list[bytes] = []
+    while True:
+        args = struct.pack("=QIi", len(found), PEEKSIGINFO_SHARED if shared else 0, batch)
+        argument = ctypes.create_string_buffer(args, len(args))
+        count = request(PEEKSIGINFO, tid, ctypes.addressof(argument), _buffer_at)
+        raw = _buffer.raw[: count * SIGINFO_SIZE]
+        found += [raw[i : i + SIGINFO_SIZE] for i in range(0, len(raw), SIGINFO_SIZE)]
+        if count < batch:
+            return found
+
+
+class RseqConfiguration(NamedTuple):
+    """Where a thread registered its restartable-sequences area; pointer 0: not registered.  Linux 5.13."""
+
+    pointer: int
+    size: int
+    signature: int
+
+
+def rseq_configuration(tid: int) -> RseqConfiguration:
+    try:
+        request(GET_RSEQ_CONFIGURATION, tid, 24, _buffer_at)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.EINVAL):  # a kernel without rseq
+            return RseqConfiguration(0, 0, 0)
+        raise
+    pointer, size, signature, _flags = struct.unpack_from("=QIII", _buffer, 0)
+    return RseqConfiguration(pointer, size, signature)
