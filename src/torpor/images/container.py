@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One image as bytes: magic words, then entries.
+
+An entry is a u32 length, a message, and for some kinds raw bytes that belong to it (see payloads).  Nothing is read
+because a length says so: it has to be inside the bytes that are there.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from torpor.errors import ImageError
+from torpor.images.kinds import IMG_COMMON, IMG_SERVICE, INVENTORY, RAW, ImageKind
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any, TypeAlias, TypeVar
+
+    from torpor.images.message import Message
+
+    M = TypeVar("M", bound=Message)
+    Entry: TypeAlias = Message | tuple[Message, bytes]
+
+MAX_ENTRY = 64 << 20  # an mm image with a million areas has 45 MB
+_U32 = struct.Struct("<I")
+
+
+def start_of(kind: ImageKind[Any]) -> bytes:
+    """The magic words that an image of this kind starts with."""
+    if kind.shape == RAW:
+        return b""
+    own = _U32.pack(kind.magic)
+    return own if kind is INVENTORY else _U32.pack(IMG_SERVICE if kind.is_service else IMG_COMMON) + own
+
+
+def encode_entries(entries: Iterable[Entry]) -> list[bytes]:
+    """The entries' bytes, lengths between them."""
+    parts: list[bytes] = []
+    for entry in entries:
+        message, payload = entry if isinstance(entry, tuple) else (entry, b"")
+        body = message.encode()
+        parts += (_U32.pack(len(body)), body, payload) if payload else (_U32.pack(len(body)), body)
+    return parts
+
+
+def check_start(kind: ImageKind[Any], data: bytes, name: str) -> int:
+    """Check the magic words; where they end."""
+    start = start_of(kind)
+    if data.startswith(start):
+        return len(start)
+    if data.startswith(start[-4:]):
+        return 4  # img_version 1: no common word
+    raise ImageError(f"{name} is not a {kind.name} image", "it starts with another magic number", code="bad-magic")
+
+
+def parse_image(kind: ImageKind[M], data: bytes, name: str) -> Iterator[tuple[M, bytes]]:
+    """The entries of an image with their raw bytes; `name` is for the errors."""
+    if kind.shape == RAW:
+        raise ValueError(f"{name} has no entries")
+    at, end = check_start(kind, data, name), len(data)
+    payload, cls = kind.payload, kind.message
+    if kind.has_head:
+        from torpor.images.schema.pagemap import PagemapHead
+
+        cls = PagemapHead  # type: ignore[assignment]
+    decode = cls.decode
+    while at < end:
+        start = at + 4
+        if start > end:
+            raise ImageError(f"{name} is mangled", "it ends in the middle of an entry's length")
+        (size,) = _U32.unpack_from(data, at)
+        at = start + size
+        if at > end or size > MAX_ENTRY:
+            raise ImageError(f"{name} is mangled", f"an entry of {size} bytes goes beyond its end")
+        try:
+            message = decode(data[start:at])
+            if payload is None:
+                yield message, b""
+            else:
+                start, at = at, payload(message, data, at)
+                if at > end:
+                    raise ImageError("", f"{at - start} bytes after an entry go beyond its end")
+                yield message, data[start:at]
+        except ImageError as error:
+            why = f"{error.what}: {error.why}" if error.what else error.why
+            raise ImageError(f"{name} is mangled", why) from None
+        if cls is not kind.message:
+            cls = kind.message
+            decode = cls.decode

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A directory of images, written by one who may be interrupted and read by one who trusts nothing in it.
+
+Writing: `inventory.img` makes a directory a checkpoint.  An old one is removed before the first image is written, the
+new one appears by rename after everything else has reached the disk, so that a dump which was cut short never looks
+like a whole one.  Files are made anew (0600, never through a link that lies there) and each is written in one go.
+
+Reading: regular files only, no links, sizes bounded by what is really there.  All that is wrong is an `ImageError` that
+names the file.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from torpor.errors import ImageError
+from torpor.images.container import MAX_ENTRY, check_start, encode_entries, parse_image, start_of
+from torpor.images.kinds import INVENTORY, KINDS, STATS, ImageKind
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any, Self, TypeAlias, TypeVar
+
+    from torpor.images.container import Entry
+    from torpor.images.message import Message
+    from torpor.images.schema.inventory import InventoryEntry
+    from torpor.images.schema.stats import StatsEntry
+
+    M = TypeVar("M", bound=Message)
+    Id: TypeAlias = int | str | None
+
+MAX_IMAGE = 1 << 30  # of images that are read as a whole; pages and ghost files are not
+IMG_VERSION = 2
+
+
+def _kind(kind: ImageKind[Any] | str) -> ImageKind[Any]:
+    return KINDS[kind] if isinstance(kind, str) else kind
+
+
+def _write(fd: int, parts: list[bytes]) -> int:
+    """Write it all, whatever the kernel takes at a time."""
+    data = memoryview(b"".join(parts))
+    size = len(data)
+    while data:
+        data = data[os.write(fd, data) :]
+    return size
+
+
+class ImageWriter:
+    """Writes the images of one checkpoint into the directory open at `dir_fd` (which stays the caller's).
+
+    OSError (disk full, no rights) passes through; call `discard` then.
+    """
+
+    def __init__(self, dir_fd: int) -> None:
+        self.dir_fd = dir_fd
+        self.names: dict[str, None] = {}  # of the files written, in order
+        self.bytes_written = 0  # by `write`; pages and other raw images are not counted here
+
+    def write(self, kind: ImageKind[Any] | str, entries: Iterable[Entry], id: Id = None) -> None:
+        """Write an image with these entries.  Without any there is no image, and an old one goes."""
+        kind = _kind(kind)
+        parts = encode_entries(entries)
+        if not parts:
+            self.remove(kind, id)
+            return
+        fd = self._create(kind.file_name(id))
+        try:
+            self.bytes_written += _write(fd, [start_of(kind), *parts])
+        finally:
+            os.close(fd)
+
+    def open_raw(self, kind: ImageKind[Any] | str, id: Id = None, first: Message | None = None) -> int:
+        """Make an image and return its descriptor, to which the caller writes on: behind nothing when the kind is raw,
+        else behind the magic words and the entry `first`."""
+        kind = _kind(kind)
+        fd = self._create(kind.file_name(id))
+        if first is not None:
+            try:
+                self.bytes_written += _write(fd, [start_of(kind), *encode_entries([first])])
+            except BaseException:
+                os.close(fd)
+                raise
+        return fd
+
+    def remove(self, kind: ImageKind[Any] | str, id: Id = None) -> None:
+        """Remove an image that an earlier dump left here."""
+        self._ready()
+        self._unlink(_kind(kind).file_name(id))
+
+    def set_parent(self, target: str | None) -> None:
+        """Say where the parent checkpoint is: a path relative to this directory, or None for no parent."""
+        self._ready()
+        self._unlink("parent")
+        if target is not None:
+            os.symlink(target, "parent", dir_fd=self.dir_fd)
+
+    def finish(self, inventory: InventoryEntry) -> None:
+        """Bring everything to the disk, then, and only then, make it a checkpoint."""
+        self._ready()
+        self._sync_files()
+        os.fsync(self.dir_fd)
+        write_small(self.dir_fd, INVENTORY, inventory)
+
+    def discard(self) -> None:
+        """Remove what was written: the dump failed."""
+        for name in [INVENTORY.pattern, *self.names]:
+            try:
+                self._unlink(name)
+            except OSError:
+                pass
+        self.names.clear()
+
+    def _ready(self) -> None:
+        """Nothing is written before the old checkpoint stops being one."""
+        if not self.names:
+            self._unlink(INVENTORY.pattern)
+
+    def _unlink(self, name: str) -> None:
+        try:
+            os.unlink(name, dir_fd=self.dir_fd)
+        except FileNotFoundError:
+            pass
+
+    def _create(self, name: str) -> int:
+        self._ready()
+        self.names[name] = None
+        return _create(self.dir_fd, name)
+
+    def _sync_files(self) -> None:
+        """fsync every file.  Starting the writes of all before waiting for the first makes one batch of them: for 1,000
+        files 60 ms instead of 580."""
+        import ctypes
+
+        start = ctypes.CDLL(None).sync_file_range
+        offset = ctypes.c_long(0)
+        for wait in (False, True):
+            for name in self.names:
+                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.dir_fd)
+                try:
+                    if wait:
+                        os.fsync(fd)
+                    else:
+                        start(fd, offset, offset, 2)  # SYNC_FILE_RANGE_WRITE; a hint: where it fails, fsync does it all
+                finally:
+                    os.close(fd)
+
+
+def _create(dir_fd: int, name: str) -> int:
+    """Make a new file that only its owner may read; what lies there under that name (a link, perhaps) goes."""
+    for _ in range(100):
+        try:
+            return os.open(
+                name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd
+            )
+        except FileExistsError:
+            os.unlink(name, dir_fd=dir_fd)
+    raise FileExistsError(17, "it keeps coming back", name)
+
+
+def write_small(dir_fd: int, kind: ImageKind[M], entry: M, id: Id = None) -> None:
+    """Write an image of one entry by rename, so that either the old or the whole new one is there, and sync it."""
+    name = kind.file_name(id)
+    temporary = f".{name}.{os.getpid()}.tmp"
+    fd = _create(dir_fd, temporary)
+    try:
+        try:
+            _write(fd, [start_of(kind), *encode_entries([entry])])
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    except BaseException:
+        os.unlink(temporary, dir_fd=dir_fd)
+        raise
+    os.fsync(dir_fd)
+
+
+def write_stats(dir_fd: int, stats: StatsEntry) -> None:
+    """Write stats-dump or stats-restore, whichever `stats` is."""
+    write_small(dir_fd, STATS, stats, "dump" if stats.dump is not None else "restore")
+
+
+class ImageReader:
+    """Reads the images in the directory open at `dir_fd` (the caller's, unless `open` made the reader)."""
+
+    def __init__(self, dir_fd: int) -> None:
+        self.dir_fd = dir_fd
+        self._owned = False
+
+    @classmethod
+    def open(cls, path: str, dir_fd: int | None = None) -> Self:
+        """A reader that owns its descriptor; close it or use it in `with`."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+        except OSError as error:
+            raise ImageError(f"cannot open the images in {path}", error.strerror or str(error)) from error
+        reader = cls(fd)
+        reader._owned = True
+        return reader
+
+    def close(self) -> None:
+        if self._owned:
+            self._owned = False
+            os.close(self.dir_fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def exists(self, kind: ImageKind[Any], id: Id = None) -> bool:
+        try:
+            return stat.S_ISREG(os.stat(kind.file_name(id), dir_fd=self.dir_fd, follow_symlinks=False).st_mode)
+        except OSError:
+            return False
+
+    def entries(self, kind: ImageKind[M], id: Id = None) -> list[M]:
+        """All entries; none when there is no such image.  (Of a pagemap, the first is a PagemapHead.)"""
+        return [message for message, _ in self.entries_with_payload(kind, id)]
+
+    def entries_with_payload(self, kind: ImageKind[M], id: Id = None) -> list[tuple[M, bytes]]:
+        """All entries, each with the raw bytes that follow it."""
+        name = kind.file_name(id)
+        data = self._read(name)
+        return [] if data is None else list(parse_image(kind, data, name))
+
+    def one(self, kind: ImageKind[M], id: Id = None) -> M:
+        """The only entry of an image that must be there."""
+        entry = self.find(kind, id)
+        if entry is None:
+            raise ImageError(f"{kind.file_name(id)} is missing", code="missing-image")
+        return entry
+
+    def find(self, kind: ImageKind[M], id: Id = None) -> M | None:
+        """The only entry of an image, None when there is no such image."""
+        entries = self.entries(kind, id)
+        if len(entries) > 1:
+            raise ImageError(f"{kind.file_name(id)} is mangled", f"it has {len(entries)} entries instead of one")
+        return entries[0] if entries else None
+
+    def inventory(self) -> InventoryEntry:
+        """The inventory, checked for being of a version that we know."""
+        inventory = self.find(INVENTORY)
+        if inventory is None:
+            remedy = "give the directory of a finished dump with -D"
+            raise ImageError("there is no checkpoint here", "inventory.img is missing", remedy, code="no-checkpoint")
+        if inventory.img_version not in (1, IMG_VERSION):
+            raise ImageError("these images are foreign", f"their version is {inventory.img_version}, not {IMG_VERSION}")
+        return inventory
+
+    def open_raw(self, kind: ImageKind[Any], id: Id = None) -> int:
+        """A descriptor of an image that must be there: a regular file."""
+        name = kind.file_name(id)
+        fd = self._open(name)
+        if fd is None:
+            raise ImageError(f"{name} is missing", code="missing-image")
+        return fd
+
+    def open_payload(self, kind: ImageKind[M], id: Id = None) -> tuple[M, int, int]:
+        """The first entry of an image, a descriptor of the image, and where the entry ends in it (ghost files)."""
+        name = kind.file_name(id)
+        fd = self.open_raw(kind, id)
+        try:
+            start = os.pread(fd, 12, 0)
+            at = check_start(kind, start, name)
+            size = int.from_bytes(start[at : at + 4], "little")
+            if size > min(MAX_ENTRY, os.fstat(fd).st_size):
+                raise ImageError(f"{name} is mangled", "its first entry goes beyond its end")
+            message, _ = next(parse_image(kind, os.pread(fd, at + 4 + size, 0), name), (None, b""))
+            if message is None:
+                raise ImageError(f"{name} is mangled", "it has no entry")
+            return message, fd, at + 4 + size
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def parent(self) -> ImageReader | None:
+        """The checkpoint that this one builds on: the directory to which the link `parent` points."""
+        try:
+            os.stat("parent", dir_fd=self.dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return ImageReader.open("parent", self.dir_fd)
+
+    def names(self) -> list[str]:
+        """What lies in the directory."""
+        return sorted(os.listdir(self.dir_fd))
+
+    def _open(self, name: str) -> int | None:
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.dir_fd)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ImageError(f"{name} cannot be read", error.strerror or str(error)) from error
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise ImageError(f"{name} is not an image", "it is not a regular file")
+        return fd
+
+    def _read(self, name: str) -> bytes | None:
+        fd = self._open(name)
+        if fd is None:
+            return None
+        try:
+            size = os.fstat(fd).st_size
+            if size > MAX_IMAGE:
+                raise ImageError(f"{name} is mangled", f"it has {size} bytes, more than any such image can have")
+            data = os.read(fd, size)
+            while len(data) < size and (more := os.read(fd, size - len(data))):
+                data += more
+            return data
+        except OSError as error:
+            raise ImageError(f"{name} cannot be read", error.strerror or str(error)) from error
+        finally:
+            os.close(fd)
