@@ -29,7 +29,40 @@ class Same(NamedTuple):
     number: Hashable
 
 
-Value = str | int | frozenset[str] | tuple[int, ...] | Same
+class Area(NamedTuple):
+    """One line of smaps with what belongs to it."""
+
+    start: int
+    end: int
+    offset: int
+    protection: str
+    name: str
+    file: "str | Same"
+    flags: frozenset[str]
+    page_size: str
+    key: str
+
+
+class Areas(NamedTuple):
+    """All areas of a task, as the kernel divides them."""
+
+    areas: tuple[Area, ...]
+
+    def merged(self, ignored: frozenset[str]) -> list[Area]:
+        """Neighbours that differ in nothing visible as one; without the flags that a tool may change."""
+        found: list[Area] = []
+        for whole in self.areas:
+            area = whole._replace(flags=whole.flags - ignored)
+            if found and found[-1].end == area.start and found[-1][3:] == area[3:]:
+                last = found[-1]
+                if area.offset == -1 or last.offset + (area.start - last.start) == area.offset:
+                    found[-1] = last._replace(end=area.end)
+                    continue
+            found.append(area)
+        return found
+
+
+Value = str | int | frozenset[str] | tuple[int, ...] | Same | Areas
 View = dict[Key, Value]
 
 # Lines of status that count or measure, or that are about others.
@@ -198,7 +231,7 @@ class Viewer:
 
     # -- memory --
     def areas(self, task: str, at: str) -> None:
-        found: list[tuple[int, int, int, tuple[object, ...]]] = []
+        found: list[Area] = []
         start = end = offset = 0
         perms = name = inode = size = pkey = ""
         for line in (_read(f"{at}/smaps") or "").splitlines():
@@ -213,22 +246,9 @@ class Viewer:
                 pkey = line.split()[1]
             elif line.startswith("VmFlags:"):
                 flags = frozenset(line.split()[1:]) - {"sd"}
-                what: object = inode
-                if name.endswith(" (deleted)"):
-                    what = Same("inode", inode)
-                merged = (perms, name, what, flags, size, pkey)
-                if found and found[-1][1] == start and found[-1][3] == merged:
-                    before = found[-1]
-                    if offset == -1 or before[2] + (start - before[0]) == offset:
-                        found[-1] = (before[0], end, before[2], merged)
-                        continue
-                found.append((start, end, offset, merged))
-        for start, end, offset, (perms_, name_, what, flags_, size_, pkey_) in found:
-            area_key = f"area {start:x}-{end:x}"
-            values = {"protection": perms_, "name": name_, "file": what, "VmFlags": flags_, "page size": size_}
-            values |= {"protection key": pkey_, "offset": offset}
-            for key, value in values.items():
-                self.view[(task, area_key, key)] = value  # type: ignore[assignment]
+                what = Same("inode", inode) if name.endswith(" (deleted)") else inode
+                found.append(Area(start, end, offset, perms, name, what, flags, size, pkey))
+        self.view[(task, "areas")] = Areas(tuple(found))
 
     # -- what is shared, and descriptors --
     def shared(self, task: str, pid: int, live: int, tids: list[int]) -> None:
@@ -320,17 +340,40 @@ def tids(seen: View) -> list[int]:
     """Every thread of every task of a view."""
     found: list[int] = []
     for key, value in seen.items():
-        if key[1:] == ("threads",) and isinstance(value, tuple) and not isinstance(value, Same):
+        if key[1:] == ("threads",) and isinstance(value, tuple) and not isinstance(value, (Same, Areas)):
             found += value
     return found
 
 
 # -- comparing --
 class Tolerance(NamedTuple):
-    """A difference that a tool (never Torpor) leaves, and why: a pattern over the sentence's path and text."""
+    """A difference that a tool (never Torpor) leaves, and why.
 
-    pattern: str
+    pattern: found in the sentence about it.  flags: words of VmFlags that are not compared.
+    """
+
     why: str
+    pattern: str = ""
+    flags: frozenset[str] = frozenset()
+
+
+def _with_areas(seen: View, ignored: frozenset[str]) -> View:
+    """The view with each area as entries of its own."""
+    spread: View = {}
+    for key, value in seen.items():
+        if not isinstance(value, Areas):
+            spread[key] = value
+            continue
+        for area in value.merged(ignored):
+            at = (key[0], f"area {area.start:x}-{area.end:x}")
+            spread[(*at, "name")] = area.name
+            spread[(*at, "protection")] = area.protection
+            spread[(*at, "file")] = area.file
+            spread[(*at, "offset")] = area.offset
+            spread[(*at, "VmFlags")] = area.flags
+            spread[(*at, "page size")] = area.page_size
+            spread[(*at, "protection key")] = area.key
+    return spread
 
 
 def _text(value: Value) -> str:
@@ -370,9 +413,12 @@ class Renaming:
 
 def differences(before: View, after: View, tolerate: Iterable[Tolerance] = ()) -> list[str]:
     """What changed, one sentence a change; [] when nothing did."""
+    tolerate = list(tolerate)
+    ignored = frozenset().union(*(one.flags for one in tolerate))
+    before, after = _with_areas(before, ignored), _with_areas(after, ignored)
     names = {key[0]: value for key, value in before.items() if key[1:] == ("comm",)}
     renaming = Renaming()
-    patterns: list[Callable[[str], object]] = [re.compile(one.pattern).search for one in tolerate]
+    patterns: list[Callable[[str], object]] = [re.compile(one.pattern).search for one in tolerate if one.pattern]
     found: list[str] = []
 
     def tell(key: Key, text: str) -> None:

@@ -22,7 +22,8 @@ from pathlib import Path
 from harness.events import FileWatch, Timeout, describe, status_in_words, wait_end
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "workloads"
-CFLAGS = ["-O1", "-pthread", "-Wall", "-Wextra", "-Wno-unused-result"]
+CFLAGS = ["-O1", "-pthread", "-Wall", "-Wextra", "-Wno-unused-result", "-Wno-sign-compare"]
+CFLAGS += ["-Wno-missing-field-initializers"]
 KEYS = {"opts", "dump", "restore", "libs", "timeout", "same", "terminal"}
 
 
@@ -56,7 +57,7 @@ class Workload:
     def compiled(self) -> Path:
         """The program, from the cache if this very source was compiled before."""
         flags = CFLAGS + self.header.get("libs", "").split(",")
-        source = self.path.read_bytes() + (DIRECTORY / "wl.h").read_bytes()
+        source = b"".join(path.read_bytes() for path in (self.path, *sorted(DIRECTORY.glob("*.h"))))
         digest = hashlib.sha256(source + " ".join(flags).encode()).hexdigest()[:16]
         cache = Path(tempfile.gettempdir()) / f"torpor-workloads-{os.getuid()}"
         cache.mkdir(mode=0o755, exist_ok=True)
