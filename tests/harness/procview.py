@@ -13,6 +13,7 @@ import ctypes
 import itertools
 import os
 import re
+import signal
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -84,6 +85,7 @@ STAT_OF_PROCESS = {
 }  # fmt: skip
 STAT_OF_THREAD = {18: "priority", 19: "nice", 40: "rt_priority", 41: "policy"}
 PF_EXITING = 0x4
+SIGTERM_BIT = 1 << (signal.SIGTERM - 1)
 TEXT_FILES = (
     "cmdline", "environ", "comm", "oom_score_adj", "personality", "coredump_filter", "loginuid", "sessionid", "cgroup",
     "cpuset", "uid_map", "gid_map", "projid_map", "setgroups", "timens_offsets", "attr/current", "timerslack_ns",
@@ -138,7 +140,11 @@ class Viewer:
         pids = tree_of(self.root)
         self.view[("tree", "tasks")] = tuple(sorted(pids))
         for pid in pids:
-            self.task(pid)
+            try:
+                self.task(pid)
+            except FileNotFoundError:
+                if os.path.exists(f"/proc/{pid}"):
+                    raise  # else it ended while we looked
         self.descriptions()
         return self.view
 
@@ -197,6 +203,8 @@ class Viewer:
                 continue
             if name in STATUS_OF_THREAD:
                 self.view[(task, thread, f"status {name}")] = " ".join(value.split())
+                if name == "SigBlk":  # a task inside sigwait shows what it awaits as unblocked: workloads await SIGTERM
+                    self.view[(task, thread, "status SigBlk")] = f"{int(value, 16) & ~SIGTERM_BIT:016x}"
             elif tid == pid:
                 self.view[(task, f"status {name}")] = " ".join(value.split())
         if state == "Z":

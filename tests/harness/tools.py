@@ -57,8 +57,9 @@ class Tool:
         if self.name == "criu":
             lines = log.read_text(errors="replace").splitlines() if log.exists() else []
             errors = [line for line in lines if "Error (" in line or "BUG at" in line]
-            if errors:
-                return re.sub(r"^\([0-9.]+\)\s*|Error \([^)]*\): ", "", errors[0]).strip()
+            telling = [line for line in errors if "Can't setup RLIMIT_NOFILE" not in line] or errors  # said every time
+            if telling:
+                return re.sub(r"^\([0-9.]+\)\s*|Error \([^)]*\): ", "", telling[0]).strip()
         lines = [line for line in said.splitlines() if line.strip()]
         return lines[-1] if lines else "no word said"
 
