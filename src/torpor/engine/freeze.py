@@ -158,7 +158,7 @@ def _seize_all(pid: int, held: dict[int, Tracee]) -> list[int]:
 
 def _explain_eperm(pid: int, tid: int) -> bool:
     """False for a dead task (it cannot be seized, and need not be); else raises Refusal."""
-    from torpor.kernel.proc import parse_status
+    from torpor.kernel.status import parse_status
 
     try:
         stat = parse_stat(read_all(f"/proc/{pid}/task/{tid}/stat"))
@@ -167,7 +167,7 @@ def _explain_eperm(pid: int, tid: int) -> bool:
         tracer = parse_status(read_all(f"/proc/{pid}/task/{tid}/status")).tracer
     except (OSError, TaskGone):
         return False
-    subject = f"task {tid} ({stat.comm})"
+    subject = f"task {tid} ({stat.comm.decode(errors='replace')})"
     if tracer:
         raise Refusal(
             subject,
