@@ -23,6 +23,24 @@ import struct
 from operator import attrgetter
 
 from torpor.errors import ImageError
+from torpor.images.wire import (
+    ALWAYS,
+    BOOL,
+    BYTES,
+    ENCODED,
+    FIXED64,
+    INT32,
+    INT64,
+    LENGTH,
+    LONG,
+    SINT32,
+    SINT64,
+    STRING,
+    UINT32,
+    UINT64,
+    read_varint,
+    varint,
+)  # fmt: skip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,20 +59,7 @@ __all__ = [
     "Field", "Message", "optional", "repeated", "required",
 ]  # fmt: skip
 
-BOOL: Final = "bool"
-BYTES: Final = "bytes"
-FIXED64: Final = "fixed64"
-INT32: Final = "int32"
-INT64: Final = "int64"
-SINT32: Final = "sint32"
-SINT64: Final = "sint64"
-STRING: Final = "string"
-UINT32: Final = "uint32"
-UINT64: Final = "uint64"
-
 MAX_DEPTH: Final = 64  # CRIU's deepest message (cgroups) nests as deep as its directories; protobuf itself says 100
-_U64: Final = (1 << 64) - 1
-_U32: Final = (1 << 32) - 1
 _SCHEMA: Final = "torpor.images.schema."
 
 
@@ -100,100 +105,6 @@ def optional(number: int, kind: str, *, default: None, unset: Any = None) -> Any
 def repeated(number: int, kind: str, *, default_factory: type[list[Any]]) -> Any:
     """A list, never packed when written; packed ones are read as well."""
     return Field("repeated", number, kind, None, None)
-
-
-# ---- varints ---------------------------------------------------------------------------------------------------------
-
-
-def _varint(value: int) -> bytes:
-    if value < 128:
-        return bytes((value,))
-    if 1 << 42 <= value < 1 << 49:  # most addresses of user space
-        return bytes((
-            value & 127 | 128, value >> 7 & 127 | 128, value >> 14 & 127 | 128, value >> 21 & 127 | 128,
-            value >> 28 & 127 | 128, value >> 35 & 127 | 128, value >> 42,
-        ))  # fmt: skip
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-class _Varints(dict[int, bytes]):
-    """The encoded form of the integers of one kind.  Most numbers in an image are flags and ids: they repeat."""
-
-    def __init__(self, low: int, high: int, zigzag: bool = False) -> None:
-        super().__init__()
-        self.low, self.high, self.zigzag = low, high, zigzag
-
-    def __missing__(self, value: int) -> bytes:
-        if not isinstance(value, int):
-            raise TypeError(f"{value!r} is not an integer")
-        if not self.low <= value <= self.high:
-            raise ValueError(f"{value} is not between {self.low} and {self.high}")
-        encoded = _varint((value << 1 ^ value >> 63) if self.zigzag else value & _U64)
-        if len(self) < 4096:
-            self[value] = encoded
-        return encoded
-
-
-class _Fixed(dict[int, bytes]):
-    """The same face for fixed64: nothing is kept."""
-
-    def __missing__(self, value: int) -> bytes:
-        if not 0 <= value <= _U64:
-            raise ValueError(f"{value} is not between 0 and {_U64}")
-        return struct.pack("<Q", value)
-
-
-_ENCODED: Final[dict[str, dict[int, bytes]]] = {
-    UINT32: _Varints(0, _U32),
-    UINT64: _Varints(0, _U64),
-    INT32: _Varints(-(1 << 31), (1 << 31) - 1),
-    INT64: _Varints(-(1 << 63), (1 << 63) - 1),
-    SINT32: _Varints(-(1 << 31), (1 << 31) - 1, True),
-    SINT64: _Varints(-(1 << 63), (1 << 63) - 1, True),
-    BOOL: _Varints(0, 1),
-    FIXED64: _Fixed(),
-}
-_LENGTH: Final = _ENCODED[UINT64]
-
-
-def _signed32(value: int) -> int:
-    value &= _U32
-    return value - (1 << 32) if value >> 31 else value
-
-
-def _signed64(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _zigzag(value: int) -> int:
-    return value >> 1 ^ -(value & 1)
-
-
-def _zigzag32(value: int) -> int:
-    value &= _U32
-    return value >> 1 ^ -(value & 1)
-
-
-# What makes a value of a varint.  Those of the first table leave numbers below 128 as they are.
-_LONG: Final[dict[str, Any]] = {UINT32: _U32.__and__, UINT64: None, INT32: _signed32, INT64: _signed64}
-_ALWAYS: Final[dict[str, Any]] = {SINT32: _zigzag32, SINT64: _zigzag, BOOL: bool}
-
-
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while shift < 70:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value & _U64, at
-        shift += 7
-    raise ImageError("a message is mangled", "a number in it is longer than ten bytes")
 
 
 # ---- the codec -------------------------------------------------------------------------------------------------------
@@ -309,10 +220,10 @@ class Message:
             kind = field.kind
             what = _MESSAGE if field.is_message else {BYTES: _BYTES, STRING: _STRING}.get(kind, _NUMBER)
             wire = 1 if kind == FIXED64 else 0 if what == _NUMBER else 2
-            encoded = _ENCODED[INT32 if field.is_enum else kind] if what == _NUMBER else _LENGTH
+            encoded = ENCODED[INT32 if field.is_enum else kind] if what == _NUMBER else LENGTH
             if field.label == "repeated":
                 what += _REPEATED
-            rows.append((what, _varint(field.number << 3 | wire), encoded, field))
+            rows.append((what, varint(field.number << 3 | wire), encoded, field))
         names = [row[3].name for row in rows]
         # attrgetter of one name gives no tuple: name it twice, zip drops the second
         cls._encoder = attrgetter(*names, *names[:1]), rows
@@ -334,13 +245,13 @@ class Message:
                 if many:
                     table[tag | 2] = _PACKED, name, None
             elif many:
-                convert = _ALWAYS.get(kind) or _LONG[kind] or int
+                convert = ALWAYS.get(kind) or LONG[kind] or int
                 table[tag] = _NUMBERS, name, convert
                 table[tag | 2] = _PACKED, name, convert
-            elif kind in _ALWAYS:
-                table[tag] = _ODD_NUMBER, name, _ALWAYS[kind]
+            elif kind in ALWAYS:
+                table[tag] = _ODD_NUMBER, name, ALWAYS[kind]
             else:
-                table[tag] = _NUMBER, name, _LONG[kind]
+                table[tag] = _NUMBER, name, LONG[kind]
         needed = dict.fromkeys(field.name for field in cls._fields.values() if field.label == "required").keys()
         cls._decoder = table, needed, frozenset(field.number for field in cls._fields.values())
         return cls._decoder
@@ -359,7 +270,7 @@ def _decode(cls: type[M], data: bytes, depth: int) -> M:
             if tag > 127:
                 byte = data[at]
                 if byte > 127:
-                    tag, at = _read_varint(data, at - 1)
+                    tag, at = read_varint(data, at - 1)
                 else:
                     tag = tag & 127 | byte << 7
                     at += 1
@@ -371,18 +282,18 @@ def _decode(cls: type[M], data: bytes, depth: int) -> M:
             if what == _NUMBER:
                 value = data[at]
                 if value > 127:
-                    value, at = _read_varint(data, at)
+                    value, at = read_varint(data, at)
                     values[name] = more(value) if more else value
                 else:
                     values[name] = value
                     at += 1
             elif what == _ODD_NUMBER:
-                value, at = _read_varint(data, at)
+                value, at = read_varint(data, at)
                 values[name] = more(value)
             elif what == _NUMBERS:
                 value = data[at]
                 if value > 127:
-                    value, at = _read_varint(data, at)
+                    value, at = read_varint(data, at)
                 else:
                     at += 1
                 values[name].append(more(value))
@@ -396,7 +307,7 @@ def _decode(cls: type[M], data: bytes, depth: int) -> M:
             else:
                 size = data[at]
                 if size > 127:
-                    size, at = _read_varint(data, at)
+                    size, at = read_varint(data, at)
                 else:
                     at += 1
                 start, at = at, at + size
@@ -435,7 +346,7 @@ def _unpack(body: bytes, convert: Any) -> list[int]:
         return list(struct.unpack(f"<{len(body) // 8}Q", body))
     found, at = [], 0
     while at < len(body):
-        value, at = _read_varint(body, at)
+        value, at = read_varint(body, at)
         found.append(convert(value))
     return found
 
@@ -446,9 +357,9 @@ def _skip(cls: type[Message], data: bytes, tag: int, at: int) -> int:
     if not 0 < number < 1 << 29 or wire in (3, 4, 6, 7) or number in cls._decoder[2]:
         raise ImageError(f"a message ({cls.__name__}) is mangled", f"field {number} is of a wrong type ({wire})")
     if wire == 0:
-        at = _read_varint(data, at)[1]
+        at = read_varint(data, at)[1]
     elif wire == 2:
-        size, at = _read_varint(data, at)
+        size, at = read_varint(data, at)
         at += size
     else:
         at += 8 if wire == 1 else 4

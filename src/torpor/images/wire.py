@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers as protocol buffers write them: varints, plain and zigzag, and eight bytes for fixed64.
+
+A negative int32 or enum takes ten bytes, as if it had 64 bits.  Reading takes what does not fit by its low bits, as
+every other decoder does; writing refuses it.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from torpor.errors import ImageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+BOOL: Final = "bool"
+BYTES: Final = "bytes"
+FIXED64: Final = "fixed64"
+INT32: Final = "int32"
+INT64: Final = "int64"
+SINT32: Final = "sint32"
+SINT64: Final = "sint64"
+STRING: Final = "string"
+UINT32: Final = "uint32"
+UINT64: Final = "uint64"
+
+_U64: Final = (1 << 64) - 1
+_U32: Final = (1 << 32) - 1
+
+
+def varint(value: int) -> bytes:
+    if value < 128:
+        return bytes((value,))
+    if 1 << 42 <= value < 1 << 49:  # most addresses of user space
+        return bytes((
+            value & 127 | 128, value >> 7 & 127 | 128, value >> 14 & 127 | 128, value >> 21 & 127 | 128,
+            value >> 28 & 127 | 128, value >> 35 & 127 | 128, value >> 42,
+        ))  # fmt: skip
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+class _Varints(dict[int, bytes]):
+    """The encoded form of the integers of one kind.  Most numbers in an image are flags and ids: they repeat."""
+
+    def __init__(self, low: int, high: int, zigzag: bool = False) -> None:
+        super().__init__()
+        self.low, self.high, self.zigzag = low, high, zigzag
+
+    def __missing__(self, value: int) -> bytes:
+        if not isinstance(value, int):
+            raise TypeError(f"{value!r} is not an integer")
+        if not self.low <= value <= self.high:
+            raise ValueError(f"{value} is not between {self.low} and {self.high}")
+        encoded = varint((value << 1 ^ value >> 63) if self.zigzag else value & _U64)
+        if len(self) < 4096:
+            self[value] = encoded
+        return encoded
+
+
+class _Fixed(dict[int, bytes]):
+    """The same face for fixed64: nothing is kept."""
+
+    def __missing__(self, value: int) -> bytes:
+        if not 0 <= value <= _U64:
+            raise ValueError(f"{value} is not between 0 and {_U64}")
+        return struct.pack("<Q", value)
+
+
+ENCODED: Final[dict[str, dict[int, bytes]]] = {
+    UINT32: _Varints(0, _U32),
+    UINT64: _Varints(0, _U64),
+    INT32: _Varints(-(1 << 31), (1 << 31) - 1),
+    INT64: _Varints(-(1 << 63), (1 << 63) - 1),
+    SINT32: _Varints(-(1 << 31), (1 << 31) - 1, True),
+    SINT64: _Varints(-(1 << 63), (1 << 63) - 1, True),
+    BOOL: _Varints(0, 1),
+    FIXED64: _Fixed(),
+}
+LENGTH: Final = ENCODED[UINT64]
+
+
+def _signed32(value: int) -> int:
+    value &= _U32
+    return value - (1 << 32) if value >> 31 else value
+
+
+def _signed64(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _zigzag(value: int) -> int:
+    return value >> 1 ^ -(value & 1)
+
+
+def _zigzag32(value: int) -> int:
+    value &= _U32
+    return value >> 1 ^ -(value & 1)
+
+
+# What makes a value of a varint.  Those of the first table leave numbers below 128 as they are.
+LONG: Final[dict[str, Any]] = {UINT32: _U32.__and__, UINT64: None, INT32: _signed32, INT64: _signed64}
+ALWAYS: Final[dict[str, Any]] = {SINT32: _zigzag32, SINT64: _zigzag, BOOL: bool}
+
+
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value & _U64, at
+        shift += 7
+    raise ImageError("a message is mangled", "a number in it is longer than ten bytes")
