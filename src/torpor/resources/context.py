@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What resources are given to work with: the dump and the restore as a whole, their tasks, and files as seen.
+
+Resources reach other resources only through these.
+"""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from torpor.errors import Refusal
+
+if TYPE_CHECKING:
+    from torpor.engine.executor import Executor
+    from torpor.engine.freeze import FrozenProcess
+    from torpor.engine.program import Program
+    from torpor.engine.stepper import Stepper
+    from torpor.engine.team import ThreadTeam
+    from torpor.engine.tracee import Tracee
+    from torpor.images.directory import ImageReader, ImageWriter
+    from torpor.images.schema.core import CoreEntry, TaskKobjIdsEntry
+    from torpor.images.schema.fdinfo import FdinfoEntry, FileEntry
+    from torpor.images.schema.fs import FsEntry
+    from torpor.images.schema.mm import MmEntry
+    from torpor.kernel.fdinfo import FdInfo
+    from torpor.kernel.maps import Area
+    from torpor.kernel.proc import Stat, Status
+    from torpor.options import Options
+
+
+class SeenFile:
+    """An open file description as seen at dump, through one of the descriptors that share it.
+
+    id: its number in files.img.  pid, number: where it was seen.  link: the text of /proc/PID/fd/N.  stat: of the open
+    file.  info: its fdinfo.  `fd`: our own descriptor of the same description (pidfd_getfd), fetched on first use.
+    """
+
+    __slots__ = ("_fd", "id", "info", "link", "number", "pid", "pidfd", "stat")
+
+    def __init__(
+        self, id: int, pid: int, number: int, link: str, stat: os.stat_result, info: "FdInfo", pidfd: int
+    ) -> None:
+        self.id, self.pid, self.number, self.link, self.stat, self.info = id, pid, number, link, stat, info
+        self.pidfd = pidfd
+        self._fd = -1
+
+    @property
+    def fd(self) -> int:
+        """Our descriptor: same offset, flags and queue as the task's.  Never change them, never read from it."""
+        if self._fd < 0:
+            from torpor.kernel.syscall import call
+
+            self._fd = call("pidfd_getfd", self.pidfd, self.number, 0)
+        return self._fd
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    @property
+    def subject(self) -> str:
+        return f"task {self.pid}, fd {self.number} ({self.link})"
+
+    def refusal(self, why: str, remedy: str = "") -> Refusal:
+        return Refusal(self.subject, why, remedy)
+
+
+class DumpTask:
+    """A process at dump, frozen.  A zombie has no threads, no areas, no runner."""
+
+    def __init__(self, frozen: "FrozenProcess", stat: "Stat") -> None:
+        self.pid, self.ppid, self.frozen, self.stat = frozen.pid, frozen.ppid, frozen, stat
+        self.pgid, self.sid = stat.pgrp, stat.session
+        self.zombie = frozen.zombie and not frozen.threads
+        self.threads: list[Tracee] = list(frozen.threads.values())
+        self.statuses: dict[int, Status] = {}  # by TID
+        self.stats: dict[int, Stat] = {}  # by TID
+        self.areas: list[Area] = []
+        self.ids: TaskKobjIdsEntry | None = None
+        self.pidfd = -1
+        self.runner: Executor | Stepper | None = None
+        self.team: ThreadTeam | None = None
+        self.cores: dict[int, CoreEntry] = {}  # by TID
+
+    @property
+    def leader(self) -> "Tracee":
+        """The thread in which process-wide programs run."""
+        return self.threads[0]
+
+    @property
+    def status(self) -> "Status":
+        return self.statuses[self.leader.tid]
+
+    @property
+    def subject(self) -> str:
+        return f"task {self.pid} ({os.fsdecode(self.stat.comm)})"
+
+    def refusal(self, why: str, remedy: str = "", code: str = "unsupported") -> Refusal:
+        return Refusal(self.subject, why, remedy, code=code)
+
+    def run(self, program: "Program") -> None:
+        if len(program):
+            assert self.runner is not None
+            self.runner.run(program)
+
+
+class Dump:
+    """One dump.  `state` is for resources: anything that save() leaves for late(), under the kind's own key."""
+
+    def __init__(self, options: "Options", images: "ImageWriter") -> None:
+        self.options, self.images = options, images
+        self.tasks: dict[int, DumpTask] = {}  # parents before children
+        self.file_entries: list[FileEntry] = []
+        self.state: dict[str, Any] = {}
+        self._next_file_id = 0
+
+    def new_file_id(self) -> int:
+        """A number for files.img: also for mapped files, executables, working directories."""
+        self._next_file_id += 1
+        return self._next_file_id
+
+    def setdefault(self, key: str, value: Any) -> Any:
+        """Shorthand for state: the list or dict that a resource collects in."""
+        return self.state.setdefault(key, value)
+
+
+class RestoreTask:
+    """A task to be restored: what the images say of it, then what stands of it."""
+
+    def __init__(self, pid: int, ppid: int, pgid: int, sid: int, threads: list[int]) -> None:
+        self.pid, self.ppid, self.pgid, self.sid, self.threads = pid, ppid, pgid, sid, threads
+        self.cores: dict[int, CoreEntry] = {}  # by TID
+        self.mm: MmEntry | None = None
+        self.fs: FsEntry | None = None
+        self.ids: TaskKobjIdsEntry | None = None
+        self.fds: list[FdinfoEntry] = []
+        self.children: list[RestoreTask] = []
+        self.tracee: Tracee | None = None
+        self.runner: Executor | None = None
+        self.tracees: dict[int, Tracee] = {}  # all threads, by TID
+
+    @property
+    def core(self) -> "CoreEntry":
+        """The leader's."""
+        return self.cores[self.pid]
+
+    @property
+    def dead(self) -> bool:
+        """A zombie: it only has an exit code."""
+        tc = self.core.tc
+        return tc is None or tc.task_state in (2, 6)
+
+    @property
+    def subject(self) -> str:
+        tc = self.core.tc
+        return f"task {self.pid} ({tc.comm if tc else '?'})"
+
+    def refusal(self, why: str, remedy: str = "") -> Refusal:
+        return Refusal(self.subject, why, remedy)
+
+
+class Restore:
+    """One restore."""
+
+    def __init__(self, options: "Options", images: "ImageReader") -> None:
+        self.options, self.images = options, images
+        self.tasks: dict[int, RestoreTask] = {}  # parents before children
+        self.files: dict[int, FileEntry] = {}  # files.img by id
+        self.made: dict[int, int] = {}  # file id -> our descriptor
+        self.state: dict[str, Any] = {}
+
+    def descriptor(self, id: int) -> int:
+        """Our descriptor of a file that has been made."""
+        return self.made[id]
