@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test of a real program needs: find it, start it, ports, checkpoints, and words about what went wrong.
+
+The programs run as they would on a host: in a session of their own, with their output in a file. They are dumped while
+they work, ended, restored, and then looked at from outside: what they serve and what they answer. Which tool dumps and
+which restores is a parameter; `TORPOR_PROGRAM_TOOLS=criu-criu` runs the tests on CRIU alone, which tests the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from harness.events import Timeout, pid_exists, status_in_words, tree_of, wait_end
+from harness.tools import Tool, ToolFailed
+
+PATIENCE = 30.0
+T = TypeVar("T")
+
+
+def program(name: str, package: str, *places: str) -> str:
+    """The path of a program; the test is skipped where its Debian package is missing."""
+    path = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *places, "/usr/sbin", "/sbin"]))
+    if path is None:
+        pytest.skip(f"not installed: apt-get install {package}")
+    return path
+
+
+def free_port() -> int:
+    """A TCP port that nobody has now. Programs that listen ask for SO_REUSEADDR, so it stays usable."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(what: str, condition: Callable[[], T], patience: float = PATIENCE) -> T:
+    """Ask until the answer is true, or until asking works at all."""
+    deadline = time.monotonic() + patience
+    trouble: Exception | None = None
+    while True:
+        try:
+            if answer := condition():
+                return answer
+        except OSError as error:
+            trouble = error
+        if time.monotonic() > deadline:
+            raise Timeout(f"{what}: not after {patience:g} s" + (f" ({trouble})" if trouble else ""))
+        time.sleep(0.01)
+
+
+class Service:
+    """A program that was started: the same PID before the dump and after the restore."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        directory: Path,
+        *,
+        user: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.out = directory / "out"
+        # One description for both: they are one file to the program. Appending: what restores must not overwrite.
+        with open(self.out, "ab") as out:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                cwd=directory,
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **(environment or {})},
+                start_new_session=True,
+                user=user,
+                group=user,
+                extra_groups=None if user is None else [],
+            )
+        self.pid = process.pid
+        process.returncode = 0  # subprocess is to forget it: after a restore it is another process with this PID
+
+    def ended(self) -> bool:
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def said(self) -> str:
+        return self.out.read_text(errors="replace")
+
+    def wait_said(self, text: str, patience: float = PATIENCE) -> None:
+        try:
+            wait_for(f"output {text!r}", lambda: text in self.said() or self.ended(), patience)
+        except Timeout as error:
+            raise Timeout(f"{error}; it said: {self.said()[-1000:]}") from None
+        assert text in self.said(), f"it ended early and said: {self.said()[-2000:]}"
+
+    def end(self, number: int = signal.SIGTERM, status: int | None = 0, patience: float = PATIENCE) -> None:
+        """Ask it to end and see that it does so in good order. status: its exit status, None for any."""
+        os.kill(self.pid, number)
+        ended = wait_end(self.pid, patience)
+        if status is not None and ended != status << 8:
+            raise AssertionError(f"ended with {status_in_words(ended)} and said: {self.said()[-2000:]}")
+
+
+class Checkpoint:
+    """The two tools and one directory for the images."""
+
+    def __init__(self, dumper: Tool, restorer: Tool, directory: Path, at_end: ExitStack) -> None:
+        self.dumper, self.restorer, self.directory = dumper, restorer, directory
+        self.at_end = at_end  # what the test must stop, also when it fails
+        self.images = directory / "images"
+        self.tasks: set[int] = set()
+
+    def dump(self, pid: int, *options: str) -> None:
+        """Dump the tree; the tool must have ended all of it."""
+        # A tree that forks all the time has a process more or less by then; what a restore needs is that these are free.
+        self.tasks = threads_of(pid)
+        self.dumper.dump(pid, self.images, *options)
+        ended = wait_end(pid, 10)
+        assert os.WIFSIGNALED(ended) and os.WTERMSIG(ended) == signal.SIGKILL, (
+            f"the original did not end by SIGKILL: {status_in_words(ended)}"
+        )
+        self.tasks_are_gone()
+
+    def tasks_are_gone(self) -> None:
+        def gone() -> bool:
+            reap(self.tasks)
+            return not any(pid_exists(task) for task in self.tasks)
+
+        wait_for("the original's PIDs to be free", gone, 10)
+
+    def refused(self, pid: int, *options: str) -> str:
+        """Dump, which must fail without harm; returns the words."""
+        images = self.directory / "refused"
+        with pytest.raises(ToolFailed) as failure:
+            self.dumper.dump(pid, images, *options)
+        assert pid_exists(pid), "the refused dump ended the program"
+        error = failure.value
+        if self.dumper.name != "torpor":
+            return str(error)  # somewhere in the log
+        assert "Traceback" not in str(error), str(error)
+        return error.line
+
+    def restore(self, *options: str) -> None:
+        self.restorer.restore(self.images, *options)
+
+
+def reap(pids: set[int]) -> None:
+    """Collect those that the test process has inherited, as init would."""
+    for pid in pids:
+        try:
+            os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            pass
+
+
+def threads_of(pid: int) -> set[int]:
+    """PIDs and TIDs of a whole tree."""
+    found = set()
+    for process in tree_of(pid):
+        try:
+            found.update(map(int, os.listdir(f"/proc/{process}/task")))
+        except OSError:
+            pass  # it has ended
+    return found
