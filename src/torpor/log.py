@@ -75,7 +75,7 @@ def opened(path: str | None, verbosity: int, *, stderr: bool = False) -> Iterato
             _fd = os.open(path, flags, 0o600)
         except OSError as reason:
             raise TorporError(f"Cannot write the log to {path}", os.strerror(reason.errno or 0),
-                              "choose another file by -o, or another directory by -W", code="no-log") from None  # fmt: skip
+                              "choose another by -o or -W", code="no-log") from None  # fmt: skip
     else:
         _fd = os.dup(1 if path else 2) if path or stderr else -1
     level = verbosity if _fd >= 0 else NOTHING
