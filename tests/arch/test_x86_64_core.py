@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""x86_64 registers to images and back: on this machine's own registers, and on made-up areas of other CPUs."""
+
+import os
+import random
+import signal
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from torpor.arch import native
+from torpor.arch.base import NT_PRSTATUS
+from torpor.errors import ImageError, Refusal
+from torpor.images.schema.core import CoreEntry
+from torpor.kernel import ptrace
+
+if os.uname().machine != "x86_64":
+    pytest.skip("registers of x86_64", allow_module_level=True)
+
+from torpor.arch.x86_64_core import fill, layout, read
+
+NT_X86_XSTATE = 0x202
+AVX512, PKU, MPX, AMX = 7 << 5, 1 << 9, 3 << 3, 3 << 17
+
+
+def area(features: int, size: int, in_use: int = 0, seed: int = 1) -> bytes:
+    """An XSAVE area of a CPU with these features, its components in use filled with noise."""
+    noise = random.Random(seed)
+    data = bytearray(size)
+    data[:416] = noise.randbytes(416)
+    data[5] = 0  # the upper half of the abridged tag word
+    struct.pack_into("<II", data, 24, 0x1F80, 0xFFFF)
+    struct.pack_into("<Q", data, 464, features)
+    struct.pack_into("<Q", data, 512, in_use)
+    sizes = {2: 256, 3: 64, 4: 64, 5: 64, 6: 512, 7: 1024, 9: 8}
+    for bit, offset in layout(features, size).items():
+        if in_use >> bit & 1 and bit in sizes:
+            data[offset : offset + sizes[bit]] = noise.randbytes(sizes[bit])
+    return bytes(data)
+
+
+GENERAL = [*range(1, 16), (1 << 64) - 1, 0x401000, 0x33, 0x246, 0x7FFF0000, 0x2B, 0x7F00, 0, 0, 0, 0, 0]
+
+CPUS = {
+    "sse": (3, 576),
+    "avx": (7, 832),
+    "intel avx-512": (7 | AVX512, 2688),
+    "intel avx-512 pku": (7 | AVX512 | PKU, 2696),
+    "intel pku": (7 | PKU, 2696),
+    "intel mpx": (7 | MPX, 1088),
+    "intel amx": (7 | AVX512 | PKU | AMX, 11008),
+    "amd avx-512": (7 | AVX512, 2432),
+    "amd avx-512 pku": (7 | AVX512 | PKU, 2440),
+}
+
+
+@pytest.mark.parametrize("name", CPUS)
+def test_round_trip(name: str) -> None:
+    features, size = CPUS[name]
+    in_use = features & ~AMX
+    xstate = area(features, size, in_use)
+    core = CoreEntry(mtype=1)
+    fill(core, GENERAL, xstate, 0x1234)
+    core = CoreEntry.decode(core.encode())
+    general, back, clear_child_tid = read(core, area(features, size, seed=2))
+    assert general == GENERAL
+    assert back == xstate
+    assert clear_child_tid == 0x1234
+
+
+def test_other_layout() -> None:
+    """Restored on another maker's CPU: the same registers at other offsets."""
+    intel, amd = CPUS["intel avx-512 pku"], CPUS["amd avx-512 pku"]
+    core = CoreEntry(mtype=1)
+    fill(core, GENERAL, area(*intel, in_use=intel[0]), 0)
+    _, back, _ = read(core, area(*amd))
+    again = CoreEntry(mtype=1)
+    fill(again, GENERAL, back, 0)
+    assert again.thread_info is not None and core.thread_info is not None
+    again.thread_info.fpregs.mxcsr_mask = core.thread_info.fpregs.mxcsr_mask
+    assert again.encode() == core.encode()
+
+
+def test_smaller_cpu() -> None:
+    """Registers that the CPU lacks may be missing only where they hold nothing."""
+    core = CoreEntry(mtype=1)
+    fill(core, GENERAL, area(*CPUS["amd avx-512"], in_use=0xE7), 0)
+    with pytest.raises(Refusal, match="AVX-512"):
+        read(core, area(*CPUS["avx"]))
+    assert core.thread_info is not None and core.thread_info.fpregs.xsave is not None
+    extended = core.thread_info.fpregs.xsave
+    extended.opmask_reg, extended.zmm_upper, extended.hi16_zmm = [0] * 8, [0] * 64, [0] * 128
+    _, back, _ = read(core, area(*CPUS["avx"]))
+    assert struct.unpack_from("<Q", back, 512) == (7,)
+
+
+def test_refused() -> None:
+    with pytest.raises(Refusal, match="no room"):
+        fill(CoreEntry(mtype=1), GENERAL, area(*CPUS["intel amx"], in_use=1 << 18), 0)
+    core = CoreEntry(mtype=1)
+    with pytest.raises(ImageError):
+        read(core, area(*CPUS["avx"]))
+    fill(core, GENERAL, area(*CPUS["avx"], in_use=7), 0)
+    assert core.thread_info is not None and core.thread_info.fpregs.xsave is not None
+    core.thread_info.gpregs.mode = 2
+    with pytest.raises(Refusal, match="32-bit"):
+        read(core, area(*CPUS["avx"]))
+    core.thread_info.gpregs.mode = None
+    core.thread_info.fpregs.xsave.ymmh_space = [1] * 100
+    with pytest.raises(ImageError):
+        read(core, area(*CPUS["avx"]))
+    core.thread_info.fpregs.xsave.ymmh_space = [0] * 64
+    core.thread_info.fpregs.mxcsr = 1 << 31
+    with pytest.raises(Refusal, match="MXCSR"):
+        read(core, area(*CPUS["avx"]))
+
+
+@pytest.fixture
+def stopped() -> Iterator[int]:
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            signal.pause()
+    try:
+        ptrace.seize(pid, 0)
+        ptrace.interrupt(pid)
+        os.waitpid(pid, 0x40000000)
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0x40000000)
+
+
+def test_this_machine(stopped: int) -> None:
+    """What the kernel gave goes back into the kernel, and every component lies where CPUID says."""
+    xstate = ptrace.get_regset(stopped, NT_X86_XSTATE)
+    general = struct.unpack("<27Q", ptrace.get_regset(stopped, NT_PRSTATUS))
+    features = struct.unpack_from("<Q", xstate, 464)[0]
+    noisy = area(features & ~AMX, len(xstate), features & ~AMX) if not features & AMX else xstate
+    core = CoreEntry(mtype=1)
+    fill(core, general, noisy, 0)
+    _, back, _ = read(core, xstate)
+    ptrace.set_regset(stopped, NT_X86_XSTATE, back)
+    got = ptrace.get_regset(stopped, NT_X86_XSTATE)
+    again = CoreEntry(mtype=1)
+    fill(again, general, got, 0)
+    assert again.thread_info is not None and core.thread_info is not None
+    core.thread_info.fpregs.mxcsr_mask = again.thread_info.fpregs.mxcsr_mask
+    assert again.encode() == core.encode()
+
+
+def test_cpuid_agrees(stopped: int) -> None:
+    xstate = ptrace.get_regset(stopped, NT_X86_XSTATE)
+    features = struct.unpack_from("<Q", xstate, 464)[0]
+    try:
+        fd = os.open("/dev/cpu/0/cpuid", os.O_RDONLY)
+    except OSError as error:
+        pytest.skip(f"no cpuid device: {error}")
+    try:
+        for bit, offset in layout(features, len(xstate)).items():
+            assert struct.unpack("<4I", os.pread(fd, 16, 0xD | bit << 32))[1] == offset
+    finally:
+        os.close(fd)
+
+
+def test_arch_uses_it(stopped: int) -> None:
+    arch = native()
+    from torpor.engine.tracee import Tracee
+
+    registers = Tracee(stopped, stopped).registers()
+    core = CoreEntry(mtype=0)
+    arch.to_core(core, registers, 42)
+    back, clear_child_tid = arch.from_core(core, registers)
+    assert (back.general, clear_child_tid) == (registers.general, 42)
+    assert len(back.others[NT_X86_XSTATE]) == len(registers.others[NT_X86_XSTATE])
