@@ -24,6 +24,9 @@ LEFT_BY: dict[str, list[procview.Tolerance]] = {
     "criu": [
         procview.Tolerance("makes a time namespace", r"(timens_offsets|namespace time(_for_children)?): was"),
         procview.Tolerance("maps areas writable first: the kernel accounts them", flags=frozenset({"ac"})),
+        procview.Tolerance(
+            "makes shared anonymous memory from memfds", r"was '/dev/zero \(deleted\)', is '/memfd:/dev/zero"
+        ),
     ],
 }
 # What CRIU's images do not hold, so that whoever restores them cannot know.
