@@ -28,7 +28,7 @@ BLOBS = ROOT / "src/torpor/arch/blobs"
 LIMIT = 1024
 
 # Only general registers may be used: the victim's floating-point and vector registers are still live.
-_FLAGS = (
+_FLAGS = (  # noqa: SIM905
     "-std=gnu11 -Os -Wall -Wextra -Werror -ffreestanding -fPIC -fomit-frame-pointer -fno-builtin -fno-stack-protector"
     " -fno-asynchronous-unwind-tables -fno-unwind-tables -fno-tree-vectorize -fno-jump-tables"
 ).split()
@@ -101,7 +101,8 @@ def _link_zig(zig: list[str], tools: Toolchain, scratch: Path, base: int) -> Pat
     env = {"ZIG_GLOBAL_CACHE_DIR": str(scratch / "cache"), **os.environ}
     extra = ("-fno-sanitize=all", "-target", tools.zig, *tools.zig_flags)
     _run(*zig, "cc", *_FLAGS, *extra, "-c", "-o", str(unit), str(SOURCE), env=env)
-    _run(*zig, "ld.lld", "-m", tools.emulation, "-static", "-T", script, "-e", "_start", "-o", str(out), str(unit), env=env)
+    link = ("-m", tools.emulation, "-static", "-T", script, "-e", "_start", "-o", str(out))
+    _run(*zig, "ld.lld", *link, str(unit), env=env)
     return out
 
 
@@ -120,7 +121,7 @@ def _text(path: Path) -> bytes:
         if called == ".text":
             text = data[offset : offset + length]
         elif flags & 2 and length and not called.startswith((".note", ".ARM.exidx")):
-            raise BuildError(f"the executor has a section {called} of {length} bytes (type {kind}); it may have only code")
+            raise BuildError(f"the executor has {length} bytes of {called} (type {kind}); it may have only code")
     return text
 
 
@@ -153,7 +154,7 @@ def build(arch: str, compiler: str = "") -> bytes:
         package = "gcc" if arch == native() else tools.package
         raise BuildError(
             f"no compiler for {arch}; install one with: apt-get install --no-install-recommends {package}"
-            f"{'' if arch == native() else ' libc6-dev-'  and ''} (or: pip install ziglang)"
+            " (or: pip install ziglang)"
         )
     with tempfile.TemporaryDirectory(prefix="torpor-executor-") as directory:
         scratch = Path(directory)

@@ -6,12 +6,17 @@ return new bytes; engine/ moves them with PTRACE_GETREGSET and PTRACE_SETREGSET.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
+
+from torpor.errors import ImageError, Refusal
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
 
 NT_PRSTATUS = 1
+
+T = TypeVar("T")
+Info = TypeVar("Info")
 
 # What a system call that was interrupted by a stop shows in its result register (include/linux/errno.h).
 ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 512, 513, 514, 516
@@ -37,11 +42,20 @@ class Arch:
     instruction: bytes  # enters a system call; to be found in the vDSO
     instruction_alignment: int
     regsets: Sequence[int]  # NT_* numbers besides NT_PRSTATUS, where the CPU has them
-    vdso_names = ("[vdso]", "[vvar]", "[vvar_vclock]")
+    vdso_names: tuple[str, ...] = ("[vdso]", "[vvar]", "[vvar_vclock]")
     sigaction_size = 32  # struct kernel_sigaction: handler, flags, restorer, mask
-    arch_mmap_flags: dict[str, int] = {}
+    arch_mmap_flags: Mapping[str, int] = {}
+    call_before_stop = False  # `resumed` needs what /proc/TID/syscall said before the task was stopped
 
     # -- running system calls -------------------------------------------------------------------------------------
+    def arguments(self, name: str, args: Sequence[T | int]) -> Sequence[T | int]:
+        """The registers' contents for call `name` with the arguments that 64-bit machines give it."""
+        return args
+
+    def call_block(self, general: bytes, nr: int, args: Sequence[int]) -> tuple[int, bytes] | None:
+        """Memory that `enter_call` wants written first, and to be put back after the call (s390x: mmap)."""
+        return None
+
     def enter_call(self, general: bytes, gadget: int, nr: int, args: Sequence[int]) -> bytes:
         """Registers that make the instruction at `gadget` do system call `nr`, without restart of an earlier one."""
         raise NotImplementedError
@@ -55,15 +69,21 @@ class Arch:
         raise NotImplementedError
 
     def before_programs(self) -> Mapping[int, bytes]:
-        """Regsets to set on a stopped task before anything is run in it (s390x: NT_S390_SYSTEM_CALL = 0)."""
+        """Regsets to set on a stopped task before anything is run in it (s390x: NT_S390_SYSTEM_CALL = 0).  What they
+        held is kept (`specials`) and put back."""
         return {}
 
     # -- leaving a task as it was -----------------------------------------------------------------------------------
-    def settled(self, general: bytes) -> bytes:
+    def settled(self, general: bytes, specials: Mapping[int, bytes]) -> bytes:
         """Registers for an image, or for a task that goes home by sigreturn: an interrupted system call is either
         rewound so that it runs again, or fails with EINTR.  (A task that is let go by PTRACE_DETACH with its registers
         exactly as read needs none of this: the kernel restarts the call.)"""
         raise NotImplementedError
+
+    def resumed(self, general: bytes, before: bytes) -> bytes:
+        """Registers for PTRACE_DETACH from a task in which programs have run.  `before`: /proc/TID/syscall before the
+        stop, where `call_before_stop` asks for it, else empty."""
+        return general
 
     def pc(self, general: bytes) -> int:
         raise NotImplementedError
@@ -88,3 +108,20 @@ class Arch:
         """Registers and clear_child_tid of an image's core.  `template`: the registers of a fresh task of this machine,
         whose regset sizes and reserved fields count.  Raises Refusal if the CPU cannot hold them."""
         raise NotImplementedError
+
+    def thread_info(self, core: "CoreEntry", info: Info | None) -> Info:
+        """This architecture's part of an image's core, which must be there."""
+        if core.mtype != self.march or info is None:
+            raise Refusal(
+                "these images", f"they are of another architecture ({core.mtype}) than {self.name}",
+                "restore them on a machine like the one they come from", code="foreign-architecture",
+            )  # fmt: skip
+        return info
+
+    def expect(self, good: bool, why: str) -> None:
+        """Check something that an image says."""
+        if not good:
+            raise ImageError("a core image is mangled", why)
+
+    def refuse(self, why: str, remedy: str) -> NoReturn:
+        raise Refusal("these images", why, remedy)

@@ -6,7 +6,7 @@ Layouts: user_regs_struct (arch/x86/include/asm/user_64.h), the XSAVE area (Inte
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torpor.arch.base import Arch, Registers
@@ -112,7 +112,7 @@ class X86_64(Arch):
         r[RSP], r[RIP], r[ORIG_RAX], r[EFLAGS] = (stack & ~15) - 8, entry, _NO_CALL, 0x202
         return _GENERAL.pack(*r)
 
-    def settled(self, general: bytes) -> bytes:
+    def settled(self, general: bytes, specials: Mapping[int, bytes]) -> bytes:
         r = _words(general)
         if _signed(r[ORIG_RAX]) < 0:
             return general

@@ -28,7 +28,7 @@ from torpor.kernel.syscall import call
 
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 MAP_PRIVATE, MAP_FIXED_NOREPLACE, MAP_ANONYMOUS = 2, 0x100000, 0x20
-SOL_SOCKET, SO_RCVTIMEO = 1, 20
+SOL_SOCKET, SO_RCVTIMEO = socket.SOL_SOCKET, socket.SO_RCVTIMEO  # ppc64le has other numbers
 SCM_MAX_FD, MSG_CMSG_CLOEXEC = 253, 0x40000000
 _GRACE_S = 10
 _BELL = b"\1" * 8
@@ -93,7 +93,7 @@ class Executor:
         (batch,) = batches(first, self.arch.word, area.room)
         fds_at = area.work + batch.pointers[fds]
         tracee.write(area.base, area.header(-1, -1, tracee.tid, home))
-        tracee.write(area.work, batch.encode(area.work, self.arch.word, self.arch.SYSCALLS))
+        tracee.write(area.work, batch.encode(area.work, self.arch))
         tracee.set_general(
             self.arch.enter_executor(
                 tracee.general, self.base, (area.base, area.size, PROT_READ | PROT_WRITE), area.stack_top
@@ -144,7 +144,7 @@ class Executor:
         """Set the task to work on one batch; `finish` collects."""
         assert self.socket is not None and not self.running
         self._batch = batch
-        self.tracee.write(self.area.work, batch.encode(self.area.work, self.arch.word, self.arch.SYSCALLS))
+        self.tracee.write(self.area.work, batch.encode(self.area.work, self.arch))
         self.running = True
         self.socket.send(_BELL)
 
@@ -171,7 +171,7 @@ class Executor:
         (batch,) = batches(whole, self.arch.word, self.area.undo_room)
         pointer = self.area.undo[self._undo_slot]
         self._undo_slot ^= 1
-        self.tracee.write(pointer, batch.encode(pointer, self.arch.word, self.arch.SYSCALLS))
+        self.tracee.write(pointer, batch.encode(pointer, self.arch))
         self.tracee.write(self.area.undo_pointer(), struct.pack(self.arch.word, pointer))
 
     # -- descriptors ------------------------------------------------------------------------------------------------

@@ -144,6 +144,7 @@ def _seize_all(pid: int, held: dict[int, Tracee]) -> list[int]:
             ptrace.seize(tid, OPTIONS)
             held[tid] = Tracee(tid, pid)
             held[tid].stopped = False
+            held[tid].note_call()
             ptrace.interrupt(tid)
         except OSError as error:
             if error.errno == errno.ESRCH:

@@ -16,6 +16,7 @@ After the run `Result.value` and `Pointer.data` hold what came back.
 import struct
 from collections.abc import Iterator, Sequence
 
+from torpor.arch.base import Arch
 from torpor.errors import TorporError
 
 RESULT, LOAD32, ARG_BITS, MAY_FAIL = 1, 2, 2, 1 << 15  # as in arch/executor.c
@@ -152,8 +153,9 @@ class Batch:
     def __init__(self, calls: Sequence[Call], pointers: dict[Pointer, int], size: int) -> None:
         self.calls, self.pointers, self.size = calls, pointers, size
 
-    def encode(self, address: int, word: str, numbers: dict[str, int]) -> bytes:
+    def encode(self, address: int, arch: Arch) -> bytes:
         """struct list (arch/executor.c) and the data after it, to be written at `address`."""
+        word, numbers = arch.word, arch.SYSCALLS
         code = word[1]
         width = struct.calcsize(word)
         mask = (1 << 8 * width) - 1
@@ -164,7 +166,8 @@ class Batch:
         for call in self.calls:
             how = MAY_FAIL if call.may_fail else 0
             args = [0] * 6
-            for i, arg in enumerate(call.args):
+            call_args: Sequence[Argument] = arch.arguments(call.name, call.args)
+            for i, arg in enumerate(call_args):
                 if isinstance(arg, int):
                     args[i] = arg & mask
                 elif isinstance(arg, Pointer):

@@ -33,7 +33,7 @@ class Stepper:
         order, code = arch.word
         call_format = struct.Struct(f"{order}{CALL_WORDS}{code}")
         for batch in batches(program, arch.word, SCRATCH):
-            body = batch.encode(self._scratch, arch.word, arch.SYSCALLS)
+            body = batch.encode(self._scratch, arch)
             tracee.write(self._scratch, body)
             results: list[int] = []
             done = len(batch.calls)
@@ -48,7 +48,7 @@ class Stepper:
                     elif kind == LOAD32:
                         value = struct.unpack(f"{order}i", tracee.read(value, 4))[0]
                     args.append(value)
-                result = tracee.step(call.name, *args)
+                result = tracee.step_number(arch.SYSCALLS[call.name], args)
                 results.append(result)
                 if -4096 < result < 0 and not how & MAY_FAIL:
                     done = i

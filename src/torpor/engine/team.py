@@ -82,7 +82,7 @@ class ThreadTeam:
             (batch,) = batches(program, arch.word, area.room)
             frame, home = area.home_frame(registers, thread.mask)
             whole = (area.header(self.fd, self.fd, thread.tid, home) + frame).ljust(area.work - area.base, b"\0")
-            memory.write(area.base, whole + batch.encode(area.work, arch.word, arch.SYSCALLS))
+            memory.write(area.base, whole + batch.encode(area.work, arch))
             thread.touch()
             thread.block_signals()
             entry = arch.enter_executor(

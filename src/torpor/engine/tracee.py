@@ -13,6 +13,7 @@ import errno
 import os
 import signal
 import struct
+from collections.abc import Sequence
 
 from torpor.arch import native
 from torpor.arch.base import NT_PRSTATUS, Registers
@@ -33,6 +34,7 @@ class Tracee:
         self.arch = native()
         self.group_stop = 0  # the stop signal, where job control has stopped the process
         self.stopped = True
+        self.call_before = b""  # what /proc/TID/syscall said before the stop, where the architecture wants to know
         self.deferred: list[int] = []  # stop signals that came in mid-program, to be sent again
         self._memory = -1
         self._gadget = 0
@@ -76,6 +78,7 @@ class Tracee:
         """NT_PRSTATUS as found; the first look also reads what an injected call would destroy."""
         if not self._general:
             self._general = ptrace.get_regset(self.tid, NT_PRSTATUS)
+            self._specials = {which: ptrace.get_regset(self.tid, which) for which in self.arch.before_programs()}
             self._read_rseq()
         return self._general
 
@@ -103,7 +106,7 @@ class Tracee:
         """Everything the CPU has of this thread, settled, and outside a restartable sequence: for an image."""
         if self._others is None:
             self._others = {nt: ptrace.get_regset(self.tid, nt) for nt in self.arch.regsets}
-        general = self.arch.settled(self.general)
+        general = self.arch.settled(self.general, self._specials)
         if self._rseq_abort:
             general = self.arch.with_pc(general, self._rseq_abort)
         return Registers(general, self._others)
@@ -115,6 +118,15 @@ class Tracee:
             self._mask = ptrace.get_signal_mask(self.tid)
         return self._mask
 
+    def note_call(self) -> None:
+        """To be called before the thread is interrupted: which call it sleeps in, if this architecture forgets that."""
+        if self.arch.call_before_stop:
+            try:
+                with open(f"/proc/{self.tid}/syscall", "rb", buffering=0) as file:
+                    self.call_before = file.read(512)
+            except OSError:
+                pass
+
     # -- changing it ------------------------------------------------------------------------------------------------
     def touch(self) -> None:
         """Make the thread ready to run what is not its own code."""
@@ -122,7 +134,6 @@ class Tracee:
             return
         _ = self.general, self.mask
         for which, value in self.arch.before_programs().items():
-            self._specials[which] = ptrace.get_regset(self.tid, which)
             ptrace.set_regset(self.tid, which, value)
         self._touched = True
 
@@ -151,8 +162,24 @@ class Tracee:
         The mask should be blocked already.  A controller that is killed in here leaves the task with wrong registers:
         the shorter the better.
         """
+        return self.step_number(self.arch.SYSCALLS[name], self.arch.arguments(name, args))
+
+    def step_number(self, nr: int, args: Sequence[int]) -> int:
+        """As `step`, for a call that is given by its number and the contents of its registers."""
         self.touch()
-        self.set_general(self.arch.enter_call(self.general, self.gadget, self.arch.SYSCALLS[name], args))
+        self.set_general(self.arch.enter_call(self.general, self.gadget, nr, args))
+        block = self.arch.call_block(self.general, nr, args)
+        if block is None:
+            return self._step()
+        address, data = block
+        before = self.read(address, len(data))
+        self.write(address, data)
+        try:
+            return self._step()
+        finally:
+            self.write(address, before)
+
+    def _step(self) -> int:
         for _ in range(2):
             ptrace.cont_to_call(self.tid)
             while (stop := stops.wait(self.tid)).kind is not Kind.CALL:
@@ -202,9 +229,9 @@ class Tracee:
             ptrace.set_signal_mask(self.tid, self.mask)
             self._mask_touched = False
         if self._touched:
-            general = self.general
+            general = self.arch.resumed(self.general, self.call_before)
             if self._rseq_abort:
-                general = self.arch.with_pc(self.arch.settled(general), self._rseq_abort)
+                general = self.arch.with_pc(self.arch.settled(general, self._specials), self._rseq_abort)
             self.set_general(general)
             for which, value in self._specials.items():
                 ptrace.set_regset(self.tid, which, value)

@@ -22,7 +22,9 @@ def require(*programs: tuple[str, str]) -> None:
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     missing = sorted({package for program, package in programs if not shutil.which(program, path=path)})
     if missing:
-        raise VmError(f"missing programs; install them with: apt-get install --no-install-recommends {' '.join(missing)}")
+        raise VmError(
+            f"missing programs; install them with: apt-get install --no-install-recommends {' '.join(missing)}"
+        )
 
 
 def mirror() -> str:
@@ -72,7 +74,9 @@ class Archive:
             [program, *self._options(), *arguments], cwd=cwd, capture_output=True, text=True, check=False
         )
         if done.returncode:
-            raise VmError(f"{program} {' '.join(arguments)} for {self.arch}/{self.suite} failed:\n{done.stderr[-2000:]}")
+            raise VmError(
+                f"{program} {' '.join(arguments)} for {self.arch}/{self.suite} failed:\n{done.stderr[-2000:]}"
+            )
         return done.stdout
 
     def _update(self) -> None:
@@ -93,9 +97,13 @@ class Archive:
         """The name of the newest package whose whole name matches `pattern`."""
         self._update()
         listed = self._apt("apt-cache", "search", "--names-only", "^linux-image-")
-        names = [name for name in (line.split(" ", 1)[0] for line in listed.splitlines()) if re.fullmatch(pattern, name)]
+        names = [
+            name for name in (line.split(" ", 1)[0] for line in listed.splitlines()) if re.fullmatch(pattern, name)
+        ]
         if not names:
-            raise VmError(f"{self.suite} has no package {pattern} for {self.arch}; remove {self.state} to fetch its lists anew")
+            raise VmError(
+                f"{self.suite} has no package {pattern} for {self.arch}; remove {self.state} to fetch its lists anew"
+            )
         return max(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
 
     def fetch(self, names: tuple[str, ...]) -> list[Path]:

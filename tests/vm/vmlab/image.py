@@ -81,7 +81,20 @@ def _pack(path: Path, tree: Path, *, extra: bytes | None = None, prefix: str = "
 
 
 def _build_userland(target: Target, path: Path, root: Path) -> None:
-    for directory in ("usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "proc", "sys", "dev", "tmp", "run", "root", "etc", "mnt"):
+    for directory in (
+        "usr/bin",
+        "usr/sbin",
+        "usr/lib",
+        "usr/lib64",
+        "proc",
+        "sys",
+        "dev",
+        "tmp",
+        "run",
+        "root",
+        "etc",
+        "mnt",
+    ):
         (root / directory).mkdir(parents=True)
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / name).symlink_to("usr/" + name)
@@ -118,9 +131,7 @@ def _build_kernel(deb: Path, kernel: Path, modules: Path, work: Path) -> None:
         module, _, others = line.partition(":")
         where[re.sub(r"\.ko(\.\w+)?$", "", os.path.basename(module)).replace("-", "_")] = module
         needs[module] = others.split()
-    order = {
-        name: [*reversed(needs[where[name]]), where[name]] for name in targets.MODULES if name in where
-    }
+    order = {name: [*reversed(needs[where[name]]), where[name]] for name in targets.MODULES if name in where}
     for module in sorted({module for modules_ in order.values() for module in modules_}):
         data = (source / module).read_bytes()
         plain = goal / re.sub(r"\.xz$", "", module)

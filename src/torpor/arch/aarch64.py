@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""aarch64: registers, system calls, signal frames and CRIU's thread_info_aarch64.
+
+Layouts: struct user_pt_regs, user_fpsimd_state and sigcontext (arch/arm64/include/uapi/asm), struct rt_sigframe
+(arch/arm64/kernel/signal.c).
+
+Surprise: the kernel rewinds an interrupted system call *before* it stops for the tracer, so the program counter is on
+`svc` already, x0 is the first argument again, and nothing tells a rewound call from one not made yet.  A relative
+sleep would start from its beginning, unless it is continued as the kernel itself does it: by restart_syscall.  Whether
+that is right shows only /proc/TID/syscall, and only before the stop (`call_before_stop`).
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torpor.arch.base import Arch, Registers
+from torpor.arch.numbers import FROM_424, numbers
+
+if TYPE_CHECKING:
+    from torpor.images.schema.core import CoreEntry
+
+_CALLS = """
+0 io_setup io_destroy io_submit io_cancel io_getevents setxattr lsetxattr fsetxattr getxattr lgetxattr fgetxattr
+listxattr llistxattr flistxattr removexattr lremovexattr fremovexattr getcwd lookup_dcookie eventfd2 epoll_create1
+epoll_ctl epoll_pwait dup dup3 fcntl inotify_init1 inotify_add_watch inotify_rm_watch ioctl ioprio_set ioprio_get
+flock mknodat mkdirat unlinkat symlinkat linkat renameat umount2 mount pivot_root nfsservctl statfs fstatfs truncate
+ftruncate fallocate faccessat chdir fchdir chroot fchmod fchmodat fchownat fchown openat close vhangup pipe2 quotactl
+getdents64 lseek read write readv writev pread64 pwrite64 preadv pwritev sendfile pselect6 ppoll signalfd4 vmsplice
+splice tee readlinkat newfstatat fstat sync fsync fdatasync sync_file_range timerfd_create timerfd_settime
+timerfd_gettime utimensat acct capget capset personality exit exit_group waitid set_tid_address unshare futex
+set_robust_list get_robust_list nanosleep getitimer setitimer kexec_load init_module delete_module timer_create
+timer_gettime timer_getoverrun timer_settime timer_delete clock_settime clock_gettime clock_getres clock_nanosleep
+syslog ptrace sched_setparam sched_setscheduler sched_getscheduler sched_getparam sched_setaffinity sched_getaffinity
+sched_yield sched_get_priority_max sched_get_priority_min sched_rr_get_interval restart_syscall kill tkill tgkill
+sigaltstack rt_sigsuspend rt_sigaction rt_sigprocmask rt_sigpending rt_sigtimedwait rt_sigqueueinfo rt_sigreturn
+setpriority getpriority reboot setregid setgid setreuid setuid setresuid getresuid setresgid getresgid setfsuid
+setfsgid times setpgid getpgid getsid setsid getgroups setgroups uname sethostname setdomainname getrlimit setrlimit
+getrusage umask prctl getcpu gettimeofday settimeofday adjtimex getpid getppid getuid geteuid getgid getegid gettid
+sysinfo mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr msgget msgctl msgrcv msgsnd semget
+semctl semtimedop semop shmget shmctl shmat shmdt socket socketpair bind listen accept connect getsockname getpeername
+sendto recvfrom setsockopt getsockopt shutdown sendmsg recvmsg readahead brk munmap mremap add_key request_key keyctl
+clone execve mmap fadvise64 swapon swapoff mprotect msync mlock munlock mlockall munlockall mincore madvise
+remap_file_pages mbind get_mempolicy set_mempolicy migrate_pages move_pages rt_tgsigqueueinfo perf_event_open accept4
+recvmmsg 260 wait4 prlimit64 fanotify_init fanotify_mark name_to_handle_at open_by_handle_at clock_adjtime syncfs
+setns sendmmsg process_vm_readv process_vm_writev kcmp finit_module sched_setattr sched_getattr renameat2 seccomp
+getrandom memfd_create bpf execveat userfaultfd membarrier mlock2 copy_file_range preadv2 pwritev2 pkey_mprotect
+pkey_alloc pkey_free statx io_pgetevents rseq kexec_file_load
+"""
+
+NT_PRFPREG, NT_ARM_TLS = 2, 0x401
+
+_GENERAL = struct.Struct("<34Q")
+X0, X8, SP, PC, PSTATE = 0, 8, 31, 32, 33
+_M64 = (1 << 64) - 1
+_BTYPE = 0xC00  # set between an indirect branch and its target: it would fault at our entry
+
+# The calls that ask to be continued by restart_syscall, see ERESTART_RESTARTBLOCK in kernel/ and fs/.
+_FUTEX_COMMAND = 0x7F
+_FUTEX_WAITS = (0, 9)  # FUTEX_WAIT, FUTEX_WAIT_BITSET
+_TIMER_ABSTIME = 1
+
+# struct rt_sigframe: siginfo (128 bytes), then ucontext: flags, link, stack, mask (8 of 128 bytes), sigcontext.
+_MASK, _CONTEXT, _EXTENSIONS = 128 + 40, 128 + 176, 128 + 176 + 288
+_FPSIMD_MAGIC, _FPSIMD_SIZE = 0x46508001, 528
+
+
+def _words(general: bytes) -> list[int]:
+    return list(_GENERAL.unpack(general))
+
+
+class AArch64(Arch):
+    name = "aarch64"
+    word = "<Q"
+    word_size = 8
+    page_size_hint = 4096
+    march = 3
+    SYSCALLS = numbers(_CALLS + FROM_424) | {"memfd_secret": 447}
+    instruction = b"\x01\x00\x00\xd4"
+    instruction_alignment = 4
+    regsets = (NT_PRFPREG, NT_ARM_TLS)
+    vdso_names = ("[vdso]", "[vvar]")
+    call_before_stop = True
+
+    def enter_call(self, general: bytes, gadget: int, nr: int, args: Sequence[int]) -> bytes:
+        r = _words(general)
+        r[X0 : X0 + len(args)] = [x & _M64 for x in args]
+        r[X8], r[PC] = nr, gadget
+        r[PSTATE] &= ~_BTYPE
+        return _GENERAL.pack(*r)
+
+    def result(self, general: bytes) -> int:
+        return int(struct.unpack_from("<q", general, 8 * X0)[0])
+
+    def enter_executor(self, general: bytes, entry: int, args: Sequence[int], stack: int) -> bytes:
+        r = _words(general)
+        r[X0 : X0 + len(args)] = args
+        r[SP], r[PC] = stack & ~15, entry
+        r[PSTATE] &= ~_BTYPE
+        return _GENERAL.pack(*r)
+
+    def settled(self, general: bytes, specials: Mapping[int, bytes]) -> bytes:
+        return general  # rewound already
+
+    def resumed(self, general: bytes, before: bytes) -> bytes:
+        fields = before.split()
+        if len(fields) != 9:  # "running", or stopped between two calls
+            return general
+        r = _words(general)
+        nr = int(fields[0])
+        args = [int(x, 16) for x in fields[1:7]]
+        if nr != r[X8] or args[0] != r[X0] or int(fields[8], 16) != r[PC] + 4:
+            return general
+        numbers_of = self.SYSCALLS
+        if nr == numbers_of["clock_nanosleep"]:
+            continued = not args[1] & _TIMER_ABSTIME
+        elif nr == numbers_of["futex"]:
+            continued = args[1] & _FUTEX_COMMAND in _FUTEX_WAITS and args[3] != 0
+        else:
+            continued = nr == numbers_of["nanosleep"]
+        if continued:
+            r[X8] = numbers_of["restart_syscall"]
+        return _GENERAL.pack(*r)
+
+    def pc(self, general: bytes) -> int:
+        return int(struct.unpack_from("<Q", general, 8 * PC)[0])
+
+    def sp(self, general: bytes) -> int:
+        return int(struct.unpack_from("<Q", general, 8 * SP)[0])
+
+    def with_pc(self, general: bytes, pc: int) -> bytes:
+        r = _words(general)
+        r[PC] = pc
+        return _GENERAL.pack(*r)
+
+    def signal_frame(self, registers: Registers, mask: int, address: int) -> tuple[bytes, int]:
+        frame = bytearray(_EXTENSIONS)
+        struct.pack_into("<Q", frame, _MASK, mask)
+        frame[_CONTEXT + 8 : _CONTEXT + 8 + _GENERAL.size] = registers.general
+        # struct user_fpsimd_state has the vectors first, struct fpsimd_context last; two empty words end the list.
+        state = registers.others[NT_PRFPREG]
+        fpsimd = struct.pack("<II", _FPSIMD_MAGIC, _FPSIMD_SIZE) + state[512:520] + state[:512]
+        return bytes(frame) + fpsimd + bytes(16), address
+
+    def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
+        from torpor.images.schema.core_aarch64 import (
+            ThreadInfoAarch64,
+            UserAarch64FpsimdContextEntry,
+            UserAarch64RegsEntry,
+        )
+
+        r = _words(registers.general)
+        *vectors, status = struct.unpack("<65Q", registers.others[NT_PRFPREG][:520])
+        core.mtype = self.march
+        core.ti_aarch64 = ThreadInfoAarch64(
+            clear_tid_addr=clear_child_tid,
+            tls=struct.unpack_from("<Q", registers.others[NT_ARM_TLS])[0],
+            gpregs=UserAarch64RegsEntry(regs=r[:31], sp=r[SP], pc=r[PC], pstate=r[PSTATE]),
+            fpsimd=UserAarch64FpsimdContextEntry(vregs=vectors, fpsr=status & 0xFFFFFFFF, fpcr=status >> 32),
+        )
+
+    def from_core(self, core: "CoreEntry", template: Registers) -> tuple[Registers, int]:
+        info = self.thread_info(core, core.ti_aarch64)
+        g, f = info.gpregs, info.fpsimd
+        self.expect(len(g.regs) == 31 and len(f.vregs) == 64, "wrong number of registers")
+        fpsimd = struct.pack("<64QII", *f.vregs, f.fpsr, f.fpcr)
+        tls = struct.pack("<Q", info.tls)
+        return (
+            Registers(
+                _GENERAL.pack(*g.regs, g.sp, g.pc, g.pstate),
+                {
+                    NT_PRFPREG: fpsimd + template.others[NT_PRFPREG][len(fpsimd) :],
+                    NT_ARM_TLS: tls + template.others[NT_ARM_TLS][len(tls) :],
+                },
+            ),
+            info.clear_tid_addr,
+        )
+
+
+ARCH = AArch64()

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""32-bit ARM (armv7): registers, system calls, signal frames and CRIU's thread_info_arm.
+
+Layouts: struct pt_regs (18 words), user_vfp, sigcontext (arch/arm/include/uapi/asm), struct rt_sigframe and the
+extensions in its uc_regspace (arch/arm/include/asm/ucontext.h).
+
+Surprises.  An interrupted system call is rewound before the tracer sees it, as on aarch64; but ORIG_r0 is -1 wherever
+the task was not in one.  The vDSO's system call is ARM code while the C library is Thumb-2.  Most of the old calls are
+16-bit or 32-bit affairs: the names here stand for their modern variants, and 64-bit offsets travel in two registers of
+which the first must be even (`arguments`).
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from torpor.arch.base import Arch, Registers
+from torpor.arch.numbers import FROM_424, numbers
+
+if TYPE_CHECKING:
+    from torpor.images.schema.core import CoreEntry
+
+_CALLS = """
+0 restart_syscall exit fork read write open close 8 creat link unlink execve chdir 14 mknod chmod lchown 19 lseek
+getpid mount 23 setuid getuid 26 ptrace 29 pause 33 access nice 36 sync kill rename mkdir rmdir dup pipe times 45 brk
+setgid getgid 49 geteuid getegid acct umount2 54 ioctl fcntl 57 setpgid 60 umask chroot ustat dup2 getppid getpgrp
+setsid sigaction 70 setreuid setregid sigsuspend sigpending sethostname setrlimit 77 getrusage gettimeofday
+settimeofday getgroups setgroups 83 symlink 85 readlink uselib swapon reboot 91 munmap truncate ftruncate fchmod
+fchown getpriority setpriority 99 statfs fstatfs 103 syslog setitimer getitimer stat lstat fstat 111 vhangup 114 wait4
+swapoff sysinfo 118 fsync sigreturn clone setdomainname uname 124 adjtimex mprotect sigprocmask 128 init_module
+delete_module 131 quotactl getpgid fchdir bdflush sysfs personality 138 setfsuid setfsgid _llseek getdents _newselect
+flock msync readv writev getsid fdatasync _sysctl mlock munlock mlockall munlockall sched_setparam sched_getparam
+sched_setscheduler sched_getscheduler sched_yield sched_get_priority_max sched_get_priority_min sched_rr_get_interval
+nanosleep mremap setresuid getresuid 168 poll nfsservctl setresgid getresgid prctl rt_sigreturn rt_sigaction
+rt_sigprocmask rt_sigpending rt_sigtimedwait rt_sigqueueinfo rt_sigsuspend pread64 pwrite64 chown getcwd capget capset
+sigaltstack sendfile 190 vfork ugetrlimit mmap truncate64 ftruncate64 stat64 lstat64 fstat64 lchown32 getuid32
+getgid32 geteuid32 getegid32 setreuid32 setregid32 getgroups32 setgroups32 fchown32 setresuid32 getresuid32
+setresgid32 getresgid32 chown32 setuid32 setgid32 setfsuid32 setfsgid32 getdents64 pivot_root mincore madvise fcntl64
+224 gettid readahead setxattr lsetxattr fsetxattr getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr
+removexattr lremovexattr fremovexattr tkill sendfile64 futex sched_setaffinity sched_getaffinity io_setup io_destroy
+io_getevents io_submit io_cancel exit_group lookup_dcookie epoll_create epoll_ctl epoll_wait remap_file_pages 256
+set_tid_address timer_create timer_settime timer_gettime timer_getoverrun timer_delete clock_settime clock_gettime
+clock_getres clock_nanosleep statfs64 fstatfs64 tgkill utimes arm_fadvise64_64 pciconfig_iobase pciconfig_read
+pciconfig_write mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr waitid socket bind connect
+listen accept getsockname getpeername socketpair send sendto recv recvfrom shutdown setsockopt getsockopt sendmsg
+recvmsg semop semget semctl msgsnd msgrcv msgget msgctl shmat shmdt shmget shmctl add_key request_key keyctl
+semtimedop vserver ioprio_set ioprio_get inotify_init inotify_add_watch inotify_rm_watch mbind get_mempolicy
+set_mempolicy openat mkdirat mknodat fchownat futimesat fstatat64 unlinkat renameat linkat symlinkat readlinkat
+fchmodat faccessat pselect6 ppoll unshare set_robust_list get_robust_list splice arm_sync_file_range tee vmsplice
+move_pages getcpu epoll_pwait kexec_load utimensat signalfd timerfd_create eventfd fallocate timerfd_settime
+timerfd_gettime signalfd4 eventfd2 epoll_create1 dup3 pipe2 inotify_init1 preadv pwritev rt_tgsigqueueinfo
+perf_event_open recvmmsg accept4 fanotify_init fanotify_mark prlimit64 name_to_handle_at open_by_handle_at
+clock_adjtime syncfs sendmmsg setns process_vm_readv process_vm_writev kcmp finit_module sched_setattr sched_getattr
+renameat2 seccomp getrandom memfd_create bpf execveat userfaultfd membarrier mlock2 copy_file_range preadv2 pwritev2
+pkey_mprotect pkey_alloc pkey_free statx rseq io_pgetevents migrate_pages kexec_file_load 403 clock_gettime64
+clock_settime64 clock_adjtime64 clock_getres_time64 clock_nanosleep_time64 timer_gettime64 timer_settime64
+timerfd_gettime64 timerfd_settime64 utimensat_time64 pselect6_time64 ppoll_time64 416 io_pgetevents_time64
+recvmmsg_time64 mq_timedsend_time64 mq_timedreceive_time64 semtimedop_time64 rt_sigtimedwait_time64 futex_time64
+sched_rr_get_interval_time64
+"""
+
+NT_ARM_VFP, NT_ARM_TLS = 0x400, 0x401
+
+_GENERAL = struct.Struct("<18I")
+R0, R7, SP, LR, PC, CPSR, ORIG_R0 = 0, 7, 13, 14, 15, 16, 17
+_M32 = (1 << 32) - 1
+_THUMB, _IT, _JAZELLE, _BIG_ENDIAN = 1 << 5, 0x0600FC00, 1 << 24, 1 << 9
+
+_FUTEX_COMMAND = 0x7F
+_FUTEX_WAITS = (0, 9)
+_TIMER_ABSTIME = 1
+
+# struct rt_sigframe: siginfo (128 bytes), then ucontext: flags, link, stack, sigcontext, mask (128 bytes), extensions.
+_CONTEXT, _MASK, _REGSPACE = 128 + 20, 128 + 104, 128 + 232
+_VFP_MAGIC, _VFP_SIZE = 0x56465001, 288
+
+T = TypeVar("T")
+
+# Names whose modern variant is called otherwise.
+_MODERN = """
+chown fchown lchown getuid geteuid getgid getegid setuid setgid setreuid setregid setresuid getresuid setresgid
+getresgid setfsuid setfsgid getgroups setgroups
+"""
+_LARGE = {
+    "fcntl": "fcntl64", "ftruncate": "ftruncate64", "truncate": "truncate64", "fstat": "fstat64", "stat": "stat64",
+    "lstat": "lstat64", "newfstatat": "fstatat64", "statfs": "statfs64", "fstatfs": "fstatfs64",
+    "getrlimit": "ugetrlimit", "sendfile": "sendfile64", "fadvise64": "arm_fadvise64_64",
+}  # fmt: skip
+# 64-bit arguments: their places in the 64-bit call.
+_WIDE = {
+    "pread64": (3,), "pwrite64": (3,), "ftruncate": (1,), "truncate": (1,), "fallocate": (2, 3), "readahead": (1,),
+}  # fmt: skip
+
+
+def _words(general: bytes) -> list[int]:
+    return list(_GENERAL.unpack(general))
+
+
+def _table() -> dict[str, int]:
+    table = numbers(_CALLS + FROM_424)
+    for name in _MODERN.split():
+        table[name] = table[name + "32"]
+    for name, modern in _LARGE.items():
+        table[name] = table[modern]
+    return table
+
+
+class Arm(Arch):
+    name = "armv7l"
+    word = "<I"
+    word_size = 4
+    page_size_hint = 4096
+    march = 2
+    SYSCALLS = _table()
+    instruction = b"\x00\x00\x00\xef"
+    instruction_alignment = 4
+    regsets = (NT_ARM_VFP,)
+    vdso_names = ("[vdso]", "[vvar]", "[sigpage]")
+    sigaction_size = 20
+
+    def arguments(self, name: str, args: Sequence[T | int]) -> Sequence[T | int]:
+        if name == "mmap" and len(args) == 6:
+            offset = args[5]
+            assert isinstance(offset, int), "an offset that is known only later does not fit this architecture"
+            return (*args[:5], offset >> 12)  # mmap2 counts in units of 4096 bytes
+        if name == "preadv" or name == "pwritev":
+            offset = args[3]
+            return (*args[:3], offset & _M32, offset >> 32 & _M32) if isinstance(offset, int) else args
+        if name == "fadvise64":
+            fd, offset, length, advice = args
+            return (fd, advice, *_halves(offset), *_halves(length))
+        wide = _WIDE.get(name)
+        if wide is None:
+            return args
+        out: list[T | int] = []
+        for place, value in enumerate(args):
+            if place not in wide:
+                out.append(value)
+                continue
+            if len(out) % 2:
+                out.append(0)
+            out += _halves(value)
+        return out
+
+    def enter_call(self, general: bytes, gadget: int, nr: int, args: Sequence[int]) -> bytes:
+        r = _words(general)
+        r[R0 : R0 + len(args)] = [x & _M32 for x in args]
+        r[R7], r[PC], r[ORIG_R0] = nr, gadget, _M32
+        r[CPSR] &= ~(_THUMB | _IT | _JAZELLE | _BIG_ENDIAN) & _M32
+        return _GENERAL.pack(*r)
+
+    def result(self, general: bytes) -> int:
+        value = int(struct.unpack_from("<I", general, 4 * R0)[0])
+        # An address may have its top bit set; an error is one of the last 4095 numbers.
+        return value - (1 << 32) if value >= (1 << 32) - 4095 else value
+
+    def enter_executor(self, general: bytes, entry: int, args: Sequence[int], stack: int) -> bytes:
+        r = _words(general)
+        r[R0 : R0 + len(args)] = args
+        r[SP], r[PC], r[ORIG_R0] = stack & ~7, entry, _M32
+        r[CPSR] &= ~(_THUMB | _IT | _JAZELLE | _BIG_ENDIAN) & _M32
+        return _GENERAL.pack(*r)
+
+    def settled(self, general: bytes, specials: Mapping[int, bytes]) -> bytes:
+        return general  # rewound already
+
+    def resumed(self, general: bytes, before: bytes) -> bytes:
+        r = _words(general)
+        if r[ORIG_R0] == _M32 or r[ORIG_R0] != r[R0]:
+            return general
+        names = self.SYSCALLS
+        nr, arg1, arg3 = r[R7], r[1], r[3]
+        if nr in (names["nanosleep"], names["poll"]):
+            continued = True
+        elif nr in (names["clock_nanosleep"], names["clock_nanosleep_time64"]):
+            continued = not arg1 & _TIMER_ABSTIME
+        elif nr in (names["futex"], names["futex_time64"]):
+            continued = arg1 & _FUTEX_COMMAND in _FUTEX_WAITS and arg3 != 0
+        else:
+            continued = False
+        if continued:
+            r[R7] = names["restart_syscall"]
+        return _GENERAL.pack(*r)
+
+    def pc(self, general: bytes) -> int:
+        return int(struct.unpack_from("<I", general, 4 * PC)[0])
+
+    def sp(self, general: bytes) -> int:
+        return int(struct.unpack_from("<I", general, 4 * SP)[0])
+
+    def with_pc(self, general: bytes, pc: int) -> bytes:
+        r = _words(general)
+        r[PC] = pc
+        return _GENERAL.pack(*r)
+
+    def signal_frame(self, registers: Registers, mask: int, address: int) -> tuple[bytes, int]:
+        frame = bytearray(_REGSPACE)
+        struct.pack_into("<3I", frame, _CONTEXT, 0, 0, mask & _M32)  # trap_no, error_code, oldmask
+        frame[_CONTEXT + 12 : _CONTEXT + 12 + 68] = registers.general[:68]
+        struct.pack_into("<Q", frame, _MASK, mask)
+        vfp = struct.pack("<II", _VFP_MAGIC, _VFP_SIZE) + registers.others[NT_ARM_VFP]
+        return bytes(frame) + vfp.ljust(512, b"\0") + bytes(16), address
+
+    def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
+        from torpor.images.schema.core_arm import ThreadInfoArm, UserArmRegsEntry, UserArmVfpstateEntry
+
+        r = _words(registers.general)
+        *doubles, status = struct.unpack("<32QI", registers.others[NT_ARM_VFP][:260])
+        core.mtype = self.march
+        core.ti_arm = ThreadInfoArm(
+            clear_tid_addr=clear_child_tid,
+            tls=struct.unpack_from("<I", registers.others[NT_ARM_TLS])[0],
+            gpregs=UserArmRegsEntry(**dict(zip(_NAMES, r, strict=True))),
+            # What the exception registers hold when nothing is pending; ptrace does not show them.
+            fpstate=UserArmVfpstateEntry(vfp_regs=doubles, fpscr=status, fpexc=1 << 30, fpinst=0, fpinst2=0),
+        )
+
+    def from_core(self, core: "CoreEntry", template: Registers) -> tuple[Registers, int]:
+        info = self.thread_info(core, core.ti_arm)
+        self.expect(len(info.fpstate.vfp_regs) == 32, "wrong number of floating-point registers")
+        general = _GENERAL.pack(*(getattr(info.gpregs, name) for name in _NAMES))
+        vfp = struct.pack("<32QI", *info.fpstate.vfp_regs, info.fpstate.fpscr)
+        others = {
+            NT_ARM_VFP: vfp + template.others[NT_ARM_VFP][len(vfp) :],
+            NT_ARM_TLS: struct.pack("<I", info.tls) + template.others[NT_ARM_TLS][4:],
+        }
+        return Registers(general, others), info.clear_tid_addr
+
+
+_NAMES = (*(f"r{i}" for i in range(11)), "fp", "ip", "sp", "lr", "pc", "cpsr", "orig_r0")
+
+
+def _halves(value: T | int) -> tuple[T | int, int]:
+    # What is known only later (a file's length, a descriptor) is taken to be below 2 GiB.
+    return (value & _M32, value >> 32 & _M32) if isinstance(value, int) else (value, 0)
+
+
+ARCH = Arm()

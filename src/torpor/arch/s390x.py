@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""s390x: registers, system calls, signal frames and CRIU's thread_info_s390.  Big-endian.
+
+Layouts: s390_regs, s390_fp_regs (arch/s390/include/uapi/asm/ptrace.h), ucontext_extended (asm/ucontext.h), struct
+rt_sigframe (arch/s390/kernel/signal.c).
+
+Surprises.  Whether a task is in a system call is not told by its registers but by the regset NT_S390_SYSTEM_CALL: the
+call's number, and above it the length of the instruction that made it.  Unless that is set to 0 an injected call is
+lost, and the victim's own returns ENOSYS.  mmap takes the address of its six arguments, not the arguments.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torpor.arch.base import Arch, Registers
+from torpor.arch.numbers import FROM_424, numbers
+
+if TYPE_CHECKING:
+    from torpor.images.schema.core import CoreEntry
+
+_CALLS = """
+1 exit fork read write open close restart_syscall creat link unlink execve chdir 14 mknod chmod 19 lseek getpid mount
+umount 26 ptrace alarm 29 pause utime 33 access nice 36 sync kill rename mkdir rmdir dup pipe times 45 brk 48 signal
+51 acct umount2 54 ioctl fcntl 57 setpgid 60 umask chroot ustat dup2 getppid getpgrp setsid sigaction 72 sigsuspend
+sigpending sethostname setrlimit 77 getrusage gettimeofday settimeofday 83 symlink 85 readlink uselib swapon reboot
+readdir mmap munmap truncate ftruncate fchmod 96 getpriority setpriority 99 statfs fstatfs 102 socketcall syslog
+setitimer getitimer stat lstat fstat 110 lookup_dcookie vhangup idle 114 wait4 swapoff sysinfo ipc fsync sigreturn
+clone setdomainname uname 124 adjtimex mprotect sigprocmask create_module init_module delete_module get_kernel_syms
+quotactl getpgid fchdir bdflush sysfs personality afs_syscall 141 getdents select flock msync readv writev getsid
+fdatasync _sysctl mlock munlock mlockall munlockall sched_setparam sched_getparam sched_setscheduler
+sched_getscheduler sched_yield sched_get_priority_max sched_get_priority_min sched_rr_get_interval nanosleep mremap
+167 query_module poll nfsservctl 172 prctl rt_sigreturn rt_sigaction rt_sigprocmask rt_sigpending rt_sigtimedwait
+rt_sigqueueinfo rt_sigsuspend pread64 pwrite64 183 getcwd capget capset sigaltstack sendfile getpmsg putpmsg vfork
+getrlimit 198 lchown getuid getgid geteuid getegid setreuid setregid getgroups setgroups fchown setresuid getresuid
+setresgid getresgid chown setuid setgid setfsuid setfsgid pivot_root mincore madvise getdents64 222 readahead 224
+setxattr lsetxattr fsetxattr getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr removexattr lremovexattr
+fremovexattr gettid tkill futex sched_setaffinity sched_getaffinity tgkill 243 io_setup io_destroy io_getevents
+io_submit io_cancel exit_group epoll_create epoll_ctl epoll_wait set_tid_address fadvise64 timer_create timer_settime
+timer_gettime timer_getoverrun timer_delete clock_settime clock_gettime clock_getres clock_nanosleep 265 statfs64
+fstatfs64 remap_file_pages mbind get_mempolicy set_mempolicy mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify
+mq_getsetattr kexec_load add_key request_key keyctl waitid ioprio_set ioprio_get inotify_init inotify_add_watch
+inotify_rm_watch migrate_pages openat mkdirat mknodat fchownat futimesat newfstatat unlinkat renameat linkat symlinkat
+readlinkat fchmodat faccessat pselect6 ppoll unshare set_robust_list get_robust_list splice sync_file_range tee
+vmsplice move_pages getcpu epoll_pwait utimes fallocate utimensat signalfd timerfd eventfd timerfd_create
+timerfd_settime timerfd_gettime signalfd4 eventfd2 inotify_init1 pipe2 dup3 epoll_create1 preadv pwritev
+rt_tgsigqueueinfo perf_event_open fanotify_init fanotify_mark prlimit64 name_to_handle_at open_by_handle_at
+clock_adjtime syncfs setns process_vm_readv process_vm_writev s390_runtime_instr kcmp finit_module sched_setattr
+sched_getattr renameat2 seccomp getrandom memfd_create bpf s390_pci_mmio_write s390_pci_mmio_read execveat userfaultfd
+membarrier recvmmsg sendmmsg socket socketpair bind connect listen accept4 getsockopt setsockopt getsockname
+getpeername sendto sendmsg recvfrom recvmsg shutdown mlock2 copy_file_range preadv2 pwritev2 s390_guarded_storage
+statx s390_sthyi kexec_file_load io_pgetevents rseq pkey_mprotect pkey_alloc pkey_free 392 semtimedop semget semctl
+shmget shmctl shmat shmdt msgget msgsnd msgrcv msgctl
+"""
+
+NT_PRFPREG, NT_S390_SYSTEM_CALL, NT_S390_VXRS_LOW, NT_S390_VXRS_HIGH = 2, 0x307, 0x309, 0x30A
+
+_GENERAL = struct.Struct(">18Q16IQ")
+PSW_MASK, PSW_ADDRESS, R0 = 0, 1, 2
+R1, R2, R12, R15, ORIG_R2 = R0 + 1, R0 + 2, R0 + 12, R0 + 15, 34
+_M64 = (1 << 64) - 1
+_FRAME = 160  # what the ABI has a caller leave below its stack pointer for the function that it calls
+
+# struct rt_sigframe: that room, an instruction, siginfo, then ucontext: flags, link, stack, registers, mask, vectors.
+_UCONTEXT = _FRAME + 8 + 128
+_REGISTERS, _MASK, _VECTORS = _UCONTEXT + 40, _UCONTEXT + 384, _UCONTEXT + 512
+_UC_VXRS = 2
+
+
+def _words(general: bytes) -> list[int]:
+    return list(_GENERAL.unpack(general))
+
+
+class S390x(Arch):
+    name = "s390x"
+    word = ">Q"
+    word_size = 8
+    page_size_hint = 4096
+    march = 5
+    SYSCALLS = numbers(_CALLS + FROM_424)
+    instruction = b"\x0a\x00"
+    instruction_alignment = 2
+    regsets = (NT_PRFPREG, NT_S390_VXRS_LOW, NT_S390_VXRS_HIGH)
+    vdso_names = ("[vdso]", "[vvar]")
+
+    def enter_call(self, general: bytes, gadget: int, nr: int, args: Sequence[int]) -> bytes:
+        r = _words(general)
+        if nr == self.SYSCALLS["mmap"]:
+            args = (self._block_at(general),)
+        r[R2 : R2 + len(args)] = [x & _M64 for x in args]
+        r[R1], r[PSW_ADDRESS] = nr, gadget
+        return _GENERAL.pack(*r)
+
+    def call_block(self, general: bytes, nr: int, args: Sequence[int]) -> tuple[int, bytes] | None:
+        if nr != self.SYSCALLS["mmap"]:
+            return None
+        return self._block_at(general), struct.pack(">6Q", *[x & _M64 for x in args])
+
+    def _block_at(self, general: bytes) -> int:
+        # Below the stack pointer nothing is live, but the page below may not be there yet.
+        sp = self.sp(general) & ~7
+        return sp - 64 if sp % self.page_size_hint >= 64 else sp
+
+    def result(self, general: bytes) -> int:
+        return int(struct.unpack_from(">q", general, 8 * R2)[0])
+
+    def enter_executor(self, general: bytes, entry: int, args: Sequence[int], stack: int) -> bytes:
+        r = _words(general)
+        r[R2 : R2 + len(args)] = args
+        r[R15], r[PSW_ADDRESS] = (stack & ~7) - _FRAME, entry
+        return _GENERAL.pack(*r)
+
+    def before_programs(self) -> Mapping[int, bytes]:
+        return {NT_S390_SYSTEM_CALL: bytes(4)}
+
+    def settled(self, general: bytes, specials: Mapping[int, bytes]) -> bytes:
+        call = struct.unpack(">I", specials[NT_S390_SYSTEM_CALL])[0]
+        if not call:
+            return general
+        r = _words(general)
+        error = (1 << 64) - r[R2]
+        if error in (512, 513, 514):
+            r[R2], r[PSW_ADDRESS] = r[ORIG_R2], r[PSW_ADDRESS] - (call >> 16)
+        elif error == 516:
+            r[R2] = -4 & _M64
+        return _GENERAL.pack(*r)
+
+    def pc(self, general: bytes) -> int:
+        return int(struct.unpack_from(">Q", general, 8 * PSW_ADDRESS)[0])
+
+    def sp(self, general: bytes) -> int:
+        return int(struct.unpack_from(">Q", general, 8 * R15)[0])
+
+    def with_pc(self, general: bytes, pc: int) -> bytes:
+        r = _words(general)
+        r[PSW_ADDRESS] = pc
+        return _GENERAL.pack(*r)
+
+    def signal_frame(self, registers: Registers, mask: int, address: int) -> tuple[bytes, int]:
+        frame = bytearray(_VECTORS)
+        struct.pack_into(">Q", frame, _UCONTEXT, _UC_VXRS)
+        state = registers.general[: _GENERAL.size - 8] + registers.others[NT_PRFPREG]  # without orig_gpr2
+        frame[_REGISTERS : _REGISTERS + len(state)] = state
+        struct.pack_into(">Q", frame, _MASK, mask)
+        vectors = registers.others[NT_S390_VXRS_LOW] + registers.others[NT_S390_VXRS_HIGH]
+        return bytes(frame) + vectors + bytes(128), address
+
+    def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
+        from torpor.images.schema.core_s390 import (
+            ThreadInfoS390,
+            UserS390FpregsEntry,
+            UserS390RegsEntry,
+            UserS390VxrsHighEntry,
+            UserS390VxrsLowEntry,
+        )
+
+        r = _words(registers.general)
+        control, *floats = struct.unpack(">I4x16Q", registers.others[NT_PRFPREG])
+        core.mtype = self.march
+        core.ti_s390 = ThreadInfoS390(
+            clear_tid_addr=clear_child_tid,
+            gpregs=UserS390RegsEntry(
+                psw_mask=r[PSW_MASK], psw_addr=r[PSW_ADDRESS], gprs=r[R0 : R0 + 16], acrs=r[18:34],
+                orig_gpr2=r[ORIG_R2], system_call=0,
+            ),
+            fpregs=UserS390FpregsEntry(fpc=control, fprs=floats),
+            vxrs_low=UserS390VxrsLowEntry(regs=list(struct.unpack(">16Q", registers.others[NT_S390_VXRS_LOW]))),
+            vxrs_high=UserS390VxrsHighEntry(regs=list(struct.unpack(">32Q", registers.others[NT_S390_VXRS_HIGH]))),
+        )  # fmt: skip
+
+    def from_core(self, core: "CoreEntry", template: Registers) -> tuple[Registers, int]:
+        info = self.thread_info(core, core.ti_s390)
+        g, f = info.gpregs, info.fpregs
+        self.expect(len(g.gprs) == 16 and len(g.acrs) == 16 and len(f.fprs) == 16, "wrong number of registers")
+        if info.gs_cb is not None or info.gs_bc is not None or info.ri_cb is not None:
+            self.refuse("the program uses guarded storage or runtime instrumentation", "")
+        others = dict(template.others)
+        others[NT_PRFPREG] = struct.pack(">I4x16Q", f.fpc, *f.fprs)
+        for which, entry, count in ((NT_S390_VXRS_LOW, info.vxrs_low, 16), (NT_S390_VXRS_HIGH, info.vxrs_high, 32)):
+            if entry is not None:
+                self.expect(len(entry.regs) == count, "wrong number of vector registers")
+                others[which] = struct.pack(f">{count}Q", *entry.regs)
+        general = _GENERAL.pack(g.psw_mask, g.psw_addr, *g.gprs, *g.acrs, g.orig_gpr2)
+        return Registers(general, others), info.clear_tid_addr
+
+
+ARCH = S390x()
