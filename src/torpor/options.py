@@ -289,10 +289,14 @@ class Options:
         self.__dict__.update(DEFAULTS)
         self.given: dict[str, str] = {}  # attribute -> where it was given
         for name, argument in keywords.items():
-            option = TABLE.get(name.replace("_", "-"))
-            if option is None:
-                raise UsageError(f"There is no option {name}", remedy="torpor --help lists them")
-            self.set(option, argument, f"the argument {name}")
+            self.set_keyword(name, argument)
+
+    def set_keyword(self, name: str, argument: Any) -> None:
+        """Set one option by its attribute's name, for a library caller."""
+        option = TABLE.get(name.replace("_", "-"))
+        if option is None:
+            raise UsageError(f"There is no option {name}", remedy="torpor --help lists them")
+        self.set(option, argument, f"the argument {name}")
 
     def set(self, option: Option, argument: Any, where: str) -> None:
         """Set one option from a word, a bool for a flag, or a library caller's value.  `where` names it in errors."""
@@ -345,6 +349,14 @@ class Options:
     def work_directory(self) -> str:
         """Where logs, PID files and statistics go."""
         return self.work_dir or self.images_dir
+
+    @property
+    def log_path(self) -> str | None:
+        """The log file, found from where we stand; "-" is stdout, None no file."""
+        return self.log_file if self.log_file in (None, "-") else self.in_work_directory(self.log_file)
+
+    def in_work_directory(self, name: str) -> str:
+        return os.path.join(self.work_directory, name)
 
 
 def _table() -> dict[str, Option]:

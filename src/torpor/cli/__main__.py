@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: CRIU's verbs, options and exit statuses, so that a link called ``criu`` serves scripts.
+
+Exit status 0: done; 1: not done, whatever the reason, usage errors included (as CRIU does); 130: interrupted.  One
+sentence on stderr says why, or one JSON object on stdout where ``--json`` was given.  Nothing is imported that the verb
+does not need: the whole of a small dump takes less time than importing argparse, json and logging would.
+"""
+
+import os
+import sys
+
+from torpor import log
+from torpor.cli.say import Voice
+from torpor.errors import TorporError, UsageError
+from torpor.getopt import Command, parse, scan
+from torpor.options import Options
+
+# Verbs of CRIU that Torpor does not have yet: why, and what to do instead.
+REFUSED = {
+    "pre-dump": ("Torpor writes whole checkpoints only, so far", "use dump --leave-running"),
+    "page-server": ("Torpor writes checkpoints to directories only, so far", "copy the images directory"),
+    "lazy-pages": ("Torpor fills memory before the tree runs, so far", "use restore without --lazy-pages"),
+    "service": ("Torpor has no RPC yet", "use the command line or the Python library"),
+    "swrk": ("Torpor has no RPC yet", "use the command line or the Python library"),
+    "dedup": ("Torpor writes whole checkpoints only, so there is nothing to deduplicate", ""),
+    "cpuinfo": ("Torpor does not record CPU features in images yet", ""),
+}
+VERBS = ("dump", "restore", "check", "show", *REFUSED)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    program = os.path.basename(sys.argv[0]) if argv is None else "torpor"
+    if program in ("__main__.py", ""):
+        program = "torpor"
+    argv = sys.argv[1:] if argv is None else argv
+    voice = Voice(program)
+    try:
+        return _run(argv, voice)
+    except TorporError as error:
+        return voice.error(error)
+    except KeyboardInterrupt:
+        voice.error(TorporError("Interrupted", code="interrupted"))
+        return 130
+    except BrokenPipeError:  # whoever reads our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except Exception as error:  # a bug: say so, and leave what is needed to find it in the log
+        return voice.bug(error)
+
+
+def _run(argv: list[str], voice: Voice) -> int:
+    voice.json = "--json" in argv  # so that a wrong command line is answered in JSON too
+    try:
+        command = parse(argv)
+    except UsageError as error:
+        verb = _verb_of(argv)
+        if verb in VERBS:
+            error.remedy = f"{voice.program} {verb} --help lists its options"
+        raise
+    options, words, files = command
+    voice.json, voice.verbosity = options.json, options.verbosity
+    for fd in options.close:
+        try:
+            os.close(fd)
+        except OSError as error:
+            raise UsageError(f"Cannot close descriptor {fd}", os.strerror(error.errno or 0)) from None
+    if options.help or not words or options.version:
+        return _about(options, words, voice)
+    verb = words[0]
+    if verb not in VERBS:
+        raise UsageError(f"There is no command {verb}", remedy=f"the commands are {', '.join(VERBS)}")
+    _count_words(verb, words)
+    _directories(options, verb)
+    with log.opened(options.log_path, options.verbosity, stderr=True):
+        try:
+            return _verb(verb, command, files, voice)
+        except TorporError as error:
+            if options.log_path:
+                log.error(str(error))
+            raise
+
+
+def _verb_of(argv: list[str]) -> str:
+    try:
+        return next(iter(scan(argv)[1]), "")
+    except UsageError:
+        return next((word for word in argv if word in VERBS), "")
+
+
+def _about(options: Options, words: list[str], voice: Voice) -> int:
+    from torpor.cli import help
+
+    if options.version and not options.help:
+        voice.out(help.version(voice.program))
+        return 0
+    text = help.verb(voice.program, words[0]) if words and words[0] in VERBS else help.overview(voice.program)
+    if options.help:
+        voice.out(text)
+        return 0
+    voice.complain(text)
+    return 1
+
+
+def _count_words(verb: str, words: list[str]) -> None:
+    most = {"show": 2, "swrk": 2, "cpuinfo": 2}.get(verb, 1)
+    if len(words) > most:
+        raise UsageError(f"{words[most]!r} is too much", f"{verb} takes no such word")
+
+
+def _directories(options: Options, verb: str) -> None:
+    """The directories must be there before anything is written to them."""
+    for what, path in (("images", options.images_dir), ("work", options.work_dir)):
+        if path is not None and verb in ("dump", "restore", "check"):
+            try:
+                os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            except OSError as error:
+                remedy = f"make it first: mkdir -m 700 {path}" if verb == "dump" else ""
+                raise TorporError(f"Cannot open the {what} directory {path}", os.strerror(error.errno or 0), remedy,
+                                  code="no-directory") from None  # fmt: skip
+
+
+def _verb(verb: str, command: Command, files: list[str], voice: Voice) -> int:
+    for path in files:
+        log.info(f"Options were read from {path}")
+    if command.options.config and command.options.config not in files:
+        log.warning(f"There is no configuration file {command.options.config}")
+    if verb in REFUSED:
+        why, remedy = REFUSED[verb]
+        raise TorporError(f"The command {verb} is not implemented yet", why, remedy, code="not-implemented")
+    for note in command.options.settle(verb):
+        log.info(note)
+    if verb == "dump":
+        from torpor.cli.dump import run as dump
+
+        return dump(command.options, voice)
+    if verb == "restore":
+        from torpor.cli.restore import run as restore
+
+        return restore(command.options, voice)
+    if verb == "check":
+        from torpor.cli.check import run as check
+
+        return check(command.options, voice)
+    return _show(command, voice)
+
+
+def _show(command: Command, voice: Voice) -> int:
+    from torpor.cli.show import show
+
+    if "images_dir" in command.options.given and len(command.words) > 1:
+        raise UsageError("Two places are named", remedy="give either a path or -D DIR")
+    path = command.words[1] if len(command.words) > 1 else command.options.images_dir
+    show(path, as_json=command.options.json, out=sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``torpor restore``: bring a tree back; without ``-d``, stay until its root ends.
+
+Observed on CRIU 4.2.1 in the foreground: it returns when the root task ends, with status 0 however that ended (by exit,
+exit status 7, SIGTERM or SIGKILL); all signals that can be blocked are blocked meanwhile, so that neither Ctrl-C for
+the restored job in the same terminal nor SIGTERM ends the tool before it.  The same here.
+"""
+
+import os
+import select
+import signal
+
+from torpor.cli.dump import times
+from torpor.cli.say import Voice, count
+from torpor.options import Options
+from torpor.progress import duration
+
+
+def run(options: Options, voice: Voice) -> int:
+    if options.dry_run:
+        from torpor.restore import describe
+
+        voice.out(describe(options))
+        return 0
+    from torpor.restore import restore
+
+    result = restore(options)
+    facts = {"pid": result.pid, "tasks": result.tasks, "seconds": result.seconds, "images": options.images_dir}
+    if options.display_stats:
+        facts["phases"] = dict(result.phases)
+        if not voice.json:
+            voice.out(times(result.phases))
+    where = options.images_dir.rstrip("/") + "/"
+    voice.result(
+        f"restored {count(result.tasks, 'task')} in {duration(result.seconds)} ← {where} (root {result.pid})", facts
+    )
+    if not options.restore_detached:
+        wait(result.pid)
+    return 0
+
+
+def wait(pid: int) -> None:
+    """Until the task ends, whether it is our child or not."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return  # it has ended already
+    try:
+        ended = select.poll()
+        ended.register(fd, select.POLLIN)
+        ended.poll()
+    finally:
+        os.close(fd)
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass  # another process's child: that one reaps it
