@@ -1,0 +1,425 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image directories, the container, pagemaps: written as promised, read with suspicion."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from imagekit import messages
+
+from torpor.errors import ImageError
+from torpor.images.container import encode_entries, parse_image, start_of
+from torpor.images.directory import ImageReader, ImageWriter, write_stats
+from torpor.images.kinds import (
+    BPFMAP_DATA,
+    CORE,
+    FDINFO,
+    FILES,
+    GHOST_FILE,
+    INVENTORY,
+    IPCNS_MSG,
+    IPCNS_SEM,
+    KINDS,
+    PAGEMAP,
+    PAGES,
+    PIPES_DATA,
+    PSTREE,
+    RAW,
+    SK_QUEUES,
+    STATS,
+    TCP_STREAM,
+    ImageKind,
+    kind_of_file,
+)  # fmt: skip
+from torpor.images.pages import PE_LAZY, PE_PARENT, PE_PRESENT, PagemapReader, PagemapWriter, PageStore, Run
+from torpor.images.payloads import encode_ipc_messages, ghost_chunk, ghost_pieces, ipc_messages
+from torpor.images.schema.bpfmap_data import BpfmapDataEntry
+from torpor.images.schema.fdinfo import FdinfoEntry
+from torpor.images.schema.ghost_file import GhostFileEntry
+from torpor.images.schema.inventory import InventoryEntry
+from torpor.images.schema.ipc_desc import IpcDescEntry
+from torpor.images.schema.ipc_msg import IpcMsg, IpcMsgEntry
+from torpor.images.schema.ipc_sem import IpcSemEntry
+from torpor.images.schema.pagemap import PagemapEntry, PagemapHead
+from torpor.images.schema.pipe_data import PipeDataEntry
+from torpor.images.schema.pstree import PstreeEntry
+from torpor.images.schema.sk_packet import SkPacketEntry
+from torpor.images.schema.stats import RestoreStatsEntry, StatsEntry
+from torpor.images.schema.tcp_stream import TcpStreamEntry
+
+TREE = [PstreeEntry(pid=10, ppid=0, pgid=10, sid=10, threads=[10, 11])]
+INVENTORY_ENTRY = InventoryEntry(img_version=2, fdinfo_per_id=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+def test_written_and_read_again(folder: int, tmp_path: Path) -> None:
+    writer = ImageWriter(folder)
+    writer.write(PSTREE, TREE)
+    writer.write("FDINFO", [FdinfoEntry(id=1, flags=0, type=1, fd=fd) for fd in range(5000)], 2)
+    writer.write(PIPES_DATA, [(PipeDataEntry(pipe_id=5, bytes=3), b"abc"), (PipeDataEntry(pipe_id=6, bytes=0), b"")])
+    fd = writer.open_raw(PAGES, 1)
+    os.write(fd, bytes(4096))
+    os.close(fd)
+    assert not (tmp_path / "inventory.img").exists()
+    writer.finish(INVENTORY_ENTRY)
+    reader = ImageReader(folder)
+    assert reader.inventory() == INVENTORY_ENTRY
+    assert reader.entries(PSTREE) == TREE
+    assert len(reader.entries(FDINFO, 2)) == 5000
+    assert reader.entries_with_payload(PIPES_DATA)[0] == (PipeDataEntry(pipe_id=5, bytes=3), b"abc")
+    assert reader.exists(PAGES, 1) and not reader.exists(PAGES, 2)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "fdinfo-2.img", "inventory.img", "pages-1.img", "pipes-data.img", "pstree.img",
+    ]  # fmt: skip
+
+
+def test_magic_words(folder: int, tmp_path: Path) -> None:
+    writer = ImageWriter(folder)
+    writer.write(PSTREE, TREE)
+    writer.finish(INVENTORY_ENTRY)
+    write_stats(folder, StatsEntry(restore=RestoreStatsEntry(pages_compared=0, pages_skipped_cow=0, forking_time=1,
+                                                             restore_time=2)))  # fmt: skip
+    assert (tmp_path / "pstree.img").read_bytes()[:8].hex() == "19435654" + "30302750"
+    assert (tmp_path / "inventory.img").read_bytes()[:4].hex() == "16313158"
+    assert (tmp_path / "stats-restore").read_bytes()[:8].hex() == "40591055" + "06330957"
+    assert ImageReader(folder).one(STATS, "restore").dump is None
+
+
+def test_version_one_has_no_common_word(folder: int, tmp_path: Path) -> None:
+    (tmp_path / "pstree.img").write_bytes(b"".join([start_of(PSTREE)[4:], *encode_entries(TREE)]))
+    assert ImageReader(folder).entries(PSTREE) == TREE
+
+
+def test_an_old_checkpoint_ends_when_the_new_one_begins(folder: int, tmp_path: Path) -> None:
+    first = ImageWriter(folder)
+    first.write(PSTREE, TREE)
+    first.write(FDINFO, [FdinfoEntry(id=1, flags=0, type=1, fd=0)], 1)
+    first.finish(INVENTORY_ENTRY)
+    second = ImageWriter(folder)
+    assert (tmp_path / "inventory.img").exists()
+    second.write(FDINFO, [], 1)
+    assert not (tmp_path / "inventory.img").exists() and not (tmp_path / "fdinfo-1.img").exists()
+    second.write(PSTREE, TREE)
+    second.discard()
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_written_through_a_link(folder: int, tmp_path: Path) -> None:
+    victim = tmp_path.parent / f"{tmp_path.name}-victim"
+    victim.write_text("mine")
+    (tmp_path / "pstree.img").symlink_to(victim)
+    (tmp_path / "inventory.img").symlink_to(victim)
+    writer = ImageWriter(folder)
+    writer.write(PSTREE, TREE)
+    writer.finish(INVENTORY_ENTRY)
+    assert victim.read_text() == "mine"
+    assert ImageReader(folder).entries(PSTREE) == TREE
+
+
+def test_links_and_fifos_are_not_read(folder: int, tmp_path: Path) -> None:
+    (tmp_path / "pstree.img").symlink_to("/etc/passwd")
+    os.mkfifo(tmp_path / "files.img")
+    (tmp_path / "core-1.img").mkdir()
+    reader = ImageReader(folder)
+    cases: list[tuple[ImageKind[Any], int | None]] = [(PSTREE, None), (FILES, None), (CORE, 1)]
+    for kind, id in cases:
+        assert not reader.exists(kind, id)
+        with pytest.raises(ImageError):
+            reader.entries(kind, id)
+        with pytest.raises(ImageError):
+            reader.open_raw(kind, id)
+
+
+def test_missing(folder: int) -> None:
+    reader = ImageReader(folder)
+    assert reader.entries(FILES) == [] and reader.find(CORE, 1) is None
+    for ask in (lambda: reader.one(CORE, 1), reader.inventory, lambda: reader.open_raw(PAGES, 1)):
+        with pytest.raises(ImageError, match="missing"):
+            ask()
+    with pytest.raises(ImageError):
+        ImageReader.open("/nonexistent")
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "magic"),
+        (b"\x19\x43\x56\x54", "magic"),
+        (start_of(FILES), "magic"),
+        (start_of(PSTREE) + b"\x01\x00", "length"),
+        (start_of(PSTREE) + b"\xff\xff\xff\xff", "beyond"),
+        (start_of(PSTREE) + b"\x05\x00\x00\x00\x08\x01", "beyond"),
+        (start_of(PSTREE) + b"\x02\x00\x00\x00\x08\x01", "missing"),
+    ],
+)
+def test_mangled(folder: int, tmp_path: Path, data: bytes, why: str) -> None:
+    (tmp_path / "pstree.img").write_bytes(data)
+    with pytest.raises(ImageError, match=why) as caught:
+        ImageReader(folder).entries(PSTREE)
+    assert "pstree.img" in str(caught.value)
+
+
+def test_names() -> None:
+    assert CORE.file_name(12) == "core-12.img" and TCP_STREAM.file_name(255) == "tcp-stream-ff.img"
+    assert kind_of_file("pagemap-shmem-5.img") == (KINDS["SHMEM_PAGEMAP"], 5)
+    assert kind_of_file("ghost-file-1f.img") == (GHOST_FILE, 31)
+    assert kind_of_file("stats-dump") == (STATS, "dump")
+    for name in (
+        "core-.img",
+        "core-x.img",
+        "core-1.img.tmp",
+        "../core-1.img",
+        "dump.log",
+        "core-²3.img",
+        ".inventory.img",
+    ):
+        assert kind_of_file(name) is None
+    for kind in KINDS.values():
+        id = None if "{" not in kind.pattern else "dump" if kind is STATS else 7
+        found = kind_of_file(kind.file_name(id))
+        assert found == (kind, id)
+        if kind.shape != RAW:
+            assert kind.message.fields()
+    for id in ("../x", -1, None, "1"):
+        with pytest.raises(ValueError):
+            CORE.file_name(id)
+
+
+# ---- raw bytes -------------------------------------------------------------------------------------------------------
+
+DESC = IpcDescEntry(key=1, uid=0, gid=0, cuid=0, cgid=0, mode=0, id=0)
+QUEUE = [(IpcMsg(mtype=1, msize=5), b"hello"), (IpcMsg(mtype=2, msize=8), b"12345678"), (IpcMsg(mtype=3, msize=0), b"")]
+STREAM = TcpStreamEntry(inq_len=2, inq_seq=0, outq_len=3, outq_seq=0, opt_mask=0, snd_wscale=0, mss_clamp=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "entries"),
+    [
+        (PIPES_DATA, [(PipeDataEntry(pipe_id=1, bytes=4), b"data")] * 2),
+        (SK_QUEUES, [(SkPacketEntry(id_for=1, length=4), b"data"), (SkPacketEntry(id_for=1, length=0), b"")]),
+        (TCP_STREAM, [(STREAM, b"inout")]),
+        (BPFMAP_DATA, [(BpfmapDataEntry(map_id=1, keys_bytes=4, values_bytes=8, count=1), b"kkkkvvvvvvvv")]),
+        (IPCNS_SEM, [(IpcSemEntry(desc=DESC, nsems=3), b"\1\0\2\0\3\0\0\0")] * 2),
+        (IPCNS_MSG, [(IpcMsgEntry(desc=DESC, qbytes=13, qnum=3), encode_ipc_messages(QUEUE))] * 2),
+    ],
+)
+def test_payloads(kind: ImageKind[PstreeEntry], entries: list[tuple[PstreeEntry, bytes]]) -> None:
+    data = b"".join([start_of(kind), *encode_entries(entries)])
+    assert list(parse_image(kind, data, "it")) == entries
+    with pytest.raises(ImageError):
+        list(parse_image(kind, data[:-1], "it"))
+
+
+def test_ipc_messages() -> None:
+    entry = IpcMsgEntry(desc=DESC, qbytes=13, qnum=3)
+    assert [(message, body) for message, body, _ in ipc_messages(entry, encode_ipc_messages(QUEUE))] == QUEUE
+    with pytest.raises(ImageError):
+        ipc_messages(IpcMsgEntry(desc=DESC, qbytes=13, qnum=2**32 - 1), encode_ipc_messages(QUEUE))
+
+
+def test_ghost_files(folder: int) -> None:
+    writer = ImageWriter(folder)
+    plain = GhostFileEntry(uid=0, gid=0, mode=0o100644)
+    fd = writer.open_raw(GHOST_FILE, 1, plain)
+    os.write(fd, b"content")
+    os.close(fd)
+    chunked = GhostFileEntry(uid=0, gid=0, mode=0o100644, chunks=True, size=30000)
+    fd = writer.open_raw(GHOST_FILE, 2, chunked)
+    os.write(fd, ghost_chunk(0, 4) + b"head" + ghost_chunk(20000, 4) + b"tail")
+    os.close(fd)
+    reader = ImageReader(folder)
+    for id, entry, expected in ((1, plain, [(0, b"content")]), (2, chunked, [(0, b"head"), (20000, b"tail")])):
+        found, fd, at = reader.open_payload(GHOST_FILE, id)
+        pieces = [(offset, os.pread(fd, length, where)) for where, offset, length in ghost_pieces(fd, found, at)]
+        os.close(fd)
+        assert found == entry and pieces == expected
+    fd = writer.open_raw(GHOST_FILE, 3, chunked)
+    os.write(fd, ghost_chunk(29999, 2) + b"xx")
+    os.close(fd)
+    found, fd, at = reader.open_payload(GHOST_FILE, 3)
+    with pytest.raises(ImageError, match="beyond"):
+        list(ghost_pieces(fd, found, at))
+    os.close(fd)
+
+
+# ---- pagemaps --------------------------------------------------------------------------------------------------------
+
+
+def write_pages(writer: ImageWriter, id: int, runs: list[tuple[int, int, int]], pages_id: int = 1) -> PagemapWriter:
+    pagemap = PagemapWriter(writer, id, pages_id)
+    fd = pagemap.open_pages()
+    for vaddr, nr_pages, flags in runs:
+        pagemap.add(vaddr, nr_pages, flags)
+        if flags & PE_PRESENT:
+            os.write(fd, bytes(4096 * nr_pages))
+    os.close(fd)
+    pagemap.finish()
+    return pagemap
+
+
+def test_runs_are_joined(folder: int) -> None:
+    writer = ImageWriter(folder)
+    written = write_pages(
+        writer, 7,
+        [(0x1000, 1, PE_PRESENT), (0x2000, 2, PE_PRESENT), (0x4000, 1, PE_PARENT), (0x6000, 1, PE_PRESENT | PE_LAZY)],
+    )  # fmt: skip
+    expected = [Run(0x1000, 3, 4, 0), Run(0x4000, 1, 1), Run(0x6000, 1, 6, 0x3000)]
+    assert written.runs == expected
+    pagemap = PagemapReader(ImageReader(folder), 7)
+    assert pagemap.runs == expected and pagemap.bytes_stored == 4 * 4096
+    for wrong in ((0x6000, 1), (0x7001, 1), (0x8000, 0)):
+        with pytest.raises(ValueError):
+            written.add(*wrong)
+
+
+def test_old_pagemaps(folder: int) -> None:
+    writer = ImageWriter(folder)
+    os.close(writer.open_raw(PAGES, 3))
+    entries = [PagemapEntry(vaddr=0x1000, compat_nr_pages=2, in_parent=True)]
+    writer.write(PAGEMAP, [PagemapHead(pages_id=3), *entries], 7)
+    assert PagemapReader(ImageReader(folder), 7).runs == [Run(0x1000, 2, PE_PARENT)]
+    writer.write(PAGEMAP, [PagemapHead(pages_id=3), PagemapEntry(vaddr=0x1000, compat_nr_pages=2)], 7)
+    with pytest.raises(ImageError, match="too short"):
+        PagemapReader(ImageReader(folder), 7)
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [(0x1001, 1, 4)],
+        [(0x1000, 0, 4)],
+        [(0x1000, 2**63, 4)],
+        [(2**64 - 4096, 2, 4)],
+        [(0x2000, 1, 1), (0x1000, 1, 1)],
+        [(0x1000, 2, 1), (0x2000, 1, 1)],
+        [(0x1000, 1, 0)],
+        [(0x1000, 2**40, 4)],
+    ],
+)
+def test_impossible_pagemaps(folder: int, runs: list[tuple[int, int, int]]) -> None:
+    writer = ImageWriter(folder)
+    os.close(writer.open_raw(PAGES, 1))
+    entries = [PagemapEntry(vaddr=at, compat_nr_pages=0, nr_pages=many, flags=flags) for at, many, flags in runs]
+    writer.write(PAGEMAP, [PagemapHead(pages_id=1), *entries], 7)
+    with pytest.raises(ImageError):
+        PagemapReader(ImageReader(folder), 7)
+
+
+def test_parents(tmp_path: Path) -> None:
+    runs = [
+        [(0x1000, 8, PE_PRESENT), (0x10000, 1, PE_PRESENT)],
+        [(0x1000, 2, PE_PARENT), (0x3000, 2, PE_PRESENT), (0x5000, 4, PE_PARENT)],
+        [(0x2000, 4, PE_PARENT), (0x6000, 1, PE_PRESENT), (0x20000, 1, PE_LAZY)],
+    ]
+    for level, these in enumerate(runs):
+        (tmp_path / str(level)).mkdir()
+        fd = os.open(tmp_path / str(level), os.O_RDONLY)
+        writer = ImageWriter(fd)
+        writer.set_parent(f"../{level - 1}" if level else None)
+        write_pages(writer, 7, these)
+        writer.finish(INVENTORY_ENTRY)
+        os.close(fd)
+    with ImageReader.open(str(tmp_path / "2")) as images, PageStore(images, 7) as store:
+        where = [(run.vaddr, run.nr_pages, run.offset, store.levels.index(level) if level else None)
+                 for run, level in store.pieces]  # fmt: skip
+    assert where == [
+        (0x2000, 1, 0x1000, 2), (0x3000, 2, 0, 1), (0x5000, 1, 0x4000, 2), (0x6000, 1, 0, 0), (0x20000, 1, -1, None),
+    ]  # fmt: skip
+
+
+def test_parents_that_lack_pages_or_go_round(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    fd = os.open(tmp_path / "a", os.O_RDONLY)
+    writer = ImageWriter(fd)
+    write_pages(writer, 7, [(0x1000, 2, PE_PARENT)])
+    with pytest.raises(ImageError, match="parent"):
+        PageStore(ImageReader(fd), 7)
+    writer.set_parent(".")
+    with pytest.raises(ImageError, match="circle"):
+        PageStore(ImageReader(fd), 7)
+    (tmp_path / "b").mkdir()
+    other = os.open(tmp_path / "b", os.O_RDONLY)
+    write_pages(ImageWriter(other), 7, [(0x1000, 1, PE_PRESENT)])
+    writer.set_parent("../b")
+    with pytest.raises(ImageError, match="lacks the page at 0x2000"):
+        PageStore(ImageReader(fd), 7)
+    writer.set_parent("/dev/null")
+    with pytest.raises(ImageError):
+        PageStore(ImageReader(fd), 7)
+    os.close(fd)
+    os.close(other)
+
+
+# ---- anything at all -------------------------------------------------------------------------------------------------
+
+WITH_ENTRIES = [kind for kind in KINDS.values() if kind.shape != RAW]
+
+
+@given(st.sampled_from(WITH_ENTRIES), st.binary(max_size=300), st.booleans())
+@settings(max_examples=500, deadline=None)
+def test_any_bytes_are_an_image_or_an_image_error(kind: ImageKind[PstreeEntry], data: bytes, started: bool) -> None:
+    try:
+        list(parse_image(kind, start_of(kind) + data if started else data, "it"))
+    except ImageError as error:
+        assert str(error)
+
+
+@given(st.data())
+@settings(max_examples=500, deadline=None)
+def test_mutated_images(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(WITH_ENTRIES))
+    entries = [(data.draw(messages(kind.message)), b"") for _ in range(data.draw(st.integers(0, 2)))]
+    image = bytearray(b"".join([start_of(kind), *encode_entries(entries)]))
+    for _ in range(data.draw(st.integers(0, 4))):
+        at = data.draw(st.integers(0, len(image)))
+        cut = data.draw(st.integers(0, 8))
+        image[at : at + cut] = data.draw(st.binary(max_size=8))
+    try:
+        list(parse_image(kind, bytes(image), "it"))
+    except ImageError:
+        pass
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2**52 + 3), st.integers(0, 2**53), st.integers(0, 7), st.booleans()), max_size=8)
+)
+@settings(max_examples=300, deadline=None)
+def test_any_pagemap(tmp_path_factory: pytest.TempPathFactory, runs: list[tuple[int, int, int, bool]]) -> None:
+    base = tmp_path_factory.getbasetemp() / "pagemaps"
+    base.mkdir(exist_ok=True)
+    entries = [
+        PagemapEntry(vaddr=min(page * 4096, 2**64 - 1), compat_nr_pages=0, nr_pages=many, flags=None if old else flags)
+        for page, many, flags, old in runs
+    ]
+    fd = os.open(base, os.O_RDONLY)
+    try:
+        writer = ImageWriter(fd)
+        writer.write(PAGEMAP, [PagemapHead(pages_id=1), *entries], 7)
+        pages = writer.open_raw(PAGES, 1)
+        os.truncate(pages, 2**30)
+        os.close(pages)
+        with PageStore(ImageReader(fd), 7) as store:
+            assert sum(run.nr_pages for run, _ in store.pieces) == sum(entry.nr_pages or 0 for entry in entries)
+    except ImageError as error:
+        assert str(error)
+    finally:
+        os.close(fd)
+
+
+def test_inventory_of_another_version(folder: int) -> None:
+    writer = ImageWriter(folder)
+    writer.write(INVENTORY, [InventoryEntry(img_version=3)])
+    with pytest.raises(ImageError, match="version"):
+        ImageReader(folder).inventory()
