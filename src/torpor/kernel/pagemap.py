@@ -18,6 +18,9 @@ Surprising:
   SWAPPED too.  They are told in the same way, by `markers`, where a tracker needs it.
 - One scan may cover many areas and the holes between them.  Runs of equal categories are merged across the border of
   two areas, so they are cut again here.  The end must lie inside the user's half of the address space, else EFAULT.
+- The ioctl's walk_end is often wrong: the kernel sets it each time that its inner buffer of 512 regions is
+  full, and leaves it there when the walk then runs to its end.  Whoever goes on from there sees pages twice.  So: less
+  regions than there was room for means the end, and else all is known up to the last region's end at least.
 - The file of a task whose address space is gone can be opened on older kernels, and reads as empty.
 """
 
@@ -166,11 +169,12 @@ def _regions(fd: int, start: int, end: int, flags: int, *categories: int) -> Ite
         arg = bytearray(_ARG.pack(96, flags, start, end, 0, where, REGIONS, 0, *categories))
         count = fcntl.ioctl(fd, PAGEMAP_SCAN, arg)
         if count:
-            yield vector[: 3 * count].tolist()
+            words = vector[: 3 * count].tolist()
+            yield words
+        if count < REGIONS:
+            break
         (walked,) = struct.unpack_from("=Q", arg, 32)
-        if walked <= start:
-            break  # does not happen; never loop for ever while a task is frozen
-        start = walked
+        start = max(walked, words[-2])
 
 
 def scan(fd: int, start: int, end: int, how: Abilities | None = None) -> list[Run]:
