@@ -16,7 +16,7 @@ from typing import NamedTuple
 from harness import procview
 from harness.events import Nursery, pid_exists, tree_of
 from harness.tools import Tool
-from harness.workload import Running, Workload
+from harness.workload import Running, Workload, remove_owned
 
 # What CRIU 4.2.1 leaves different after its restore: facts of that tool, found by running it.  None for Torpor.
 LEFT_BY: dict[str, list[procview.Tolerance]] = {
@@ -73,7 +73,8 @@ class Case:
             return
         deadline = time.monotonic() + 1
         while found := procview.differences(self.before, procview.view(self.pid), tolerances):
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or _state(self.pid) == "Z":
+                self.running.said_failure()
                 more = f"\n... and {len(found) - 30} more" if len(found) > 30 else ""
                 raise AssertionError(f"{when} /proc shows {len(found)} differences:\n" + "\n".join(found[:30]) + more)
             time.sleep(0.02)
@@ -186,12 +187,14 @@ def selected() -> list[str]:
 def run_case(workload: Workload, mode: Mode, tools: dict[str, Tool], directory: Path) -> None:
     """One workload through one mode, and nothing left behind."""
     for attempt in range(3):
+        place = directory / f"try{attempt}"
         try:
             with Nursery() as nursery:
-                place = directory / f"try{attempt}"
                 case = Case(workload, place, tools[mode.dumper], tools[mode.restorer], nursery)
                 mode.run(case)
             return
         except PidTaken:
             if attempt == 2:
                 raise
+        finally:
+            remove_owned(place / "home" / "out")

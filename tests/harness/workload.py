@@ -164,12 +164,16 @@ class Running:
             status = wait_end(self.pid, self.workload.timeout)
         except Timeout as error:
             raise Timeout(f"no verdict after SIGTERM; said {self.lines()}; {error}") from error
+        self.said_failure()
         said = self.lines()
-        failures = [line for line in said if line.startswith("fail:")]
-        if failures:
-            raise AssertionError(f"{self.workload.name}: {'; '.join(failures)}")
         if status or said[-1:] != ["pass"]:
             raise AssertionError(f"{self.workload.name}: {status_in_words(status)}, said {said[-5:]}")
+
+    def said_failure(self) -> None:
+        """Raise what the workload itself says is wrong."""
+        failures = [line for line in self.lines() if line.startswith("fail:")]
+        if failures:
+            raise AssertionError(f"{self.workload.name}: {'; '.join(failures)}")
 
     def wait_killed(self) -> None:
         """The tool that dumped it ended it: reap it."""
@@ -180,3 +184,12 @@ class Running:
         if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
             said = self.lines()[-3:]
             raise AssertionError(f"the original did not end by SIGKILL: {status_in_words(status)}, said {said}")
+
+
+def remove_owned(out: Path) -> None:
+    """Remove what a workload said it owns beyond processes, if it failed to: lines "owns msg ID", "owns shm ID" ..."""
+    text = out.read_text(errors="replace") if out.exists() else ""
+    for kind, number in re.findall(r"^owns (msg|sem|shm) (\d+)$", text, re.MULTILINE):
+        subprocess.run(["ipcrm", {"msg": "-q", "shm": "-m", "sem": "-s"}[kind], number], stderr=subprocess.DEVNULL)
+    for path in re.findall(r"^owns file (/dev/shm/.+)$", text, re.MULTILINE):
+        Path(path).unlink(missing_ok=True)

@@ -24,6 +24,7 @@ int main(void)
 	wl_begin();
 	snprintf(name, sizeof name, "/torpor-test-%d", getpid());
 	int fd = MUST(shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600));
+	wl_say("owns file /dev/shm%s", name);
 	MUST(ftruncate(fd, pages * page));
 	named = MUST(mmap(NULL, pages * page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
 	close(fd);

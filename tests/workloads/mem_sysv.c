@@ -24,6 +24,7 @@ int main(void)
 	wl_begin();
 	key_t key = 0x54520000 + (getpid() & 0xffff);
 	int id = MUST(shmget(key, size, IPC_CREAT | IPC_EXCL | 0600));
+	wl_say("owns shm %d", id);
 	kept = MUST(shmat(id, NULL, 0));
 	int gone = MUST(shmget(IPC_PRIVATE, size, 0640));
 	doomed = MUST(shmat(gone, NULL, 0));

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+/* System calls caught in the middle, one in each thread.  Which end with EINTR where nobody sent a signal?
+ * - Never: calls that the kernel restarts (ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND).
+ * - Only in a restored process: calls with a restart block (relative sleeps, poll, futex with a relative timeout), whose
+ *   state is in the kernel and lost.  A process that goes on after a dump must not see it.
+ * - At any time a tracer stops it: epoll_wait, sigtimedwait, semop, which the kernel never restarts.
+ * Sleeps must not end early in any case. */
+/* wl: */
+#include "wl.h"
+#include <linux/futex.h>
+#include <sys/epoll.h>
+#include <sys/ipc.h>
+#include <sys/msg.h>
+#include <sys/select.h>
+#include <sys/sem.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+enum { NEVER, RESTORED, ALWAYS };
+static int pipes[8][2], epoll, listener, queue, semaphore, word;
+static pid_t child;
+static unsigned long long started;
+static volatile sig_atomic_t released;
+
+static unsigned long long start_time(void)
+{
+	char text[1024];
+	FILE *file = fopen("/proc/self/stat", "re");
+	CHECK(file && fgets(text, sizeof text, file), "stat");
+	fclose(file);
+	char *at = strrchr(text, ')') + 2;
+	for (int i = 3; i < 22; i++)
+		at = strchr(at, ' ') + 1;
+	return strtoull(at, NULL, 10);
+}
+
+static int64_t now(clockid_t clock)
+{
+	struct timespec t;
+	MUST(clock_gettime(clock, &t));
+	return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+static void expect_byte(int fd)
+{
+	char byte = 0;
+	CHECK(read(fd, &byte, 1) == 1 && byte == 'x', "another byte");
+}
+
+static long do_read(void) { char byte; long n = syscall(SYS_read, pipes[0][0], &byte, 1L); return n == 1 && byte == 'x' ? 0 : n == -1 ? -1 : n + 100; }
+static long do_poll(void) { struct pollfd p = {pipes[1][0], POLLIN, 0}; long n = syscall(SYS_poll, &p, 1L, 600000L); return n == 1 ? 0 : n == -1 ? -1 : n + 100; }
+static long do_poll_forever(void) { struct pollfd p = {pipes[1][0], POLLIN, 0}; long n = syscall(SYS_poll, &p, 1L, -1L); return n == 1 ? 0 : n == -1 ? -1 : n + 100; }
+static long do_ppoll(void) { struct pollfd p = {pipes[2][0], POLLIN, 0}; struct timespec t = {600, 0}; long n = syscall(SYS_ppoll, &p, 1L, &t, NULL, 8L); return n == 1 ? 0 : n == -1 ? -1 : n + 100; }
+static long do_select(void)
+{
+	fd_set set;
+	FD_ZERO(&set);
+	FD_SET(pipes[3][0], &set);
+	struct timeval t = {600, 0};
+	long n = syscall(SYS_select, pipes[3][0] + 1L, &set, NULL, NULL, &t);
+	return n == 1 && FD_ISSET(pipes[3][0], &set) ? 0 : n == -1 ? -1 : n + 100;
+}
+static long do_pselect(void)
+{
+	fd_set set;
+	FD_ZERO(&set);
+	FD_SET(pipes[3][0], &set);
+	struct { const sigset_t *set; size_t size; } mask = {NULL, 8};
+	long n = syscall(SYS_pselect6, pipes[3][0] + 1L, &set, NULL, NULL, NULL, &mask);
+	return n == 1 && FD_ISSET(pipes[3][0], &set) ? 0 : n == -1 ? -1 : n + 100;
+}
+static long do_epoll(void)
+{
+	struct epoll_event event;
+	long n = syscall(SYS_epoll_wait, epoll, &event, 1L, -1L);
+	return n == 1 && event.data.u64 == 0x1234567890 ? 0 : n == -1 ? -1 : n + 100;
+}
+static long do_futex(void) { return syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0L, NULL, NULL, 0L); }
+static long do_futex_timed(void) { struct timespec t = {600, 0}; return syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0L, &t, NULL, 0L); }
+static long do_wait4(void)
+{
+	int status = 0;
+	long pid = syscall(SYS_wait4, child, &status, 0L, NULL);
+	return pid == child && WIFEXITED(status) && WEXITSTATUS(status) == 7 ? 0 : pid == -1 ? -1 : pid;
+}
+static long do_sigtimedwait(void)
+{
+	sigset_t set = wl_set(SIGRTMIN + 1);
+	struct timespec t = {600, 0};
+	siginfo_t info;
+	long n = syscall(SYS_rt_sigtimedwait, &set, &info, &t, 8L);
+	return n == SIGRTMIN + 1 ? 0 : n == -1 ? -1 : n;
+}
+static long do_accept(void) { long fd = syscall(SYS_accept4, listener, NULL, NULL, 0L); return fd >= 0 ? close((int)fd) : fd; }
+static long do_msgrcv(void)
+{
+	struct { long type; char text[8]; } message;
+	long n = syscall(SYS_msgrcv, queue, &message, 8L, 5L, 0L);
+	return n == 3 && !memcmp(message.text, "abc", 3) ? 0 : n == -1 ? -1 : n + 100;
+}
+static long do_semop(void) { struct sembuf op = {0, -1, 0}; return syscall(SYS_semop, semaphore, &op, 1L); }
+static long do_libc_read(void) { expect_byte(pipes[4][0]); return 0; } /* the C library's read */
+static long do_write(void)
+{
+	static char big[200000];
+	static size_t done; /* what an interrupted write has written it says: that is no error */
+	while (done < sizeof big) {
+		long n = syscall(SYS_write, pipes[5][1], big, sizeof big - done);
+		if (n <= 0)
+			return n ? n : 100;
+		done += (size_t)n;
+	}
+	return 0;
+}
+static long do_pause(void)
+{
+	long n = syscall(SYS_pause);
+	return n == -1 && errno == EINTR && released ? 0 : n == -1 && errno == EINTR ? 1 : n;
+}
+/* Sleeps: from the workload's start for 1.5 s, by each kind of call. */
+static long slept(long n, int64_t start, const struct timespec *left)
+{
+	int64_t took = now(CLOCK_MONOTONIC) - start;
+	if (n == 0)
+		CHECK(took >= 1500000000, "a sleep of 1.5 s took %" PRId64 " ns", took);
+	else if (errno == EINTR && left)
+		CHECK(left->tv_sec * 1000000000LL + left->tv_nsec > 1500000000 - took - 5000000 && left->tv_sec <= 1, "%ld.%09ld s are said to be left",
+		      left->tv_sec, left->tv_nsec);
+	return n;
+}
+static long do_nanosleep(void)
+{
+	struct timespec t = {1, 500000000}, left = {9, 9};
+	int64_t start = now(CLOCK_MONOTONIC);
+	return slept(syscall(SYS_nanosleep, &t, &left), start, &left);
+}
+static long do_clock_nanosleep(void)
+{
+	struct timespec t = {1, 500000000}, left = {9, 9};
+	int64_t start = now(CLOCK_MONOTONIC);
+	return slept(syscall(SYS_clock_nanosleep, CLOCK_BOOTTIME, 0L, &t, &left), start, &left);
+}
+static long do_clock_nanosleep_until(void)
+{
+	int64_t start = now(CLOCK_MONOTONIC), end = start + 1500000000;
+	struct timespec t = {end / 1000000000, end % 1000000000};
+	return slept(syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, (long)TIMER_ABSTIME, &t, NULL), start, NULL);
+}
+
+static struct {
+	const char *name;
+	long (*call)(void);
+	int interrupted; /* when it may see EINTR */
+	pthread_t thread;
+	pid_t tid;
+	volatile int interruptions, over;
+} calls[] = {
+	{"read", do_read, NEVER},
+	{"poll with a timeout", do_poll, RESTORED},
+	{"poll without", do_poll_forever, RESTORED},
+	{"ppoll", do_ppoll, NEVER},
+	{"select", do_select, NEVER},
+	{"pselect", do_pselect, NEVER},
+	{"epoll_wait", do_epoll, ALWAYS},
+	{"futex", do_futex, NEVER},
+	{"futex with a timeout", do_futex_timed, RESTORED},
+	{"wait4", do_wait4, NEVER},
+	{"sigtimedwait", do_sigtimedwait, ALWAYS},
+	{"accept", do_accept, NEVER},
+	{"msgrcv", do_msgrcv, NEVER},
+	{"semop", do_semop, ALWAYS},
+	{"libc read", do_libc_read, NEVER},
+	{"write", do_write, NEVER},
+	{"pause", do_pause, NEVER},
+	{"nanosleep", do_nanosleep, RESTORED},
+	{"clock_nanosleep", do_clock_nanosleep, RESTORED},
+	{"clock_nanosleep until", do_clock_nanosleep_until, NEVER},
+};
+enum { count = sizeof calls / sizeof calls[0] };
+
+static void handler(int number) { (void)number; }
+
+static void *body(void *argument)
+{
+	int i = (int)(intptr_t)argument;
+	long n;
+	calls[i].tid = gettid();
+	while ((n = calls[i].call()) == -1 && errno == EINTR) {
+		bool restored = start_time() != started;
+		CHECK(calls[i].interrupted == ALWAYS || (calls[i].interrupted == RESTORED && restored), "%s was interrupted in a process that %s",
+		      calls[i].name, restored ? "was restored" : "goes on");
+		calls[i].interruptions++;
+	}
+	CHECK(n == 0, "%s gives %ld (%s)", calls[i].name, n, n == -1 ? strerror(errno) : "");
+	calls[i].over = 1;
+	return NULL;
+}
+
+int main(void)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = "socket"};
+	sigset_t set = wl_set(SIGRTMIN + 1);
+	wl_begin();
+	started = start_time();
+	MUST0(pthread_sigmask(SIG_BLOCK, &set, NULL));
+	MUST(sigaction(SIGUSR1, &(struct sigaction){.sa_handler = handler}, NULL));
+	for (int i = 0; i < 8; i++)
+		MUST(pipe(pipes[i]));
+	epoll = MUST(epoll_create1(0));
+	MUST(epoll_ctl(epoll, EPOLL_CTL_ADD, pipes[6][0], &(struct epoll_event){.events = EPOLLIN, .data.u64 = 0x1234567890}));
+	listener = MUST(socket(AF_UNIX, SOCK_STREAM, 0));
+	MUST(bind(listener, (struct sockaddr *)&address, sizeof address));
+	MUST(listen(listener, 1));
+	queue = MUST(msgget(IPC_PRIVATE, 0600));
+	wl_say("owns msg %d", queue);
+	semaphore = MUST(semget(IPC_PRIVATE, 1, 0600));
+	wl_say("owns sem %d", semaphore);
+	child = MUST(fork());
+	if (child == 0) {
+		wl_wait();
+		_exit(7);
+	}
+	for (intptr_t i = 0; i < count; i++)
+		MUST0(pthread_create(&calls[i].thread, NULL, body, (void *)i));
+	for (int i = 0; i < count; i++) {
+		char path[64], state[64] = "";
+		snprintf(path, sizeof path, "/proc/self/task/%d/status", calls[i].tid);
+		while (!calls[i].tid || (snprintf(path, sizeof path, "/proc/self/task/%d/status", calls[i].tid), wl_proc_field(path, "State", state, sizeof state), state[0] != 'S'))
+			usleep(1000);
+	}
+	wl_ready_wait();
+	for (int i = 0; i < count; i++)
+		CHECK(!calls[i].over || strstr(calls[i].name, "sleep"), "%s ended by itself", calls[i].name);
+	static char sink[200000];
+	struct { long type; char text[8]; } message = {5, "abc"};
+	struct sembuf up = {0, 1, 0};
+	MUST(write(pipes[0][1], "x", 1));
+	MUST(write(pipes[1][1], "x", 1));
+	MUST(write(pipes[2][1], "x", 1));
+	MUST(write(pipes[3][1], "x", 1));
+	MUST(write(pipes[4][1], "x", 1));
+	MUST(write(pipes[6][1], "x", 1));
+	word = 1;
+	while (!calls[7].over || !calls[8].over) /* it may not wait yet */
+		MUST(syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, 100L, NULL, NULL, 0L)), usleep(1000);
+	MUST(kill(child, SIGTERM));
+	MUST((int)syscall(SYS_tgkill, getpid(), calls[10].tid, SIGRTMIN + 1));
+	int client = MUST(socket(AF_UNIX, SOCK_STREAM, 0));
+	MUST(connect(client, (struct sockaddr *)&address, sizeof address));
+	MUST(msgsnd(queue, &message, 3, 0));
+	MUST(semop(semaphore, &up, 1));
+	for (size_t got = 0; got < sizeof sink;)
+		got += (size_t)MUST(read(pipes[5][0], sink, sizeof sink));
+	released = 1;
+	for (int i = 0; i < 1000 && !calls[16].over; i++) {
+		pthread_kill(calls[16].thread, SIGUSR1);
+		usleep(5000);
+	}
+	for (int i = 0; i < count; i++)
+		MUST0(pthread_join(calls[i].thread, NULL));
+	MUST(msgctl(queue, IPC_RMID, NULL));
+	MUST(semctl(semaphore, 0, IPC_RMID));
+	wl_pass();
+}
