@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TextIO
 
-MANY_DESCRIPTORS = 24  # of one table; beyond that only the first are listed and the rest counted
+MANY_DESCRIPTORS = 32  # of one table; beyond that only the first are listed and the rest counted
 MANY_TABLES = 16  # after these, tables are only counted
 BIGGEST = 10
 
@@ -100,7 +100,10 @@ def size(number: int) -> str:
 
 
 def count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}{'es' if what.endswith('s') else 's'}"
+    """ "1 process", "2 processes", "3 directories"."""
+    if number != 1:
+        what = what[:-1] + "ies" if what.endswith("y") else what + "es" if what.endswith("s") else what + "s"
+    return f"{number:,} {what}"
 
 
 def table(rows: list[list[str]], left: int = 1) -> list[str]:

@@ -21,14 +21,23 @@ def clean(text: str) -> str:
     """Fit for a terminal: what cannot be printed is escaped."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8, as os.fsdecode shows it
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def sort_of(found: Summary, id: int) -> str:
     """What an open file is, in one word."""
-    first, second, *_ = [*describe(found, id).split(" ", 2), ""]
-    return f"{first} {second.rstrip(',')}" if first in ("unix", "netlink") else first
+    first = describe(found, id).split(" ", 1)[0]
+    return f"{first} socket" if first in _SOCKETS else first
 
+
+_SOCKETS = ("unix", "netlink", "tcp", "udp", "udplite", "icmp", "sctp", "raw")
 
 # The flags that tell something about an open file: O_ACCMODE, O_APPEND, O_NONBLOCK, O_DSYNC, O_DIRECT, O_PATH.
 _WORTH = 3 | 0o2000 | 0o4000 | 0o10000 | 0o40000 | 0o10000000

@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from torpor.images.schema.timens import TimensEntry
     from torpor.images.schema.timer import ItimerEntry, PosixTimerEntry
     from torpor.images.schema.timerfd import TimerfdEntry
+    from torpor.images.schema.torpor import TorporTaskEntry
     from torpor.images.schema.tty import TtyDataEntry, TtyFileEntry, TtyInfoEntry
     from torpor.images.schema.tun import TunfileEntry
     from torpor.images.schema.userns import UsernsEntry
@@ -284,6 +285,11 @@ BPFMAP_DATA: ImageKind[BpfmapDataEntry] = _kind(
 APPARMOR: ImageKind[ApparmorEntry] = _kind("APPARMOR", "apparmor.img", 0x59423047, "apparmor.ApparmorEntry", MANY)
 STATS: ImageKind[StatsEntry] = _kind("STATS", "stats-{id}", 0x57093306, "stats.StatsEntry", ONE)
 IRMAP_CACHE: ImageKind[IrmapCacheEntry] = _kind("IRMAP_CACHE", "irmap-cache", 0x57004059, "fh.IrmapCacheEntry", MANY)
+
+# Torpor's own, which CRIU does not look at.
+TORPOR_TASK: ImageKind[TorporTaskEntry] = _kind(
+    "TORPOR_TASK", "torpor-{id}.img", 0x54525052, "torpor.TorporTaskEntry", ONE
+)
 
 # What older CRIU wrote and 4.2 still reads.
 REG_FILES: ImageKind[RegFileEntry] = _old_kind("REG_FILES", "reg-files.img", 0x50363636, "regfile.RegFileEntry", MANY)

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Torpor stores beyond CRIU's format, in images of its own: torpor-PID.img.
+
+CRIU ignores these files.  Restoring without them is right but less exact (names of areas are lost, for instance).
+"""
+
+from __future__ import annotations
+
+from torpor.images.message import STRING, UINT32, UINT64, Message, optional, repeated, required
+
+
+class AreaNameEntry(Message):
+    """prctl(PR_SET_VMA_ANON_NAME) of the area that begins at `start`."""
+
+    start: int = required(1, UINT64)
+    name: str = required(2, STRING)
+
+
+class ThreadExtraEntry(Message):
+    """Of one thread."""
+
+    tid: int = required(1, UINT32)
+    timer_slack_ns: int | None = optional(2, UINT64, default=None)
+    sched_flags: int | None = optional(3, UINT64, default=None)
+    io_priority: int | None = optional(4, UINT32, default=None)
+
+
+class TorporTaskEntry(Message):
+    """Of one task."""
+
+    names: list[AreaNameEntry] = repeated(1, "torpor.AreaNameEntry", default_factory=list)
+    threads: list[ThreadExtraEntry] = repeated(2, "torpor.ThreadExtraEntry", default_factory=list)
+    sealed: list[int] = repeated(3, UINT64, default_factory=list)  # areas under mseal(2), by start
+    lock_on_fault: list[int] = repeated(4, UINT64, default_factory=list)  # mlock2(MLOCK_ONFAULT), by start
