@@ -61,7 +61,7 @@ class Redis:
 
 
 class Writer(threading.Thread):
-    """Sets written:0, written:1 … as fast as the server acknowledges; opens a new connection when the old one breaks."""
+    """Sets written:0, written:1 … as fast as the server acknowledges; reconnects when the connection breaks."""
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)

@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,10 +22,11 @@ from typing import TypeVar
 
 import pytest
 
-from harness.events import Timeout, pid_exists, status_in_words, tree_of, wait_end
+from harness.events import Timeout, children_of, pid_exists, status_in_words, tree_of, wait_end
 from harness.tools import Tool, ToolFailed
 
 PATIENCE = 30.0
+VICTIMS = Path(__file__).resolve().parent / "victims"
 T = TypeVar("T")
 
 
@@ -56,6 +58,71 @@ def wait_for(what: str, condition: Callable[[], T], patience: float = PATIENCE) 
         if time.monotonic() > deadline:
             raise Timeout(f"{what}: not after {patience:g} s" + (f" ({trouble})" if trouble else ""))
         time.sleep(0.01)
+
+
+def compiled(name: str, directory: Path) -> str:
+    """A program of tests/programs/victims, compiled."""
+    target = directory / name
+    compiler = program("gcc", "gcc")
+    command = [
+        compiler,
+        "-O1",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-pthread",
+        "-o",
+        str(target),
+        str(VICTIMS / f"{name}.c"),
+    ]
+    subprocess.run(command, check=True)
+    return str(target)
+
+
+def ask(port: int, line: str) -> str:
+    """One line to a server, and its answer, over a connection of its own."""
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+        connection.sendall(line.encode() + b"\n")
+        return connection.makefile().readline().strip()
+
+
+class Asker(threading.Thread):
+    """A client that asks all the time, and opens a new connection when the old one breaks."""
+
+    def __init__(self, port: int, line: str, good: str) -> None:
+        super().__init__(daemon=True)
+        self.port, self.line, self.good = port, line, good
+        self.answers = 0
+        self.connections = 0
+        self.wrong: list[str] = []
+        self._over = False
+
+    def run(self) -> None:
+        while not self._over:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as connection:
+                    self.connections += 1
+                    answers = connection.makefile()
+                    while not self._over:
+                        connection.sendall(self.line.encode() + b"\n")
+                        answer = answers.readline()
+                        if not answer:
+                            break
+                        if answer.startswith(self.good):
+                            self.answers += 1
+                        else:
+                            self.wrong.append(answer)
+                        time.sleep(0.005)
+            except OSError:
+                time.sleep(0.01)
+
+    def wait_for(self, number: int) -> None:
+        goal = self.answers + number
+        wait_for(f"{number} good answers (wrong ones: {self.wrong[:1]})", lambda: self.answers >= goal)
+
+    def stop(self) -> None:
+        self._over = True
+        self.join(PATIENCE)
 
 
 class Service:
@@ -119,7 +186,7 @@ class Checkpoint:
 
     def dump(self, pid: int, *options: str) -> None:
         """Dump the tree; the tool must have ended all of it."""
-        # A tree that forks all the time has a process more or less by then; what a restore needs is that these are free.
+        # A tree that forks has others by the time of the dump, but most are these, and a restore needs them free.
         self.tasks = threads_of(pid)
         self.dumper.dump(pid, self.images, *options)
         ended = wait_end(pid, 10)
@@ -130,7 +197,7 @@ class Checkpoint:
 
     def tasks_are_gone(self) -> None:
         def gone() -> bool:
-            reap(self.tasks)
+            reap()
             return not any(pid_exists(task) for task in self.tasks)
 
         wait_for("the original's PIDs to be free", gone, 10)
@@ -151,9 +218,13 @@ class Checkpoint:
         self.restorer.restore(self.images, *options)
 
 
-def reap(pids: set[int]) -> None:
-    """Collect those that the test process has inherited, as init would."""
-    for pid in pids:
+def reap() -> None:
+    """Collect what has ended among the orphans that the test process has inherited, as init would.
+
+    A short-lived child of the tree may have ended with it, unknown to us, and a zombie keeps not only its own PID but
+    also the number of its process group. (subprocess does not mind when its children are collected by others.)
+    """
+    for pid in children_of(os.getpid()):
         try:
             os.waitpid(pid, os.WNOHANG)
         except ChildProcessError:
@@ -162,7 +233,7 @@ def reap(pids: set[int]) -> None:
 
 def threads_of(pid: int) -> set[int]:
     """PIDs and TIDs of a whole tree."""
-    found = set()
+    found: set[int] = set()
     for process in tree_of(pid):
         try:
             found.update(map(int, os.listdir(f"/proc/{process}/task")))

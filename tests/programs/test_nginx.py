@@ -4,6 +4,7 @@
 import http.client
 import os
 import signal
+import socket
 import threading
 from pathlib import Path
 
@@ -93,11 +94,14 @@ def test_master_and_workers(checkpoint: Checkpoint, tmp_path: Path) -> None:
     workers = set(children_of(service.pid))
     assert len(workers) == 2
     visitors = [Visitor(port, "/page", page) for _ in range(2)]
-    slow = Visitor(port, "/slow", page)  # 10 s a page: this answer is under way at the dump
-    for visitor in [*visitors, slow]:
+    for visitor in visitors:
         visitor.start()
         checkpoint.at_end.callback(visitor.stop)
     wait_for("visits", lambda: all(visitor.good > 50 for visitor in visitors))
+    slow = socket.create_connection(("127.0.0.1", port))  # an answer that is under way at the dump
+    checkpoint.at_end.callback(slow.close)
+    slow.sendall(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert slow.recv(100).startswith(b"HTTP/1.1 200")
 
     checkpoint.dump(service.pid, "--tcp-close")
     checkpoint.restore("--tcp-close")
@@ -106,7 +110,12 @@ def test_master_and_workers(checkpoint: Checkpoint, tmp_path: Path) -> None:
     before = [visitor.good for visitor in visitors]
     wait_for("visits after the restore", lambda: all(v.good > n + 50 for v, n in zip(visitors, before, strict=True)))
     answering: set[int] = set()
-    wait_for("both workers to answer", lambda: answering.add(int(get(port, "/worker"))) or answering == workers)
+
+    def all_answer() -> bool:
+        answering.add(int(get(port, "/worker")))
+        return answering == workers
+
+    wait_for("both workers to answer", all_answer)
     for visitor in visitors:
         visitor.stop()
         assert visitor.wrong == []

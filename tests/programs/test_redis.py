@@ -4,8 +4,9 @@
 from pathlib import Path
 
 import pytest
-from redis_client import Redis, Writer, missing
 from support import Checkpoint, Service, free_port, program, wait_for
+
+from redis_client import Redis, Writer, missing
 
 KEYS = 20_000
 
