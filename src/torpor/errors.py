@@ -24,9 +24,20 @@ class TorporError(Exception):
         if code is not None:
             self.code = code
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
     def __str__(self) -> str:
         text = f"{self.what}: {self.why}" if self.why else self.what
         return f"{text}; {self.remedy}" if self.remedy else text
+
+
+def _rebuild(cls: type[TorporError], args: tuple[object, ...], state: dict[str, object]) -> TorporError:
+    """Unpickle without calling a subclass's __init__: errors cross from the engine process to the front."""
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class UsageError(TorporError):

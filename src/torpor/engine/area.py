@@ -43,7 +43,7 @@ class Area:
         return self.base
 
     def header(self, reply_fd: int, wait_fd: int, tag: int, home: int) -> bytes:
-        order, code = self.arch.word
+        order, code = self.arch.word[0], self.arch.word[1]
         return struct.pack(f"{order}ii", reply_fd, wait_fd) + struct.pack(
             f"{order}4{code}", tag, self.work, 0, home
         ).ljust(HEADER - 8, b"\0")

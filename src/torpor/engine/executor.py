@@ -214,7 +214,7 @@ class Executor:
 def append_recvmsg(program: Program, word: str, count: int, fd: int) -> Pointer:
     """Append recvmsg(2) for `count` descriptors; returns the pointer to the first number."""
     width = struct.calcsize(word)
-    order, code = word
+    order, code = word[0], word[1]
     header = 2 * width if width == 8 else 12  # struct cmsghdr
     data = program.space(8)
     vector = program.put(struct.pack(f"{order}2{code}", 0, 8), [(0, data)])

@@ -86,10 +86,11 @@ def _freeze(root: int, held: dict[int, Tracee]) -> FrozenTree:
         processes[pid] = FrozenProcess(pid, ppid, threads, zombie, children)
         queue += [(child, pid) for child in children]
     for process in processes.values():
-        threads = list(process.threads.values())
-        for thread in threads[1:]:
-            thread.share_memory(threads[0])
-            thread.use_gadget(threads[0].gadget)
+        first, *others = process.threads.values() or [None]
+        for thread in others:
+            assert first is not None and thread is not None
+            thread.share_memory(first)
+            thread.use_gadget(first.gadget)
     return FrozenTree(root, processes)
 
 

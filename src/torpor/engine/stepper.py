@@ -30,7 +30,7 @@ class Stepper:
             if -4096 < at < 0:
                 raise KernelError(f"cannot map a page inside task {tracee.tid}", -at)
             self._scratch = at
-        order, code = arch.word
+        order, code = arch.word[0], arch.word[1]
         call_format = struct.Struct(f"{order}{CALL_WORDS}{code}")
         for batch in batches(program, arch.word, SCRATCH):
             body = batch.encode(self._scratch, arch)
@@ -53,13 +53,13 @@ class Stepper:
                 if -4096 < result < 0 and not how & MAY_FAIL:
                     done = i
                     break
-            body = bytearray(tracee.read(self._scratch, batch.size))
+            after = bytearray(tracee.read(self._scratch, batch.size))
             mask = (1 << 8 * arch.word_size) - 1
-            struct.pack_into(arch.word, body, arch.word_size, done)
+            struct.pack_into(arch.word, after, arch.word_size, done)
             for i, result in enumerate(results):
                 at = LIST_WORDS * arch.word_size + i * call_format.size + (CALL_WORDS - 1) * arch.word_size
-                struct.pack_into(arch.word, body, at, result & mask)
-            batch.decode(tracee.tid, bytes(body), arch.word)
+                struct.pack_into(arch.word, after, at, result & mask)
+            batch.decode(tracee.tid, bytes(after), arch.word)
 
     def remove(self) -> None:
         if self._scratch:

@@ -106,7 +106,7 @@ class Tracee:
         """Everything the CPU has of this thread, settled, and outside a restartable sequence: for an image."""
         if self._others is None:
             self._others = {nt: ptrace.get_regset(self.tid, nt) for nt in self.arch.regsets}
-        general = self.arch.settled(self.general, self._specials)
+        general = self.arch.settled(self.general, self._specials, self.call_before)
         if self._rseq_abort:
             general = self.arch.with_pc(general, self._rseq_abort)
         return Registers(general, self._others)
@@ -231,7 +231,7 @@ class Tracee:
         if self._touched:
             general = self.arch.resumed(self.general, self.call_before)
             if self._rseq_abort:
-                general = self.arch.with_pc(self.arch.settled(general, self._specials), self._rseq_abort)
+                general = self.arch.with_pc(self.arch.settled(self.general, self._specials, self.call_before), self._rseq_abort)
             self.set_general(general)
             for which, value in self._specials.items():
                 ptrace.set_regset(self.tid, which, value)

@@ -35,8 +35,13 @@ def setup(front_fd: int = -1) -> None:
     """To be called once in the engine process.  `front_fd` reads end-of-file when the front has died."""
     global _signal_fd, _front_fd
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    mask = create_string_buffer(struct.pack("=Q", sum(1 << number - 1 for number in SIGNALS)), 8)
-    _signal_fd, _front_fd = call("signalfd4", -1, addressof(mask), 8, _SFD_FLAGS), front_fd
+    _signal_fd, _front_fd = open_signals(SIGNALS), front_fd
+
+
+def open_signals(numbers: tuple[signal.Signals, ...]) -> int:
+    """A non-blocking signalfd(2) of blocked signals."""
+    mask = create_string_buffer(struct.pack("=Q", sum(1 << number - 1 for number in numbers)), 8)
+    return call("signalfd4", -1, addressof(mask), 8, _SFD_FLAGS)
 
 
 def _drain() -> None:

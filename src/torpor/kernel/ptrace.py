@@ -107,7 +107,7 @@ def set_regset(tid: int, which: int, data: bytes) -> None:
 def get_signal_mask(tid: int) -> int:
     """Blocked signals, bit n-1 for signal n."""
     request(GETSIGMASK, tid, 8, _buffer_at)
-    return int.from_bytes(_buffer[:8], "little" if struct.pack("=H", 1)[0] else "big")
+    return int(struct.unpack_from("=Q", _buffer, 0)[0])
 
 
 def set_signal_mask(tid: int, mask: int) -> None:

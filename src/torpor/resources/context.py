@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from torpor.images.schema.mm import MmEntry
     from torpor.kernel.fdinfo import FdInfo
     from torpor.kernel.maps import Area
-    from torpor.kernel.proc import Stat, Status
+    from torpor.kernel.proc import Stat
+    from torpor.kernel.status import Status, ThreadStatus
     from torpor.options import Options
 
 
@@ -73,8 +74,8 @@ class DumpTask:
         self.pgid, self.sid = stat.pgrp, stat.session
         self.zombie = frozen.zombie and not frozen.threads
         self.threads: list[Tracee] = list(frozen.threads.values())
-        self.statuses: dict[int, Status] = {}  # by TID
-        self.stats: dict[int, Stat] = {}  # by TID
+        self.status: Status | None = None  # the process's, by its leader
+        self.thread_statuses: dict[int, ThreadStatus] = {}  # by TID
         self.areas: list[Area] = []
         self.ids: TaskKobjIdsEntry | None = None
         self.pidfd = -1
@@ -86,10 +87,6 @@ class DumpTask:
     def leader(self) -> "Tracee":
         """The thread in which process-wide programs run."""
         return self.threads[0]
-
-    @property
-    def status(self) -> "Status":
-        return self.statuses[self.leader.tid]
 
     @property
     def subject(self) -> str:

@@ -9,6 +9,7 @@ fails for a kind that has neither.
 import os
 import stat as st
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ FILES = {
     "fd:regular": "regular",
     "fd:directory": "regular",
     "fd:symlink": "regular",
-    "fd:device": "device",
+    "fd:device": "regular",
     "fd:pipe": "pipe",
     "fd:fifo": "fifo",
     "fd:memfd": "memfd",
@@ -113,11 +114,16 @@ def file_key(link: str, stat: os.stat_result, socket_family: int | None = None) 
     return "fd:anon"
 
 
+def import_resource(module: str) -> ModuleType:
+    """A module of resources/."""
+    return import_module(f"torpor.resources.{module}")
+
+
 def file_kind(key: str) -> "FileKind | None":
     """The resource for a registry key of an open file; None: refused (see REFUSED)."""
     if key not in FILES:
         return None
-    kinds: list[FileKind] = import_module(f"torpor.resources.{FILES[key]}").FILE_KINDS
+    kinds: list[FileKind] = import_resource(FILES[key]).FILE_KINDS
     return next(kind for kind in kinds if key in kind.covers)
 
 
@@ -125,10 +131,10 @@ def file_kind_of_type(fd_type: int) -> "FileKind | None":
     """The resource that restores entries of an FdTypes number; None: not supported."""
     if fd_type not in FILE_TYPES:
         return None
-    kinds: list[FileKind] = import_module(f"torpor.resources.{FILE_TYPES[fd_type]}").FILE_KINDS
+    kinds: list[FileKind] = import_resource(FILE_TYPES[fd_type]).FILE_KINDS
     return next(kind for kind in kinds if kind.type == fd_type)
 
 
 def attributes() -> "list[Attribute]":
     """All attributes of tasks and threads, in the order of restore."""
-    return [a for name in ATTRIBUTES for a in import_module(f"torpor.resources.{name}").ATTRIBUTES]
+    return [a for name in ATTRIBUTES for a in import_resource(name).ATTRIBUTES]

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order in which a tree is dumped.
+
+    look     before the freeze: rights, the target, the images directory; imports of everything that will be needed
+    freeze   every thread of every process stops
+    collect  what /proc shows; refusals come from here, before anything runs in a task
+    ask      programs in all tasks: what only they can tell
+    files    each open file description once, through our own descriptor
+    memory   the tasks write their pages
+    cure     tasks that go on are let go here: the frozen time ends
+    write    all other images; fsync; inventory.img last
+    end      only now is the original ended, unless it goes on
+
+Everything until `write` happens in the engine process.  Whatever fails, and whoever dies, the tasks are put back.
+"""
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torpor.errors import DumpFailed, TaskGone, TorporError, UsageError
+
+if TYPE_CHECKING:
+    from torpor.engine.process import Report
+    from torpor.options import Options
+    from torpor.resources.context import Dump
+
+
+class DumpResult(NamedTuple):
+    """What was dumped.  Times in seconds; `phases` says where the frozen time went."""
+
+    tasks: int
+    threads: int
+    files: int
+    bytes: int
+    seconds: float
+    frozen_seconds: float
+    phases: dict[str, float]
+
+
+def dump(options: "Options") -> DumpResult:
+    """Dump the tree options.tree into options.images_dir.  Raises TorporError; the tree goes on then."""
+    from torpor.engine.process import run_engine
+
+    started = time.monotonic()
+    pid = options.tree
+    if pid is None:
+        raise UsageError("dump needs a process", "no -t PID was given", "name the tree's root with -t PID")
+    _refuse_ourselves(pid)
+    dir_fd = _open_images(options.images_dir)
+    try:
+        result = run_engine(lambda report: _dump(options, dir_fd, report))
+    finally:
+        os.close(dir_fd)
+    return result._replace(seconds=time.monotonic() - started)
+
+
+def _refuse_ourselves(pid: int) -> None:
+    from torpor.kernel.proc import parse_stat
+    from torpor.kernel.procfs import read_all
+
+    ancestor = os.getpid()
+    while ancestor > 1:
+        if ancestor == pid:
+            raise UsageError(
+                f"cannot dump process {pid}",
+                "Torpor runs inside that tree",
+                "start Torpor from outside of it, for instance with setsid from another session",
+                code="own-tree",
+            )
+        ancestor = parse_stat(read_all(f"/proc/{ancestor}/stat")).ppid
+    if pid == 1:
+        raise UsageError("cannot dump process 1", "it is the init of this PID namespace", "dump it from outside")
+    if not os.path.exists(f"/proc/{pid}"):
+        raise TaskGone(f"there is no process {pid}", remedy="check the PID given with -t")
+
+
+def _open_images(path: str) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise DumpFailed(
+            f"cannot open the images directory {path}", os.strerror(error.errno or 0), "create it, or name another with -D"
+        ) from None
+    if not os.access(path, os.W_OK):
+        os.close(fd)
+        raise DumpFailed(f"cannot write to the images directory {path}", "no permission", "name another with -D")
+    return fd
+
+
+class _Clock:
+    """Where the time goes, by phase."""
+
+    def __init__(self) -> None:
+        self.phases: dict[str, float] = {}
+        self.at = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.phases[name] = self.phases.get(name, 0.0) + now - self.at
+        self.at = now
+
+
+def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
+    """In the engine process."""
+    from torpor import dump_collect as collect
+    from torpor import dump_write as write
+    from torpor.engine.freeze import freeze
+    from torpor.images.directory import ImageWriter
+    from torpor.resources.context import Dump
+
+    assert options.tree is not None
+    images = ImageWriter(dir_fd)
+    session = Dump(options, images)
+    collect.prepare(session)
+    clock = _Clock()
+    tree = freeze(options.tree)
+    frozen_at = clock.at
+    clock.lap("freeze")
+    memory: list[Any] = []
+    try:
+        collect.tasks(session, tree)
+        clock.lap("collect")
+        collect.files(session)
+        clock.lap("files")
+        memory = collect.areas(session)
+        clock.lap("areas")
+        collect.install(session)
+        clock.lap("infect")
+        answers = collect.ask(session, memory)
+        clock.lap("ask")
+        next_pages = 1
+        for space in memory:
+            space.store(session, next_pages)
+            next_pages += 1
+        collect.segments(session, next_pages)
+        clock.lap("memory")
+        if options.leave_running:
+            collect.cure(session)
+            clock.lap("cure")
+        frozen = clock.at - frozen_at
+        write.everything(session, answers, memory)
+        write.stats(session, clock.phases, frozen, memory)
+        write.finish(session)
+        clock.lap("write")
+        if not options.leave_running:
+            if options.leave_stopped:
+                collect.cure(session, stop=True)
+            else:
+                _end(session)
+            frozen = time.monotonic() - frozen_at
+            clock.lap("end")
+    except BaseException as error:
+        collect.cure_all(session, tree)
+        images.discard()
+        if isinstance(error, OSError):
+            raise _explain(error) from error
+        raise
+    return DumpResult(
+        tasks=len(session.tasks),
+        threads=sum(len(task.threads) for task in session.tasks.values()),
+        files=len(session.file_entries),
+        bytes=sum(space.bytes for space in memory) + images.bytes_written,
+        seconds=0.0,
+        frozen_seconds=frozen,
+        phases=clock.phases,
+    )
+
+
+def _explain(error: OSError) -> TorporError:
+    import errno
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DumpFailed(
+            "cannot write the images", os.strerror(error.errno), "make room, or choose another directory with -D",
+            code="disk-full",
+        )  # fmt: skip
+    return DumpFailed(
+        "the dump failed", f"{os.strerror(error.errno or 0)}{f' ({error.filename})' if error.filename else ''}",
+        "see the log (-v4 -o FILE)",
+    )  # fmt: skip
+
+
+def _end(session: "Dump") -> None:
+    """Kill the tree: its images are safe.  All get the signal before any can run on."""
+    for task in session.tasks.values():
+        try:
+            os.kill(task.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    # Threads that we trace must be waited for, or they stay zombies until the engine ends.
+    for task in session.tasks.values():
+        for thread in reversed(task.threads):
+            try:
+                os.waitpid(thread.tid, 0x40000000)
+            except ChildProcessError:
+                pass

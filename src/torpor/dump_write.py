@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that a dump can write when the tasks go on already (or, if they are to end, just before)."""
+
+import os
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from torpor.images import kinds
+from torpor.images.directory import write_stats
+from torpor.images.schema.core import CoreEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry
+from torpor.images.schema.fdinfo import FdinfoEntry
+from torpor.images.schema.fs import FsEntry
+from torpor.images.schema.inventory import InventoryEntry, PluginsEntry
+from torpor.images.schema.pstree import PstreeEntry
+from torpor.images.schema.seccomp import SeccompEntry
+from torpor.images.schema.stats import DumpStatsEntry, StatsEntry
+from torpor.images.schema.timens import TimensEntry
+from torpor.images.schema.torpor import AreaNameEntry, TorporTaskEntry
+from torpor.memory import segments
+
+if TYPE_CHECKING:
+    from torpor.dump_collect import Asked
+    from torpor.memory.dump import AddressSpace
+    from torpor.resources.context import Dump, DumpTask
+
+IMG_V1_1 = 2
+ALIVE, DEAD, STOPPED = 1, 2, 3
+PAGE = 4096
+
+
+def everything(dump: "Dump", asked: "Asked", memory: "list[AddressSpace]") -> None:
+    """All images but pages (written already), the inventory and the statistics."""
+    spaces = {space.task.pid: space for space in memory}
+    images = dump.images
+    for task in dump.tasks.values():
+        _cores(dump, task, asked)
+        if task.zombie:
+            continue
+        assert task.ids is not None
+        space = spaces[task.pid]
+        images.write(kinds.IDS, [task.ids], task.pid)
+        images.write(kinds.MM, [space.entry(dump)], task.pid)
+        space.finish()
+        _extras(dump, task, space)
+        images.write(kinds.FS, [_fs(dump, task)], task.pid)
+    images.write(
+        kinds.PSTREE,
+        [
+            PstreeEntry(
+                pid=task.pid,
+                ppid=task.ppid,
+                pgid=task.pgid,
+                sid=task.sid,
+                threads=[t.tid for t in task.threads] or [task.pid],
+            )
+            for task in dump.tasks.values()
+        ],
+    )
+    types = dump.state.get("fd types", {})
+    numbers: dict[int, int] = {}
+    for files_id, table in dump.state["fd tables"].items():
+        numbers[files_id] = len(table)
+        images.write(
+            kinds.FDINFO,
+            [FdinfoEntry(id=seen.id, flags=flags, type=types[seen.id], fd=number) for seen, flags, number in table],
+            files_id,
+        )
+    for kind in dump.state.get("file kinds", {}).values():
+        kind.late(dump)
+    segments.save_inodes(dump)
+    dump.file_entries.sort(key=lambda entry: entry.id)
+    images.write(kinds.FILES, dump.file_entries)
+    images.write(kinds.SECCOMP, [SeccompEntry()])
+    images.write(kinds.TIMENS, [_clocks()], 0)
+
+
+def _cores(dump: "Dump", task: "DumpTask", asked: "Asked") -> None:
+    attributes = dump.state["attributes"]
+    stat = task.stat
+    tc = TaskCoreEntry(
+        task_state=DEAD if task.zombie else STOPPED if task.leader.group_stop else ALIVE,
+        exit_code=stat.exit_code if task.zombie else 0,
+        personality=0,
+        flags=stat.flags,
+        blk_sigset=0,
+        comm=os.fsdecode(stat.comm),
+    )
+    if task.zombie:
+        from torpor.arch import native
+
+        dump.images.write(kinds.CORE, [CoreEntry(mtype=native().march, tc=tc)], task.pid)
+        return
+    if task.leader.group_stop:
+        tc.stop_signo = task.leader.group_stop
+    for thread in task.threads:
+        core = CoreEntry(mtype=0, thread_core=ThreadCoreEntry(futex_rla=0, futex_rla_len=0))
+        assert core.thread_core is not None
+        core.thread_core.blk_sigset = thread.mask
+        clear_child_tid = 0
+        if thread is task.leader:
+            core.tc = tc
+            core.ids = task.ids
+            tc.blk_sigset = thread.mask
+            for attribute, answer in zip(attributes, asked.task[task.pid], strict=True):
+                attribute.save(task, answer, core)
+        for attribute, answer in zip(attributes, asked.thread[thread.tid], strict=True):
+            attribute.save_thread(task, thread, answer, core)
+        clear_child_tid = dump.state.get("clear_child_tid", {}).get(thread.tid, 0)
+        thread.arch.to_core(core, thread.registers(), clear_child_tid)
+        task.cores[thread.tid] = core
+        dump.images.write(kinds.CORE, [core], thread.tid)
+
+
+def _fs(dump: "Dump", task: "DumpTask") -> FsEntry:
+    assert task.status is not None
+    cwd, root = dump.state["fs"][task.pid]
+    return FsEntry(cwd_id=cwd, root_id=root, umask=task.status.umask)
+
+
+def _extras(dump: "Dump", task: "DumpTask", space: "AddressSpace") -> None:
+    """torpor-PID.img."""
+    dump.images.write(
+        kinds.TORPOR_TASK,
+        [
+            TorporTaskEntry(
+                names=[AreaNameEntry(start=start, name=name) for start, name in space.names.items()],
+                threads=list(dump.state.get("thread extras", {}).get(task.pid, {}).values()),
+                sealed=space.sealed,
+                lock_on_fault=space.lock_on_fault,
+            )
+        ],
+        task.pid,
+    )
+
+
+def _clocks() -> TimensEntry:
+    import time
+
+    from torpor.images.schema.timens import Timespec
+
+    def now(clock: int) -> Any:
+        ns = time.clock_gettime_ns(clock)
+        return Timespec(tv_sec=ns // 10**9, tv_nsec=ns % 10**9)
+
+    return TimensEntry(monotonic=now(time.CLOCK_MONOTONIC), boottime=now(time.CLOCK_BOOTTIME))
+
+
+def stats(dump: "Dump", phases: dict[str, float], frozen: float, memory: "list[AddressSpace]") -> None:
+    """stats-dump; times in µs."""
+    pages = sum(space.bytes for space in memory) // PAGE
+
+    def micros(seconds: float) -> int:
+        return min(int(seconds * 1e6), 0xFFFFFFFF)
+
+    write_stats(
+        dump.images.dir_fd,
+        StatsEntry(
+            dump=DumpStatsEntry(
+                freezing_time=micros(phases.get("freeze", 0)),
+                frozen_time=micros(frozen),
+                memdump_time=micros(phases.get("memory", 0) + phases.get("areas", 0)),
+                memwrite_time=micros(phases.get("memory", 0)),
+                pages_scanned=pages,
+                pages_skipped_parent=0,
+                pages_written=pages,
+                pages_lazy=0,
+            )
+        ),
+    )
+
+
+def finish(dump: "Dump") -> None:
+    """fsync everything, inventory.img last."""
+    from torpor.dump_collect import namespace_ids
+
+    dump.images.finish(
+        InventoryEntry(
+            img_version=IMG_V1_1,
+            fdinfo_per_id=True,
+            root_ids=TaskKobjIdsEntry(vm_id=1, files_id=1, fs_id=1, sighand_id=1, **namespace_ids()),
+            ns_per_id=True,
+            root_cg_set=1,
+            lsmtype=0,
+            tcp_close=True if dump.options.tcp_close else None,
+            network_lock_method=2,
+            plugins_entry=PluginsEntry(),
+            dump_criu_run_id=str(uuid.uuid4()),
+        )
+    )
+
+

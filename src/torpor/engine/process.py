@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine process: it alone holds ptrace.
+
+Torpor's front (the command, or a library's host program) forks the engine before anything is frozen, and only waits for
+its answer.  Whoever kills the front kills the face: the engine notices, puts everything back and leaves.  ptrace belongs
+to one thread, waiting for tracees would steal a host program's children, and signals must not land between two register
+writes; a process of its own settles all three.
+"""
+
+import os
+import pickle
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torpor.errors import TorporError
+
+T = TypeVar("T")
+Report = Callable[[str, Any], None]
+
+_MAX_MESSAGE = 1 << 24
+
+
+def run_engine(work: Callable[[Report], T], on_report: Callable[[str, Any], None] | None = None) -> T:
+    """Run `work(report)` in a forked engine process; returns or raises what it returned or raised.
+
+    `report(kind, value)` inside the engine calls `on_report(kind, value)` out here (progress, log lines).  A signal that
+    would end the front (SIGINT, SIGTERM, SIGHUP) is handed to the engine, which gives up at its next safe point.
+    """
+    theirs, ours = os.pipe2(os.O_CLOEXEC)
+    alive, alive_end = os.pipe2(os.O_CLOEXEC)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    blocked = signal.pthread_sigmask(
+        signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+    )
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.close(theirs)
+            os.close(alive_end)
+            _engine(work, ours, alive)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(ours)
+    os.close(alive)
+    try:
+        result: T = _front(pid, theirs, on_report, blocked)
+        return result
+    finally:
+        os.close(theirs)
+        os.close(alive_end)
+
+
+def _engine(work: Callable[[Report], T], out: int, alive: int) -> None:
+    from torpor.engine import waiting
+
+    waiting.setup(alive)
+
+    def report(kind: str, value: Any) -> None:
+        _send(out, (kind, value))
+
+    try:
+        answer: tuple[str, Any] = ("result", work(report))
+    except TorporError as error:
+        answer = ("error", error)
+    except BaseException as error:
+        answer = ("bug", (repr(error), traceback.format_exc()))
+    try:
+        _send(out, answer)
+    except BrokenPipeError:
+        pass
+
+
+def _send(fd: int, message: tuple[str, Any]) -> None:
+    data = pickle.dumps(message)
+    data = len(data).to_bytes(4, "little") + data
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _front(pid: int, fd: int, on_report: Callable[[str, Any], None] | None, blocked: "set[int | signal.Signals]") -> Any:
+    import select
+
+    from torpor.engine.waiting import open_signals
+
+    signals = open_signals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    answer: tuple[str, Any] | None = None
+    data = b""
+    try:
+        while True:
+            ready, _, _ = select.select([fd, signals], [], [])
+            if signals in ready:
+                info = os.read(signals, 128)
+                os.kill(pid, int.from_bytes(info[:4], sys.byteorder))
+            if fd not in ready:
+                continue
+            chunk = os.read(fd, 1 << 16)
+            if not chunk:
+                break
+            data += chunk
+            while len(data) >= 4 and len(data) >= 4 + (size := int.from_bytes(data[:4], "little")):
+                kind, value = pickle.loads(data[4 : 4 + size])
+                data = data[4 + size :]
+                if kind in ("result", "error", "bug"):
+                    answer = kind, value
+                elif on_report:
+                    on_report(kind, value)
+        _, status = os.waitpid(pid, 0)
+    finally:
+        os.close(signals)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    if answer is None:
+        raise TorporError(
+            "the engine process died",
+            f"it was killed (wait status {status})",
+            "the tasks it held went on by themselves; try again",
+            code="engine-died",
+        )
+    kind, value = answer
+    if kind == "result":
+        return value
+    if kind == "error":
+        raise value
+    what, where = value
+    raise TorporError(f"a bug in Torpor: {what}", where, "please report it with the log (-v4 -o FILE)", code="bug")

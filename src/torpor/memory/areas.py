@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Areas of an address space: what the kernel shows of them, as vma_entry messages.
+
+The two-letter flags of smaps say what maps does not.  Everything that cannot be brought back is refused here.
+Facts: proc_pid_smaps(5), fs/proc/task_mmu.c show_smap_vma_flags() of Linux 6.18.
+"""
+
+from typing import TYPE_CHECKING
+
+from torpor.images.schema.vma import VmaEntry
+from torpor.kernel.maps import Area
+
+if TYPE_CHECKING:
+    from torpor.resources.context import DumpTask
+
+REGULAR, STACK, VSYSCALL, VDSO, HEAP = 0x1, 0x2, 0x4, 0x8, 0x20
+FILE_PRIVATE, FILE_SHARED, ANON_SHARED, ANON_PRIVATE = 0x40, 0x80, 0x100, 0x200
+SYSVIPC, VVAR, MEMFD, GUARD = 0x400, 0x1000, 0x4000, 0x10000
+
+MAP_SHARED, MAP_PRIVATE, MAP_DROPPABLE, MAP_ANONYMOUS = 0x1, 0x2, 0x8, 0x20
+MAP_GROWSDOWN, MAP_LOCKED, MAP_NORESERVE, MAP_HUGETLB = 0x100, 0x2000, 0x4000, 0x40000
+
+# smaps flag → MAP_* flag
+_MAP_FLAGS = {"gd": MAP_GROWSDOWN, "lo": MAP_LOCKED, "nr": MAP_NORESERVE, "ht": MAP_HUGETLB}
+# smaps flag → MADV_* number, whose bit stands in vma_entry.madv
+ADVICE = {"sr": 2, "rr": 1, "dc": 10, "mg": 12, "hg": 14, "nh": 15, "dd": 16, "wf": 18}
+
+# smaps flags that forbid a dump: why, and what to do.
+REFUSED_FLAGS = {
+    "um": ("it is watched by a userfaultfd", "end the program that handles its page faults first"),
+    "uw": ("it is write-protected through a userfaultfd", "end the program that handles its page faults first"),
+    "ui": ("it is watched by a userfaultfd", "end the program that handles its page faults first"),
+    "ss": ("it is a shadow stack", "run the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"),
+    "pf": ("it maps device memory directly", "close the device first"),
+    "io": ("it maps device memory", "close the device first"),
+    "ht": ("it is made of hugetlb pages", "use transparent huge pages (madvise) instead"),
+}
+# Flags that need no care: rights, and what the kernel sets by itself or by the kind of file.
+KNOWN_FLAGS = frozenset({
+    "rd", "wr", "ex", "sh", "mr", "mw", "me", "ms", "de", "ac", "ar", "sd", "mm", "sf", "lf", "gu", "nl", "bt", "mt", "tp",
+}) | frozenset(_MAP_FLAGS) | frozenset(ADVICE) | {"dp", "sl"}  # fmt: skip
+
+_KINDS = {"anon": 0, "heap": HEAP, "stack": 0, "vdso": VDSO, "vvar": VVAR, "vvar_vclock": VVAR, "vsyscall": VSYSCALL}
+KERNEL_KINDS = frozenset({"vdso", "vvar", "vvar_vclock", "vsyscall"})
+_REFUSED_KINDS = {
+    "uprobes": ("uprobes are set in it", "remove them first"),
+    "memfd-huge": ("it is made of hugetlb pages", "use transparent huge pages instead"),
+    "sysv-huge": ("it is made of hugetlb pages", "use transparent huge pages instead"),
+    "anon-huge": ("it is made of hugetlb pages", "use transparent huge pages instead"),
+    "aio": ("asynchronous I/O (io_setup) cannot be dumped yet", "let the program end its aio contexts first"),
+    "socket": ("a socket's ring buffer is mapped there", "close it first"),
+    "io_uring": ("io_uring cannot be dumped", "run the program with io_uring turned off"),
+    "perf": ("perf events cannot be dumped", "stop profiling first"),
+    "anon_inode": ("it maps an object that Torpor does not know", "close it first"),
+    "dmabuf": ("it maps a DMA buffer", "close the device first"),
+    "special": ("Torpor does not know this area of the kernel's", ""),
+}
+
+
+def is_private_memory(entry: VmaEntry) -> bool:
+    """Whether pages of this area are the task's own: stored in its pagemap."""
+    return bool(entry.flags & (MAP_PRIVATE | MAP_DROPPABLE)) and not entry.status & (VDSO | VVAR | VSYSCALL)
+
+
+def describe(task: "DumpTask", area: Area, kind: str, flags: frozenset[str]) -> VmaEntry:
+    """The entry of one area, still without its file (shmid).  Raises Refusal."""
+    where = f"area {area.start:#x}-{area.end:#x} {area.path}".rstrip()
+    if kind in _REFUSED_KINDS:
+        raise task.refusal(*_worded(where, _REFUSED_KINDS[kind]))
+    if kind in KERNEL_KINDS:
+        flags = frozenset()
+    for flag in flags & REFUSED_FLAGS.keys():
+        raise task.refusal(*_worded(where, REFUSED_FLAGS[flag]))
+    for flag in flags - KNOWN_FLAGS:
+        raise task.refusal(f"{where} has a flag that Torpor does not know: {flag}", "use a newer Torpor")
+    map_flags = sum(bit for flag, bit in _MAP_FLAGS.items() if flag in flags)
+    madvise = sum(1 << number for flag, number in ADVICE.items() if flag in flags)
+    pgoff = area.offset
+    if area.shared:
+        map_flags |= MAP_SHARED
+    elif "dp" in flags:
+        map_flags |= MAP_DROPPABLE
+        madvise &= ~(1 << ADVICE["wf"] | 1 << ADVICE["dd"])  # come with it
+    else:
+        map_flags |= MAP_PRIVATE
+    if kind in _KINDS:
+        status = REGULAR | ANON_PRIVATE | _KINDS[kind]
+        if kind == "vsyscall":
+            status = VSYSCALL | ANON_PRIVATE
+        map_flags |= MAP_ANONYMOUS
+        pgoff = 0
+    elif kind == "file":
+        status = REGULAR | (FILE_SHARED if area.shared else FILE_PRIVATE)
+    elif kind in ("shmem", "memfd"):
+        status = REGULAR | MEMFD | (FILE_SHARED if area.shared else FILE_PRIVATE)
+    elif kind == "sysv":
+        status = REGULAR | ANON_SHARED | SYSVIPC
+        map_flags |= MAP_ANONYMOUS
+    else:
+        raise task.refusal(f"{where} is of a kind that Torpor does not know: {kind}", "use a newer Torpor")
+    return VmaEntry(
+        start=area.start,
+        end=area.end,
+        pgoff=pgoff,
+        shmid=0,
+        prot=area.prot,
+        flags=map_flags,
+        status=status,
+        fd=-1,
+        madv=madvise or None,
+        fdflags=None,
+    )
+
+
+def _worded(where: str, reason: tuple[str, str]) -> tuple[str, str]:
+    return f"{where}: {reason[0]}", reason[1]
