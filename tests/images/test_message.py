@@ -138,7 +138,8 @@ def test_defaults() -> None:
 
 def test_the_schema_is_sound() -> None:
     found = all_messages()
-    assert len(found) == 173  # as many as the format's tables have
+    ours = [cls for cls in found if cls.__module__.endswith(".torpor")]
+    assert ours and len(found) - len(ours) == 173  # as many as the format's tables have
     for cls in found:
         numbers = [field.number for field in cls.fields().values()]
         assert len(set(numbers)) == len(numbers) and min(numbers) > 0 and max(numbers) < 1 << 29

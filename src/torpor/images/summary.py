@@ -26,6 +26,7 @@ from torpor.images.kinds import (
     REMAP_FPATH,
     SHMEM_PAGEMAP,
     STATS,
+    TORPOR_TASK,
     kind_of_file,
 )  # fmt: skip
 from torpor.images.pages import PE_PRESENT, PagemapReader
@@ -182,11 +183,13 @@ def _memory(images: ImageReader, found: Summary, task: Task) -> None:
     if mm is None:
         return
     task.exe = file_name(found, mm.exe_file_id)
+    extra = images.find(TORPOR_TASK, task.pid)
+    names = {area.start: area.name for area in extra.names} if extra else {}
     map_ = Pages(PagemapReader(images, task.pid)) if images.exists(PAGEMAP, task.pid) else None
     for vma in mm.vmas:
         kind, name = area_kind(found, vma, mm.mm_start_stack)
         stored, in_parent = map_.between(vma.start, vma.end) if map_ else (0, 0)
-        task.areas.append(Area(vma.start, vma.end, kind, name, vma.prot, stored, in_parent))
+        task.areas.append(Area(vma.start, vma.end, kind, name or names.get(vma.start, ""), vma.prot, stored, in_parent))
 
 
 class Pages:
