@@ -147,7 +147,9 @@ def test_many_areas_at_once(own: int, how: Abilities, seed: int, monkeypatch: py
             if rng.random() < 0.5:
                 memory[page * PAGE] = 1
         base = address(memory)
-        areas, others, at = [], [], 0
+        areas: list[Part] = []
+        others: list[Part] = []
+        at = 0
         while at < 1950:
             size = rng.choice([1, 2, 5, 40])
             rng.choice([areas, areas, others, []]).append(Part(base + at * PAGE, base + (at + size) * PAGE))

@@ -282,7 +282,8 @@ def test_a_zombie_is_not_gone() -> None:
         assert task.stat().state == task.status().state == "Z"
         assert os.waitstatus_to_exitcode(task.stat().exit_code) == 3
         assert (task.maps(), task.cmdline(), task.vm_flags()) == ([], [], {})
-        for read in (task.environ, task.auxv, lambda: task.link("exe"), task.mounts):
+        absent: list[Callable[[], object]] = [task.environ, task.auxv, lambda: task.link("exe"), task.mounts]
+        for read in absent:
             try:
                 assert not read()
             except OSError:
