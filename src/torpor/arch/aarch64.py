@@ -14,7 +14,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from torpor.arch.base import Arch, Registers
+from torpor.arch.base import EINTR, Arch, Registers
 from torpor.arch.numbers import FROM_424, numbers
 
 if TYPE_CHECKING:
@@ -99,28 +99,32 @@ class AArch64(Arch):
         r[PSTATE] &= ~_BTYPE
         return _GENERAL.pack(*r)
 
-    def settled(self, general: bytes, specials: Mapping[int, bytes]) -> bytes:
-        return general  # rewound already
+    def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
+        r = _words(general)
+        if self._forgets(r, before):  # else it is rewound already
+            r[X0], r[PC] = -EINTR & _M64, r[PC] + 4
+        return _GENERAL.pack(*r)
 
     def resumed(self, general: bytes, before: bytes) -> bytes:
+        r = _words(general)
+        if self._forgets(r, before):
+            r[X8] = self.SYSCALLS["restart_syscall"]
+        return _GENERAL.pack(*r)
+
+    def _forgets(self, r: list[int], before: bytes) -> bool:
+        """Whether the interrupted call is one that would begin anew."""
         fields = before.split()
         if len(fields) != 9:  # "running", or stopped between two calls
-            return general
-        r = _words(general)
+            return False
         nr = int(fields[0])
         args = [int(x, 16) for x in fields[1:7]]
         if nr != r[X8] or args[0] != r[X0] or int(fields[8], 16) != r[PC] + 4:
-            return general
-        numbers_of = self.SYSCALLS
-        if nr == numbers_of["clock_nanosleep"]:
-            continued = not args[1] & _TIMER_ABSTIME
-        elif nr == numbers_of["futex"]:
-            continued = args[1] & _FUTEX_COMMAND in _FUTEX_WAITS and args[3] != 0
-        else:
-            continued = nr == numbers_of["nanosleep"]
-        if continued:
-            r[X8] = numbers_of["restart_syscall"]
-        return _GENERAL.pack(*r)
+            return False
+        if nr == self.SYSCALLS["clock_nanosleep"]:
+            return not args[1] & _TIMER_ABSTIME
+        if nr == self.SYSCALLS["futex"]:
+            return args[1] & _FUTEX_COMMAND in _FUTEX_WAITS and args[3] != 0
+        return nr == self.SYSCALLS["nanosleep"]
 
     def pc(self, general: bytes) -> int:
         return int(struct.unpack_from("<Q", general, 8 * PC)[0])

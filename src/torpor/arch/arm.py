@@ -14,7 +14,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from torpor.arch.base import Arch, Registers
+from torpor.arch.base import EINTR, Arch, Registers
 from torpor.arch.numbers import FROM_424, numbers
 
 if TYPE_CHECKING:
@@ -161,26 +161,29 @@ class Arm(Arch):
         r[CPSR] &= ~(_THUMB | _IT | _JAZELLE | _BIG_ENDIAN) & _M32
         return _GENERAL.pack(*r)
 
-    def settled(self, general: bytes, specials: Mapping[int, bytes]) -> bytes:
-        return general  # rewound already
+    def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
+        r = _words(general)
+        if self._forgets(r):  # else it is rewound already
+            r[R0], r[PC], r[ORIG_R0] = -EINTR & _M32, r[PC] + (2 if r[CPSR] & _THUMB else 4), _M32
+        return _GENERAL.pack(*r)
 
     def resumed(self, general: bytes, before: bytes) -> bytes:
         r = _words(general)
+        if self._forgets(r):
+            r[R7] = self.SYSCALLS["restart_syscall"]
+        return _GENERAL.pack(*r)
+
+    def _forgets(self, r: list[int]) -> bool:
+        """Whether the task is in a call that would begin anew: continued by restart_syscall it does not."""
         if r[ORIG_R0] == _M32 or r[ORIG_R0] != r[R0]:
-            return general
+            return False
         names = self.SYSCALLS
         nr, arg1, arg3 = r[R7], r[1], r[3]
-        if nr in (names["nanosleep"], names["poll"]):
-            continued = True
-        elif nr in (names["clock_nanosleep"], names["clock_nanosleep_time64"]):
-            continued = not arg1 & _TIMER_ABSTIME
-        elif nr in (names["futex"], names["futex_time64"]):
-            continued = arg1 & _FUTEX_COMMAND in _FUTEX_WAITS and arg3 != 0
-        else:
-            continued = False
-        if continued:
-            r[R7] = names["restart_syscall"]
-        return _GENERAL.pack(*r)
+        if nr in (names["clock_nanosleep"], names["clock_nanosleep_time64"]):
+            return not arg1 & _TIMER_ABSTIME
+        if nr in (names["futex"], names["futex_time64"]):
+            return arg1 & _FUTEX_COMMAND in _FUTEX_WAITS and arg3 != 0
+        return nr in (names["nanosleep"], names["poll"])
 
     def pc(self, general: bytes) -> int:
         return int(struct.unpack_from("<I", general, 4 * PC)[0])

@@ -74,10 +74,10 @@ class Arch:
         return {}
 
     # -- leaving a task as it was -----------------------------------------------------------------------------------
-    def settled(self, general: bytes, specials: Mapping[int, bytes]) -> bytes:
+    def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
         """Registers for an image, or for a task that goes home by sigreturn: an interrupted system call is either
         rewound so that it runs again, or fails with EINTR.  (A task that is let go by PTRACE_DETACH with its registers
-        exactly as read needs none of this: the kernel restarts the call.)"""
+        exactly as read needs none of this: the kernel restarts the call.)  `before`: see `resumed`."""
         raise NotImplementedError
 
     def resumed(self, general: bytes, before: bytes) -> bytes:

@@ -105,7 +105,7 @@ class Ppc64le(Arch):
         r[R1], r[R12], r[NIP], r[TRAP] = (stack & ~15) - 112, entry, entry, 0
         return _GENERAL.pack(*r)
 
-    def settled(self, general: bytes, specials: Mapping[int, bytes]) -> bytes:
+    def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
         r = _words(general)
         kind = r[TRAP] & ~0xF
         value = r[R3]

@@ -113,7 +113,7 @@ class S390x(Arch):
     def before_programs(self) -> Mapping[int, bytes]:
         return {NT_S390_SYSTEM_CALL: bytes(4)}
 
-    def settled(self, general: bytes, specials: Mapping[int, bytes]) -> bytes:
+    def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
         call = struct.unpack(">I", specials[NT_S390_SYSTEM_CALL])[0]
         if not call:
             return general

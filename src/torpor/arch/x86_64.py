@@ -112,7 +112,7 @@ class X86_64(Arch):
         r[RSP], r[RIP], r[ORIG_RAX], r[EFLAGS] = (stack & ~15) - 8, entry, _NO_CALL, 0x202
         return _GENERAL.pack(*r)
 
-    def settled(self, general: bytes, specials: Mapping[int, bytes]) -> bytes:
+    def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
         r = _words(general)
         if _signed(r[ORIG_RAX]) < 0:
             return general

@@ -104,7 +104,7 @@ class Executor:
         self.fd, theirs = self._await_pair(fds_at)
         pidfd = call("pidfd_open", tracee.pid, 0)
         try:
-            self.socket = socket.socket(fileno=call("pidfd_getfd", pidfd, theirs, 0))
+            self.socket = socket.socket(fileno=_fetch(pidfd, theirs))
         finally:
             os.close(pidfd)
         self.set_undo(Program(), theirs)
@@ -209,6 +209,18 @@ class Executor:
         self.socket.close()
         self.socket = None
         tracee.rewind()
+
+
+def _fetch(pidfd: int, fd: int) -> int:
+    """A descriptor of the task's pair.  socketpair(2) tells the numbers a moment before they are valid."""
+    deadline = time.monotonic() + _GRACE_S
+    while True:
+        try:
+            return call("pidfd_getfd", pidfd, fd, 0)
+        except OSError as error:
+            if error.errno != errno.EBADF or time.monotonic() > deadline:
+                raise
+            os.sched_yield()
 
 
 def append_recvmsg(program: Program, word: str, count: int, fd: int) -> Pointer:
