@@ -34,8 +34,8 @@ def me() -> Iterator[TaskDir]:
 def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
     with subprocess.Popen(["sleep", "1000"], env={"A": "1", "B": "x=y"}, cwd="/", stdin=subprocess.DEVNULL) as child:
         with TaskDir(child.pid) as task:
-            while task.cmdline()[:1] != [b"sleep"]:
-                pass
+            while task.cmdline()[:1] != [b"sleep"] or task.stat().state != "S":
+                pass  # not executed yet, or still loading its libraries
         yield child
         child.kill()
 
