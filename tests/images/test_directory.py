@@ -35,7 +35,7 @@ from torpor.images.kinds import (
     TCP_STREAM,
     ImageKind,
     kind_of_file,
-)  # fmt: skip
+)
 from torpor.images.pages import PE_LAZY, PE_PARENT, PE_PRESENT, PagemapReader, PagemapWriter, PageStore, Run
 from torpor.images.payloads import encode_ipc_messages, ghost_chunk, ghost_pieces, ipc_messages
 from torpor.images.schema.bpfmap_data import BpfmapDataEntry

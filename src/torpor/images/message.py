@@ -40,7 +40,7 @@ from torpor.images.wire import (
     UINT64,
     read_varint,
     varint,
-)  # fmt: skip
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from torpor.images.kinds import (
     STATS,
     TORPOR_TASK,
     kind_of_file,
-)  # fmt: skip
+)
 from torpor.images.pages import PE_PRESENT, PagemapReader
 from torpor.images.schema.constants import TaskState
 from torpor.images.schema.constants import VmaStatus as Vma
