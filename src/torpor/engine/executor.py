@@ -66,6 +66,7 @@ class Executor:
         self.arch = tracee.arch
         self.socket: socket.socket | None = None
         self._undo_slot = 0
+        self.inherited = False  # entered through memory that a fork left there
         self.running = False
         code = blob(self.arch)
         registers = tracee.registers()
@@ -188,6 +189,13 @@ class Executor:
         """Send the descriptors of `send_fds`; to be called after `start` and before `finish`."""
         assert self.socket is not None
         socket.send_fds(self.socket, [_BELL], fds)
+
+    def run_with_fds(self, program: Program, fds: Sequence[int]) -> None:
+        """Run a program that begins with `send_fds(fds)`; it must fit into one batch."""
+        (batch,) = self.batches(program)
+        self.start(batch)
+        self.post_fds(fds)
+        self.finish()
 
     # -- the way out ----------------------------------------------------------------------------------------------
     def remove(self, step_only: bool = False) -> None:

@@ -9,9 +9,9 @@ pagemap-shmem-SHMID, where vaddr is the offset in the segment.  Holes are not st
 import os
 from typing import TYPE_CHECKING
 
-from torpor.errors import Refusal
+from torpor.errors import ImageError, Refusal
 from torpor.images.kinds import MEMFD_INODE, SHMEM_PAGEMAP
-from torpor.images.pages import PagemapWriter
+from torpor.images.pages import PagemapWriter, PageStore
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.memfd import MemfdFileEntry, MemfdInodeEntry
 from torpor.images.schema.vma import VmaEntry
@@ -19,11 +19,12 @@ from torpor.kernel.maps import DELETED, Area
 from torpor.resources.regular import no_owner
 
 if TYPE_CHECKING:
-    from torpor.resources.context import Dump, DumpTask
+    from torpor.resources.context import Dump, DumpTask, Restore
 
 MEMFD = 18  # FdTypes
 PAGE = 4096
-F_GET_SEALS = 1034
+F_ADD_SEALS, F_GET_SEALS = 1033, 1034
+MAX_SEGMENT = 1 << 46
 KEY = "memory:segments"
 
 
@@ -149,3 +150,90 @@ def save_inodes(dump: "Dump") -> None:
             for segment in of(dump).by_inode.values()
         ],
     )
+
+
+# -- restore ----------------------------------------------------------------------------------------------------------
+
+_INODES = "memory:memfd inodes"
+_OPEN = "memory:open segments"
+
+
+def check(restore: "Restore") -> None:
+    """Before anything is created: the segments' images are there and sane."""
+    inodes: dict[int, MemfdInodeEntry] = {}
+    for inode in restore.images.entries(MEMFD_INODE):
+        if inode.size > MAX_SEGMENT or inode.inode_id in inodes:
+            raise ImageError("memfd.img is mangled", f"segment {inode.inode_id} is there twice, or too large")
+        if "\0" in inode.name or len(inode.name) > 249:
+            raise ImageError("memfd.img is mangled", f"segment {inode.inode_id} has an impossible name")
+        inodes[inode.inode_id] = inode
+        with PageStore(restore.images, inode.shmid, SHMEM_PAGEMAP) as store:
+            for run, level in store.pieces:
+                if level is None or run.vaddr + run.nr_pages * PAGE > inode.size + PAGE - 1:
+                    raise ImageError("the pages of a shared segment are mangled", f"segment {inode.inode_id}")
+    restore.state[_INODES] = inodes
+
+
+def open_segment(restore: "Restore", inode_id: int) -> int:
+    """Our own read-write descriptor of a segment, which is made and filled on first use.  Not to be closed."""
+    opened: dict[int, int] = restore.state.setdefault(_OPEN, {})
+    if inode_id not in opened:
+        inode = restore.state[_INODES].get(inode_id)
+        if inode is None:
+            raise ImageError("memfd.img is incomplete", f"segment {inode_id} is not there")
+        opened[inode_id] = _make(restore, inode)
+    return opened[inode_id]
+
+
+def _make(restore: "Restore", inode: MemfdInodeEntry) -> int:
+    if inode.name == "/dev/zero":
+        fd = _anonymous(inode.size)
+    else:
+        fd = os.memfd_create(inode.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, inode.size)
+    with PageStore(restore.images, inode.shmid, SHMEM_PAGEMAP) as store:
+        for run, level in store.pieces:
+            assert level is not None
+            pages = level.open_pages()
+            try:
+                _fill(fd, pages, run.vaddr, min(run.nr_pages * PAGE, inode.size - run.vaddr), run.offset)
+            finally:
+                os.close(pages)
+    if inode.mode is not None and inode.name != "/dev/zero":
+        os.fchmod(fd, inode.mode)
+    os.fchown(fd, inode.uid, inode.gid)
+    return fd
+
+
+def seal(restore: "Restore") -> None:
+    """When everything is mapped: put the memfds' seals back (F_SEAL_WRITE forbids new writable mappings)."""
+    import fcntl
+
+    for inode_id, fd in restore.state.get(_OPEN, {}).items():
+        inode = restore.state[_INODES][inode_id]
+        if inode.seals and inode.name != "/dev/zero":
+            fcntl.fcntl(fd, F_ADD_SEALS, inode.seals)
+
+
+def _anonymous(size: int) -> int:
+    """A descriptor of shared anonymous memory: what mmap(MAP_SHARED | MAP_ANONYMOUS) makes, through map_files."""
+    import ctypes
+    import mmap
+
+    memory = mmap.mmap(-1, size, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+    view = ctypes.c_char.from_buffer(memory)
+    start = ctypes.addressof(view)
+    del view
+    end = (start + size + PAGE - 1) & -PAGE
+    fd = os.open(f"/proc/self/map_files/{start:x}-{end:x}", os.O_RDWR | os.O_CLOEXEC)
+    memory.close()
+    return fd
+
+
+def _fill(fd: int, pages: int, at: int, length: int, offset: int) -> None:
+    while length > 0:
+        data = os.pread(pages, min(length, 1 << 20), offset)
+        if not data:
+            raise ImageError("the pages of a shared segment are too short")
+        os.pwrite(fd, data, at)
+        at, offset, length = at + len(data), offset + len(data), length - len(data)

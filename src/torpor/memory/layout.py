@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Planning address spaces, without a kernel: what an image's areas must look like, where the executor fits, what a
+child can keep of what it inherits from its parent."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from torpor.errors import ImageError
+from torpor.images.schema.vma import VmaEntry
+from torpor.memory import areas as vma
+
+if TYPE_CHECKING:
+    from torpor.images.schema.mm import MmEntry
+
+PAGE = 4096
+USER_END = 0x7FFFFFFFF000  # x86_64 and the largest of the others that we place executors in
+LOWEST = 1 << 16  # vm.mmap_min_addr's default
+HOLE_FROM = 1 << 21
+MARGIN = 1 << 20  # stack_guard_gap: nothing is put closer than this below a growing stack
+MAX_AREAS = 1 << 20
+
+Span = tuple[int, int]
+
+
+def checked(name: str, mm: "MmEntry") -> list[VmaEntry]:
+    """The areas of an mm image, sane: sorted, disjoint, whole pages, in user space.  Raises ImageError."""
+    if len(mm.vmas) > MAX_AREAS:
+        raise ImageError(f"{name} is mangled", f"it has {len(mm.vmas)} areas")
+    end = 0
+    for area in mm.vmas:
+        where = f"the area {area.start:#x}-{area.end:#x}"
+        if area.start % PAGE or area.end % PAGE or area.start >= area.end:
+            raise ImageError(f"{name} is mangled", f"{where} cannot be")
+        if area.status & vma.VSYSCALL:
+            continue
+        if area.start < end:
+            raise ImageError(f"{name} is mangled", f"{where} is out of order or overlaps")
+        if area.end > USER_END or area.start < LOWEST:
+            raise ImageError(f"{name} is mangled", f"{where} lies outside of user memory")
+        if area.prot & ~7 or area.pgoff % PAGE:
+            raise ImageError(f"{name} is mangled", f"{where} has impossible protection or offset")
+        end = area.end
+    return [area for area in mm.vmas if not area.status & (vma.VSYSCALL | vma.GUARD)]
+
+
+def find_hole(size: int, occupied: Iterable[Span]) -> int:
+    """The lowest address at which `size` bytes are free between all the spans given.  Raises ImageError."""
+    at = HOLE_FROM
+    for start, end in sorted(occupied):
+        if start - MARGIN >= at + size:
+            break
+        at = max(at, (end + 0xFFFF) & ~0xFFFF)
+    if at + size > USER_END:
+        raise ImageError("there is no room for Torpor's own memory in these address spaces")
+    return at
+
+
+class Inherited(NamedTuple):
+    """What a child keeps of its parent's areas: `keep` pairs (parent's, own), `drop` spans, `create` own areas."""
+
+    keep: list[tuple[VmaEntry, VmaEntry]]
+    drop: list[Span]
+    create: list[VmaEntry]
+
+
+def inherit(parents: Sequence[VmaEntry], own: Sequence[VmaEntry]) -> Inherited:
+    """Compare the private areas of parent and child.  An area is kept where both begin at the same address and are of
+    the same kind; it may have grown or shrunk at its end."""
+    by_start = {area.start: area for area in parents if vma.is_private_memory(area) and not _dont_fork(area)}
+    kept: list[tuple[VmaEntry, VmaEntry]] = []
+    create: list[VmaEntry] = []
+    for area in own:
+        if not vma.is_private_memory(area):
+            continue
+        twin = by_start.get(area.start)
+        if twin is not None and _alike(twin, area):
+            kept.append((twin, area))
+            del by_start[area.start]
+        else:
+            create.append(area)
+    return Inherited(kept, sorted((area.start, area.end) for area in by_start.values()), create)
+
+
+def _dont_fork(area: VmaEntry) -> bool:
+    return bool((area.madv or 0) & (1 << vma.ADVICE["dc"] | 1 << vma.ADVICE["wf"]))
+
+
+def _alike(a: VmaEntry, b: VmaEntry) -> bool:
+    mask = vma.MAP_SHARED | vma.MAP_PRIVATE | vma.MAP_DROPPABLE | vma.MAP_ANONYMOUS | vma.MAP_GROWSDOWN
+    return (
+        a.flags & mask == b.flags & mask
+        and not (a.flags & vma.MAP_GROWSDOWN and a.end != b.end)
+        and a.shmid == b.shmid
+        and (a.pgoff == b.pgoff or not a.shmid)
+        and a.status == b.status
+    )

@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Restoring address spaces, in one walk from the root.
+
+A task's private areas are put at their final addresses and filled *before* its children are forked, so that pages that
+a parent shared with its children are shared again.  A child keeps what it inherits, compares it with its own image, and
+reads only the pages that differ.  Shared and file areas, advice, locks and the kernel's notion of the layout (brk,
+arguments, auxiliary vector) come when the whole tree exists.
+
+The task reads its pages itself: one preadv(2) fills up to 1,024 runs from the page cache.
+"""
+
+import os
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torpor.engine.area import PAGE as AREA_PAGE
+from torpor.engine.executor import LEADER_AREA, SCM_MAX_FD, Executor
+from torpor.engine.program import Load32, Program
+from torpor.errors import ImageError
+from torpor.images import kinds
+from torpor.images.pages import PageStore
+from torpor.images.schema.vma import VmaEntry
+from torpor.kernel.maps import kind, read_maps
+from torpor.memory import areas as vma
+from torpor.memory import cow, layout, segments
+from torpor.memory.layout import PAGE, Span
+
+if TYPE_CHECKING:
+    from torpor.resources.context import Restore, RestoreTask
+
+PROT_WRITE = 2
+MAP_FIXED, MAP_FIXED_NOREPLACE = 0x10, 0x100000
+MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
+MADV_DONTNEED, MADV_GUARD_INSTALL = 4, 102
+MLOCK_ONFAULT = 1
+PR_SET_MM, PR_SET_MM_MAP = 35, 14
+PR_SET_VMA, PR_SET_VMA_ANON_NAME = 0x53564D41, 0
+MAX_IOVECS, CHUNK = 1024, 1 << 30
+# Where an executable without randomisation and its stub, stack and vDSO lie: never the executor's hole.
+STUB_LAYOUT: list[Span] = [(0, 1 << 21), (0x7FFF00000000, layout.USER_END)]
+KEPT_FLAGS = vma.MAP_SHARED | vma.MAP_PRIVATE | vma.MAP_DROPPABLE | vma.MAP_ANONYMOUS | vma.MAP_GROWSDOWN
+KEPT_FLAGS |= vma.MAP_NORESERVE
+
+
+class AddressSpace:
+    """What the images say of one task's memory."""
+
+    def __init__(self, restore: "Restore", task: "RestoreTask") -> None:
+        self.task = task
+        name = kinds.MM.file_name(task.pid)
+        mm = task.mm if task.mm is not None else restore.images.one(kinds.MM, task.pid)
+        task.mm = self.mm = mm
+        self.areas = layout.checked(name, mm)
+        self.guards = [(area.start, area.end) for area in mm.vmas if area.status & vma.GUARD]
+        self.pages = PageStore(restore.images, task.pid)
+        extras = restore.images.find(kinds.TORPOR_TASK, task.pid)
+        self.extras = extras
+        self._check_pages()
+
+    def _check_pages(self) -> None:
+        """Every stored page lies in a private area of the task's."""
+        private = [area for area in self.areas if vma.is_private_memory(area)]
+        at = 0
+        for run, level in self.pages.pieces:
+            if level is None:
+                raise ImageError(
+                    f"the memory of task {self.task.pid} is not in these images",
+                    "they were made by --lazy-pages",
+                    "restore with the page server that has it",
+                )
+            start, end = run.vaddr, run.vaddr + run.nr_pages * PAGE
+            while start < end:
+                while at < len(private) and private[at].end <= start:
+                    at += 1
+                if at == len(private) or private[at].start > start:
+                    raise ImageError(
+                        f"the pagemap of task {self.task.pid} is mangled", f"no private area is at {start:#x}"
+                    )
+                start = min(end, private[at].end)
+
+    def runs(self) -> list[cow.Run]:
+        """Stored pages: (address, length, pages image, offset in it)."""
+        return [
+            cow.Run(run.vaddr, run.nr_pages * PAGE, level, run.offset)
+            for run, level in self.pages.pieces
+            if level is not None
+        ]
+
+
+class AddressSpaces:
+    """The memory of a whole tree.  `hole`: where an executor can be in all tasks, from the stub to the end."""
+
+    def __init__(self, restore: "Restore") -> None:
+        self.restore = restore
+        self.spaces: dict[int, AddressSpace] = {}
+        for task in restore.tasks.values():
+            if not task.dead and restore.images.exists(kinds.MM, task.pid):
+                self.spaces[task.pid] = AddressSpace(restore, task)
+        for task in restore.tasks.values():
+            if not task.dead and task.pid not in self.spaces and not self._shares(task):
+                raise ImageError(f"{kinds.MM.file_name(task.pid)} is missing", code="missing-image")
+        spans = [(area.start, area.end) for space in self.spaces.values() for area in space.areas]
+        self.hole = layout.find_hole(AREA_PAGE + LEADER_AREA, spans + STUB_LAYOUT)
+        segments.check(restore)
+
+    def _shares(self, task: "RestoreTask") -> bool:
+        """Whether the task lives in another's address space (CLONE_VM)."""
+        return any(
+            other.ids is not None and task.ids is not None and other.ids.vm_id == task.ids.vm_id
+            for pid in self.spaces
+            if (other := self.restore.tasks[pid]) is not task
+        )
+
+    # -- before children are forked ---------------------------------------------------------------------------------
+    def fill_before_fork(self, task: "RestoreTask") -> None:
+        """Make the private areas what they were; the task's executor is up at `hole`."""
+        space = self.spaces.get(task.pid)
+        if space is None:
+            return
+        runner = _runner(task)
+        parent = self.spaces.get(task.ppid)
+        inherits = parent is not None and runner.inherited
+        if not inherits:
+            self._clear(task, space)
+            plan = layout.Inherited([], [], [area for area in space.areas if vma.is_private_memory(area)])
+        else:
+            assert parent is not None
+            plan = layout.inherit(parent.areas, space.areas)
+            self._move_vdso(task, space)
+        program = Program()
+        for start, end in plan.drop:
+            program.call("munmap", start, end - start)
+        for old, new in plan.keep:
+            if new.end < old.end:
+                program.call("munmap", new.end, old.end - new.end)
+        for old, new in plan.keep:
+            if new.end > old.end:
+                program.call("mremap", new.start, old.end - old.start, new.end - new.start, 0, 0)
+        runner.run(program)
+        self._map(task, plan.create)
+        wanted = space.runs()
+        drop: list[Span] = []
+        if plan.keep:
+            assert parent is not None
+            wanted, drop = cow.differences(parent.runs(), wanted, [(new.start, min(old.end, new.end)) for old, new in plan.keep])
+        program = Program()
+        # What is inherited may be protected against the writes to come.
+        for old, new in plan.keep:
+            if not old.prot & PROT_WRITE:
+                program.call("mprotect", new.start, new.end - new.start, new.prot | PROT_WRITE)
+        for start, end in drop:
+            program.call("madvise", start, end - start, MADV_DONTNEED)
+        runner.run(program)
+        self._read(task, wanted)
+
+    def _clear(self, task: "RestoreTask", space: AddressSpace) -> None:
+        """Unmap everything that a fresh stub has, but the vDSO, which goes to its place."""
+        self._move_vdso(task, space)
+        runner = _runner(task)
+        keep = {"vdso", "vvar", "vvar_vclock", "vsyscall"}
+        program = Program()
+        for area in read_maps(task.pid):
+            ours = runner.base <= area.start < runner.base + runner.size
+            if not ours and kind(area) not in keep:
+                program.call("munmap", area.start, area.end - area.start)
+        runner.run(program)
+
+    def _move_vdso(self, task: "RestoreTask", space: AddressSpace) -> None:
+        """Move [vvar], [vvar_vclock] and [vdso] to where the image has them."""
+        now = [(a.start, a.end - a.start) for a in read_maps(task.pid) if kind(a) in ("vdso", "vvar", "vvar_vclock")]
+        wanted = [(a.start, a.end - a.start) for a in space.areas if a.status & (vma.VDSO | vma.VVAR)]
+        if not wanted:
+            return
+        if [size for _, size in now] != [size for _, size in wanted]:
+            raise task.refusal(
+                "its vDSO is of another kernel than this one", "restore it under the kernel that it was dumped on"
+            )
+        moves = [(a, size, b) for (a, size), (b, _) in zip(now, wanted, strict=True) if a != b]
+        if not moves:
+            return
+        runner = _runner(task)
+        low = min(a for a, _, _ in moves), max(a + n for a, n, _ in moves)
+        high = min(b for _, _, b in moves), max(b + n for _, n, b in moves)
+        flags = MREMAP_MAYMOVE | MREMAP_FIXED
+        if low[0] < high[1] and high[0] < low[1]:  # old and new overlap: by way of a third place
+            total = sum(n for _, n, _ in moves)
+            spans = [(area.start, area.end) for s in self.spaces.values() for area in s.areas]
+            spare = layout.find_hole(total, [*spans, *STUB_LAYOUT, (runner.base, runner.base + runner.size)])
+            program = Program()
+            steps = []
+            for a, n, b in moves:
+                program.call("mremap", a, n, n, flags, spare)
+                steps.append((spare, n, b))
+                spare += n
+            runner.run(program)
+            moves = steps
+        program = Program()
+        for a, n, b in moves:
+            program.call("munmap", b, n)
+            program.call("mremap", a, n, n, flags, b)
+        runner.run(program)
+        task_tracee = task.tracee
+        assert task_tracee is not None
+        task_tracee.use_gadget(0)
+
+    def _map(self, task: "RestoreTask", areas: Sequence[VmaEntry]) -> None:
+        """mmap areas at their addresses, files by descriptors sent to the task."""
+        runner = _runner(task)
+        filled = [(run.vaddr, run.vaddr + run.nr_pages * PAGE) for run, _ in self.spaces[task.pid].pages.pieces]
+        anonymous = Program()
+        for area in areas:
+            if not _descriptor_id(area):
+                _mmap(anonymous, area, -1, writable=vma.is_private_memory(area))
+        runner.run(anonymous)
+        needing = [area for area in areas if _descriptor_id(area)]
+        with_pages = _touched(needing, filled)
+        for at in range(0, len(needing), SCM_MAX_FD):
+            some = needing[at : at + SCM_MAX_FD]
+            ids = sorted({_descriptor_id(area) for area in some})
+            program = Program()
+            fds = [self._open(id) for id in ids]
+            numbers = runner.send_fds(program, fds)
+            place = {id: Load32(numbers + 4 * i) for i, id in enumerate(ids)}
+            for area in some:
+                writable = vma.is_private_memory(area) and area.start in with_pages
+                _mmap(program, area, place[_descriptor_id(area)], writable=writable)
+            for id in ids:
+                program.call("close", place[id])
+            runner.run_with_fds(program, fds)
+
+    def _open(self, id: int) -> int:
+        """Our descriptor of a mapped file; kept in restore.made for all tasks."""
+        from torpor.resources import registry
+
+        made = self.restore.made
+        if id not in made:
+            entry = self.restore.files.get(id)
+            if entry is None:
+                raise ImageError("files.img is incomplete", f"a mapped file has id {id}, which is not there")
+            file_kind = registry.file_kind_of_type(entry.type)
+            if file_kind is None:
+                raise ImageError("files.img is mangled", f"file {id}, type {entry.type}, cannot be mapped")
+            made[id] = file_kind.make(entry, self.restore)
+        return made[id]
+
+    def _read(self, task: "RestoreTask", runs: Sequence[cow.Run]) -> None:
+        """Fill pages from the images, by preadv in the task."""
+        runner = _runner(task)
+        word = runner.arch.word
+        for level, some in cow.by_level(runs):
+            fd = level.open_pages()
+            try:
+                first = Program()
+                numbers = runner.send_fds(first, [fd])
+                remote = first.call("fcntl", Load32(numbers), 0, 0)  # F_DUPFD: its number as a result
+                first.call("close", Load32(numbers))
+                runner.run_with_fds(first, [fd])
+                program = Program()
+                for group in cow.groups(some, MAX_IOVECS, CHUNK):
+                    vector = b"".join(struct.pack(f"{word[0]}2{word[1]}", run.start, run.length) for run in group)
+                    offset = group[0].offset
+                    total = sum(run.length for run in group)
+                    result = program.call(
+                        "preadv", remote.value, program.put(vector), len(group), offset & 0xFFFFFFFF, offset >> 32
+                    )
+                    runner.run(program)
+                    if result.value != total:
+                        raise ImageError(f"the pages of task {task.pid} cannot be read", "the image is too short")
+                    program = Program()
+                program.call("close", remote.value)
+                runner.run(program)
+            finally:
+                os.close(fd)
+
+    # -- when the whole tree exists -----------------------------------------------------------------------------------
+    def finish(self, task: "RestoreTask") -> None:
+        """Shared areas; final protections; what the kernel knows of the layout."""
+        space = self.spaces.get(task.pid)
+        if space is None:
+            return
+        runner = _runner(task)
+        self._map(task, [area for area in space.areas if not vma.is_private_memory(area) and _mappable(area)])
+        program = Program()
+        with_pages = _touched(space.areas, [(r.vaddr, r.vaddr + r.nr_pages * PAGE) for r, _ in space.pages.pieces])
+        for area in space.areas:
+            if vma.is_private_memory(area) and (not _descriptor_id(area) or area.start in with_pages or runner.inherited):
+                program.call("mprotect", area.start, area.end - area.start, area.prot)
+        for area in space.areas:
+            length = area.end - area.start
+            for advice in range(64):
+                if (area.madv or 0) >> advice & 1:
+                    program.call("madvise", area.start, length, advice)
+        for start, end in space.guards:
+            program.call("madvise", start, end - start, MADV_GUARD_INSTALL)
+        on_fault = set(space.extras.lock_on_fault) if space.extras else set()
+        for area in space.areas:
+            if area.flags & vma.MAP_LOCKED:
+                flags = MLOCK_ONFAULT if area.start in on_fault else 0
+                program.call("mlock2", area.start, area.end - area.start, flags)
+        if space.extras:
+            ends = {area.start: area.end for area in space.areas}
+            for name in space.extras.names:
+                if name.start in ends:
+                    text = program.string(name.name)
+                    program.call(
+                        "prctl", PR_SET_VMA, PR_SET_VMA_ANON_NAME, name.start, ends[name.start] - name.start, text
+                    )
+        runner.run(program)
+        self._set_layout(task, space)
+
+    def _set_layout(self, task: "RestoreTask", space: AddressSpace) -> None:
+        """prctl(PR_SET_MM_MAP): struct prctl_mm_map of linux/prctl.h; also the executable's link."""
+        mm, runner = space.mm, _runner(task)
+        word = runner.arch.word
+        order, code = word[0], word[1]
+        auxv = struct.pack(f"{order}{len(mm.mm_saved_auxv)}{code}", *mm.mm_saved_auxv)
+        fields = (
+            mm.mm_start_code, mm.mm_end_code, mm.mm_start_data, mm.mm_end_data, mm.mm_start_brk, mm.mm_brk,
+            mm.mm_start_stack, mm.mm_arg_start, mm.mm_arg_end, mm.mm_env_start, mm.mm_env_end,
+        )  # fmt: skip
+        fd = self._open(mm.exe_file_id)
+        first = Program()
+        numbers = runner.send_fds(first, [fd])
+        remote = first.call("fcntl", Load32(numbers), 0, 0)
+        first.call("close", Load32(numbers))
+        runner.run_with_fds(first, [fd])
+        program = Program()
+        vector = program.put(auxv)
+        pointer = 8 * len(fields)
+        layout_ = program.put(
+            struct.pack(f"{order}11Q", *fields) + bytes(runner.arch.word_size) + struct.pack(f"{order}II", len(auxv), remote.value),
+            [(pointer, vector)],
+        )
+        program.call("prctl", PR_SET_MM, PR_SET_MM_MAP, layout_, len(layout_), 0)
+        program.call("close", remote.value)
+        runner.run(program)
+
+
+def _runner(task: "RestoreTask") -> Executor:
+    assert task.runner is not None
+    return task.runner
+
+
+def _descriptor_id(area: VmaEntry) -> int:
+    """The id in files.img of what is mapped; 0: anonymous."""
+    if area.status & (vma.FILE_PRIVATE | vma.FILE_SHARED):
+        return area.shmid
+    return 0
+
+
+def _mappable(area: VmaEntry) -> bool:
+    return not area.status & (vma.VDSO | vma.VVAR | vma.VSYSCALL)
+
+
+def _mmap(program: Program, area: VmaEntry, fd: "int | Load32", writable: bool) -> None:
+    flags = area.flags & KEPT_FLAGS | MAP_FIXED_NOREPLACE
+    prot = area.prot | (PROT_WRITE if writable else 0)
+    if isinstance(fd, int):
+        flags |= vma.MAP_ANONYMOUS
+    program.call("mmap", area.start, area.end - area.start, prot, flags, fd, area.pgoff if fd != -1 else 0)
+
+
+def _touched(areas: Sequence[VmaEntry], filled: Sequence[Span]) -> set[int]:
+    """Starts of the areas in which pages are stored; both sorted."""
+    found: set[int] = set()
+    at = 0
+    for area in areas:
+        while at < len(filled) and filled[at][1] <= area.start:
+            at += 1
+        if at < len(filled) and filled[at][0] < area.end:
+            found.add(area.start)
+    return found
