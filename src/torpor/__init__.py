@@ -26,7 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Unpack, overload
 
-    from torpor.check import ImagesReport, KernelReport, TreeReport
+    from torpor.check import KernelReport, Report
     from torpor.dump import DumpResult
     from torpor.errors import (
         DumpFailed,
@@ -89,12 +89,12 @@ if TYPE_CHECKING:
     @overload
     def check(**options: Unpack[CheckKeywords]) -> KernelReport: ...
     @overload
-    def check(*, pid: int, **options: Unpack[CheckKeywords]) -> TreeReport: ...
+    def check(*, pid: int, **options: Unpack[CheckKeywords]) -> Report: ...
     @overload
-    def check(*, images: str | os.PathLike[str], **options: Unpack[CheckKeywords]) -> ImagesReport: ...
+    def check(*, images: str | os.PathLike[str], **options: Unpack[CheckKeywords]) -> Report: ...
 
 
-def check(*, pid: int | None = None, images: "str | os.PathLike[str] | None" = None, **options: object) -> object:
+def check(*, pid: int | None = None, images: "str | os.PathLike[str] | None" = None, **options: object) -> "Report":
     """Without touching anything: what this kernel can do, or whether the tree `pid` can be dumped, or whether `images`
     can be restored here and now."""
     from torpor.check import check_images, check_kernel, check_tree

@@ -10,16 +10,16 @@ from torpor.options import Options
 
 
 def run(options: Options, voice: Voice) -> int:
-    from torpor import check
+    from torpor.check import Report, check_images, check_kernel, check_tree
 
     if options.feature:
         return _features(options, voice)
     if options.tree is not None:
-        report: check.Report = check.check_tree(options)
+        report: Report = check_tree(options)
     elif "images_dir" in options.given:
-        report = check.check_images(options)
+        report = check_images(options)
     else:
-        report = check.check_kernel(options)
+        report = check_kernel(options)
     voice.result("\n".join(report.lines()), report.facts())
     return 0 if report.ok else 1
 

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be done here: with this kernel, with a tree, with images.  Nothing is stopped or changed.
+
+The kernel's part: the probes of `torpor.kernel.probe`, run in a process of their own.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+from torpor.errors import Refusal, UsageError
+from torpor.kernel.probe import EXPERIMENTAL, OPTIONAL, REQUIRED, Finding, features, probes, run
+from torpor.options import Options
+
+GOOD = "Looks good."
+NOT_ALL = (
+    "Looks good but some kernel features are missing\n"
+    "which, depending on your process tree, may cause\n"
+    "dump or restore failure."
+)
+BAD = "Torpor cannot work here: required kernel features are missing."
+
+
+class Report(Protocol):
+    """What a check found."""
+
+    @property
+    def ok(self) -> bool: ...
+    def lines(self) -> list[str]: ...
+    def facts(self) -> dict[str, Any]: ...
+
+
+class KernelReport(NamedTuple):
+    """Which facilities of the kernel work.  `asked` are the groups that count for `ok`."""
+
+    findings: tuple[Finding, ...]
+    asked: tuple[str, ...]
+
+    @property
+    def missing(self) -> tuple[Finding, ...]:
+        return tuple(one for one in self.findings if not one.works)
+
+    @property
+    def ok(self) -> bool:
+        return not any(one.group in self.asked for one in self.missing)
+
+    def lines(self) -> list[str]:
+        lines = []
+        width = max(len(one.name) for one in self.findings)
+        for group in (REQUIRED, OPTIONAL, EXPERIMENTAL):
+            lines.append(f"{group.capitalize()}:")
+            for one in self.findings:
+                if one.group == group:
+                    lines.append(f"  {one.name:{width}}  {'works' if one.works else 'MISSING':7}  for {one.use}")
+                    if not one.works:
+                        lines.append(f"  {'':{width}}           {one.why}; {one.remedy}")
+        required = any(one.group == REQUIRED for one in self.missing)
+        return [*lines, "", BAD if required else GOOD if self.ok else NOT_ALL]
+
+    def facts(self) -> dict[str, Any]:
+        return {"ok": self.ok, "asked": list(self.asked), "findings": [one.facts() for one in self.findings]}
+
+
+def check_kernel(options: Options) -> KernelReport:
+    """Try everything that Torpor uses."""
+    from torpor.engine.process import run_engine
+
+    asked = [REQUIRED]
+    if options.extra or options.all:
+        asked.append(OPTIONAL)
+    if options.experimental or options.all:
+        asked.append(EXPERIMENTAL)
+    findings = run_engine(lambda _: run(probes()))
+    return KernelReport(tuple(findings), tuple(asked))
+
+
+def feature_names() -> list[str]:
+    return list(features())
+
+
+def check_feature(name: str) -> Finding:
+    """Try one feature, by CRIU's name for it."""
+    from torpor.engine.process import run_engine
+
+    probe = features().get(name)
+    if probe is None:
+        raise UsageError(f"There is no feature {name}", remedy="check --feature list names them")
+    return run_engine(lambda _: run([probe]))[0]._replace(name=name)
+
+
+def check_tree(options: Options) -> Report:
+    """Can this tree be dumped?"""
+    raise Refusal("check -t PID", "Torpor cannot look at a tree without dumping it yet",
+                  "torpor dump refuses in words what it cannot dump, and leaves the tree as it was",
+                  code="not-implemented")  # fmt: skip
+
+
+def check_images(options: Options) -> Report:
+    """Can these images be restored here and now?"""
+    raise Refusal("check -D DIR", "Torpor cannot check images without restoring them yet",
+                  "torpor restore checks them all before it creates anything", code="not-implemented")  # fmt: skip
