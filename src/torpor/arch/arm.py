@@ -98,6 +98,7 @@ def _words(general: bytes) -> list[int]:
 
 def _table() -> dict[str, int]:
     table = numbers(_CALLS + FROM_424)
+    table["set_tls"] = 0xF0005
     for name in _MODERN.split():
         table[name] = table[name + "32"]
     for name, modern in _LARGE.items():
@@ -115,6 +116,7 @@ class Arm(Arch):
     instruction = b"\x00\x00\x00\xef"
     instruction_alignment = 4
     regsets = (NT_ARM_VFP,)
+    thread_area = NT_ARM_TLS  # not a regset here; set by the call set_tls, inside the task
     vdso_names = ("[vdso]", "[vvar]", "[sigpage]")
     sigaction_size = 20
 

@@ -45,6 +45,7 @@ class Arch:
     vdso_names: tuple[str, ...] = ("[vdso]", "[vvar]", "[vvar_vclock]")
     sigaction_size = 32  # struct kernel_sigaction: handler, flags, restorer, mask
     arch_mmap_flags: Mapping[str, int] = {}
+    thread_area = 0  # NT_* number under which the word of PTRACE_GET_THREAD_AREA is kept (arm: the thread pointer)
     call_before_stop = False  # `resumed` needs what /proc/TID/syscall said before the task was stopped
 
     # -- running system calls -------------------------------------------------------------------------------------

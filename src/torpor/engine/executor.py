@@ -10,6 +10,7 @@ Threads share the page of code.  Each has its own data area; they run one progra
 pair, and wait there for an end-of-file that only the controller's death brings: `ThreadTeam`.
 """
 
+import errno
 import os
 import socket
 import struct

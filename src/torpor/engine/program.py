@@ -23,6 +23,7 @@ RESULT, LOAD32, ARG_BITS, MAY_FAIL = 1, 2, 2, 1 << 15  # as in arch/executor.c
 CALL_WORDS = 9
 LIST_WORDS = 2
 _ALIGN = 16
+MAX_ERRNO = 4095
 
 
 class Result:
@@ -207,6 +208,8 @@ class Batch:
             if i > done:
                 break
             value = signed.unpack_from(body, at + i * step)[0]
+            if width == 4 and value < -MAX_ERRNO:
+                value += 1 << 32  # an address in the upper half
             call.result._value = value
         for pointer, offset in self.pointers.items():
             if pointer.data:

@@ -106,6 +106,8 @@ class Tracee:
         """Everything the CPU has of this thread, settled, and outside a restartable sequence: for an image."""
         if self._others is None:
             self._others = {nt: ptrace.get_regset(self.tid, nt) for nt in self.arch.regsets}
+            if self.arch.thread_area:
+                self._others[self.arch.thread_area] = ptrace.thread_area(self.tid)
         general = self.arch.settled(self.general, self._specials, self.call_before)
         if self._rseq_abort:
             general = self.arch.with_pc(general, self._rseq_abort)

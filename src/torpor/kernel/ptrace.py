@@ -17,6 +17,7 @@ _ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void
 _ptrace.restype = ctypes.c_long
 
 CONT, KILL, DETACH, SYSCALL = 7, 8, 17, 24
+GET_THREAD_AREA = 22
 SETOPTIONS, GETEVENTMSG, GETSIGINFO = 0x4200, 0x4201, 0x4202
 GETREGSET, SETREGSET, SEIZE, INTERRUPT = 0x4204, 0x4205, 0x4206, 0x4207
 LISTEN, PEEKSIGINFO, GETSIGMASK, SETSIGMASK = 0x4208, 0x4209, 0x420A, 0x420B
@@ -102,6 +103,12 @@ def set_regset(tid: int, which: int, data: bytes) -> None:
     ctypes.memmove(_buffer_at, data, len(data))
     _iov.base, _iov.length = _buffer_at, len(data)
     request(SETREGSET, tid, which, _iov_at)
+
+
+def thread_area(tid: int) -> bytes:
+    """The thread pointer, where it is no regset (PTRACE_GET_THREAD_AREA of 32-bit ARM): one word."""
+    request(GET_THREAD_AREA, tid, 0, _buffer_at)
+    return ctypes.string_at(_buffer_at, ctypes.sizeof(ctypes.c_long))
 
 
 def get_signal_mask(tid: int) -> int:
