@@ -39,6 +39,7 @@ class Terminal:
         self.shell, self.master = pty.fork()  # setsid and TIOCSCTTY in the child
         if self.shell == 0:
             try:
+                os.closerange(3, 1024)  # what pytest has open
                 signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # as every shell, to move the terminal between its jobs
                 work()
             except BaseException:
