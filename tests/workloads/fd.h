@@ -64,10 +64,11 @@ static WL_UNUSED void fd_put(int fd, const void *data, size_t length)
 	CHECK((size_t)n == length, "wrote %zd of %zu", n, length);
 }
 
-/* read() or recv() gives exactly `data`, no more and no less. */
+/* read() gives exactly `data`, no more and no less; within five seconds, so that a failure is no hang. */
 static WL_UNUSED void fd_expect(int fd, const void *data, size_t length, const char *what)
 {
 	char *buffer = malloc(length + 65536);
+	CHECK(poll(&(struct pollfd){.fd = fd, .events = POLLIN}, 1, 5000) == 1, "%s: nothing to read", what);
 	ssize_t n = read(fd, buffer, length + 65536);
 	CHECK(n >= 0, "%s: read: %s", what, strerror(errno));
 	CHECK((size_t)n == length, "%s: read %zd bytes, expected %zu", what, n, length);

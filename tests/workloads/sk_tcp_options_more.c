@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Options of a listening TCP socket that are rarer: deferred accept, fast open, user timeout, congestion control. */
+/* wl: */
+#include "sk.h"
+
+static struct sk_option options[] = {
+	SK_OPTION(IPPROTO_TCP, TCP_DEFER_ACCEPT, 5),	SK_OPTION(IPPROTO_TCP, TCP_FASTOPEN, 16),
+	SK_OPTION(IPPROTO_TCP, TCP_USER_TIMEOUT, 7000), SK_OPTION(IPPROTO_TCP, TCP_SYNCNT, 3),
+	SK_OPTION(IPPROTO_TCP, TCP_MAXSEG, 1200),	SK_OPTION(IPPROTO_TCP, TCP_WINDOW_CLAMP, 40000),
+	SK_OPTION(IPPROTO_TCP, TCP_LINGER2, 20),	SK_OPTION(IPPROTO_TCP, TCP_NOTSENT_LOWAT, 9000),
+	SK_OPTION(SOL_SOCKET, SO_INCOMING_CPU, 0),	SK_OPTION(SOL_SOCKET, SO_BUSY_POLL, 0),
+	SK_OPTION(IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT),
+	SK_OPTION(IPPROTO_IP, IP_RECVERR, 1),		SK_OPTION(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1),
+};
+enum { count = sizeof options / sizeof *options };
+
+int main(void)
+{
+	char now[20] = "";
+	socklen_t length = sizeof now;
+	wl_begin();
+	int server = MUST(socket(AF_INET, SOCK_STREAM, 0));
+	sk_set_options(server, options, count);
+	MUST(setsockopt(server, IPPROTO_TCP, TCP_CONGESTION, "reno", 4));
+	sk_bind_ip(server, "127.0.0.1", 0);
+	MUST(listen(server, 5));
+	for (int i = 0; i < count; i++)
+		options[i].before = sk_get(server, options[i].level, options[i].option);
+	wl_ready_wait();
+	sk_check_options(server, options, count, "server");
+	MUST(getsockopt(server, IPPROTO_TCP, TCP_CONGESTION, now, &length));
+	CHECK(!strcmp(now, "reno"), "congestion control is %s", now);
+	wl_pass();
+}

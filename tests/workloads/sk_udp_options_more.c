@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Options of UDP sockets that are rarer: multicast, time stamps, received ancillary data, segmentation, v6's own. */
+/* wl: */
+#include "sk.h"
+
+static struct sk_option options[] = {
+	SK_OPTION(IPPROTO_IP, IP_MULTICAST_TTL, 3), SK_OPTION(IPPROTO_IP, IP_MULTICAST_LOOP, 0), SK_OPTION(IPPROTO_IP, IP_MULTICAST_ALL, 0),
+	SK_OPTION(IPPROTO_IP, IP_RECVTTL, 1),	    SK_OPTION(IPPROTO_IP, IP_RECVTOS, 1),	 SK_OPTION(IPPROTO_IP, IP_RECVERR, 1),
+	SK_OPTION(IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO),
+	SK_OPTION(IPPROTO_UDP, UDP_SEGMENT, 1000),  SK_OPTION(IPPROTO_UDP, UDP_GRO, 1),		 SK_OPTION(SOL_SOCKET, SO_TIMESTAMP, 1),
+	SK_OPTION(SOL_SOCKET, SO_RXQ_OVFL, 1),
+};
+static struct sk_option options6[] = {
+	SK_OPTION(IPPROTO_IPV6, IPV6_RECVPKTINFO, 1),	 SK_OPTION(IPPROTO_IPV6, IPV6_UNICAST_HOPS, 33),
+	SK_OPTION(IPPROTO_IPV6, IPV6_MULTICAST_HOPS, 4), SK_OPTION(IPPROTO_IPV6, IPV6_MULTICAST_LOOP, 0),
+	SK_OPTION(IPPROTO_IPV6, IPV6_TCLASS, 0x20),	 SK_OPTION(IPPROTO_IPV6, IPV6_RECVHOPLIMIT, 1),
+	SK_OPTION(IPPROTO_IPV6, IPV6_RECVTCLASS, 1),	 SK_OPTION(IPPROTO_IPV6, IPV6_RECVERR, 1),
+};
+enum { count = sizeof options / sizeof *options, count6 = sizeof options6 / sizeof *options6 };
+
+int main(void)
+{
+	wl_begin();
+	int fd = MUST(socket(AF_INET, SOCK_DGRAM, 0)), six = MUST(socket(AF_INET6, SOCK_DGRAM, 0));
+	sk_set_options(fd, options, count);
+	sk_set_options(six, options6, count6);
+	sk_bind_ip(fd, "127.0.0.1", 0);
+	sk_bind_ip(six, "::1", 0);
+	wl_ready_wait();
+	sk_check_options(fd, options, count, "UDP");
+	sk_check_options(six, options6, count6, "UDP over v6");
+	wl_pass();
+}
