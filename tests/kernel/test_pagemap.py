@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torpor.kernel import pagemap
-from torpor.kernel.pagemap import PAGE, Abilities, Run
+from torpor.kernel import pagemap, pagemap_file
+from torpor.kernel.pagemap import Abilities
+from torpor.kernel.pagemap_file import PAGE, Run
 
 REAL = pagemap.abilities()
 WAYS = {
@@ -79,6 +80,9 @@ def test_anonymous(own: int, how: Abilities) -> None:
         assert scan(own, memory, how) == written
         start = address(memory)
         assert numbers(pagemap.guard_runs(own, start, start + len(memory), how), memory) == guarded
+        told: list[Run] = []
+        assert numbers(pagemap.scan(own, start, start + len(memory), how, told), memory) == written
+        assert numbers(told, memory) == guarded
 
 
 def test_private_file(own: int, how: Abilities, tmp_path: Path) -> None:
@@ -146,6 +150,8 @@ def test_many_areas_at_once(own: int, how: Abilities, seed: int, monkeypatch: py
         for page in range(2000):
             if rng.random() < 0.5:
                 memory[page * PAGE] = 1
+            elif rng.random() < 0.2 and REAL.guard_entry is not None:
+                memory.madvise(MADV_GUARD_INSTALL, page * PAGE, PAGE)
         base = address(memory)
         areas: list[Part] = []
         others: list[Part] = []
@@ -155,7 +161,10 @@ def test_many_areas_at_once(own: int, how: Abilities, seed: int, monkeypatch: py
             rng.choice([areas, areas, others, []]).append(Part(base + at * PAGE, base + (at + size) * PAGE))
             at += size
         apart = [pagemap.scan(own, area.start, area.end, how) for area in areas]
-        assert pagemap.scan_all(own, areas, others, how) == apart
+        told: list[Run] = []
+        assert pagemap.scan_all(own, areas, others, how, told) == apart
+        guards = [pagemap.guard_runs(own, area.start, area.end, how) for area in areas]
+        assert told == [run for runs in guards for run in runs]
         assert pagemap.scan_all(own, areas, how=how) == apart
         assert pagemap.scan_all(own, [], others, how) == []
 
@@ -178,7 +187,7 @@ def test_a_zombie_has_no_pages() -> None:
 def runs_of(pages: set[int]) -> list[Run]:
     runs: list[Run] = []
     for page in sorted(pages):
-        pagemap._append(runs, page, page + 1)
+        pagemap_file.append(runs, page, page + 1)
     return runs
 
 
@@ -187,7 +196,7 @@ PAGES = st.sets(st.integers(0, 60))
 
 @given(PAGES, PAGES)
 def test_subtract(first: set[int], second: set[int]) -> None:
-    left = pagemap.subtract(runs_of(first), runs_of(second))
+    left = pagemap_file.subtract(runs_of(first), runs_of(second))
     assert left == runs_of(first - second)
 
 
@@ -197,6 +206,8 @@ def test_subtract(first: set[int], second: set[int]) -> None:
 )
 def test_entries_that_are_the_same(entries: list[int], data: st.DataObject) -> None:
     wanted = data.draw(st.sampled_from([0, 1, 0x100, 1 << 63 | 0x3B34]))
-    mask = data.draw(st.sampled_from([pagemap.PFN_MASK, pagemap.WHOLE_ENTRY, pagemap.PRESENT | pagemap.PFN_MASK]))
+    mask = data.draw(
+        st.sampled_from([pagemap_file.PFN_MASK, pagemap_file.WHOLE_ENTRY, pagemap_file.PRESENT | pagemap_file.PFN_MASK])
+    )
     expected = runs_of({i for i, entry in enumerate(entries) if not (entry ^ wanted) & mask})
-    assert pagemap._same(struct.pack(f"={len(entries)}Q", *entries), wanted, mask) == expected
+    assert pagemap_file.same(struct.pack(f"={len(entries)}Q", *entries), wanted, mask) == expected

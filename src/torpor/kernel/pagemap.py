@@ -27,12 +27,22 @@ Surprising:
 import fcntl
 import mmap
 import os
-import re
 import struct
-import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
+
+from torpor.kernel.pagemap_file import (
+    PFN_MASK,
+    WHOLE_ENTRY,
+    Run,
+    append,
+    chunks,
+    entries,
+    same,
+    stored_runs,
+    subtract,
+)
 
 # include/uapi/linux/fs.h
 PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)
@@ -48,24 +58,14 @@ PAGE_IS_GUARD = 1 << 8
 PM_SCAN_WP_MATCHING = 1 << 0
 PM_SCAN_CHECK_WPASYNC = 1 << 1
 
-# bits of a pagemap entry: of its top byte, and of the whole
-TOP_PRESENT, TOP_SWAPPED, TOP_FILE, TOP_GUARD = 0x80, 0x40, 0x20, 0x04
-PRESENT, SWAPPED, PFN_MASK = 1 << 63, 1 << 62, (1 << 55) - 1
-
 MADV_GUARD_INSTALL = 102
 
-WHOLE_ENTRY = (1 << 64) - 1
-
-LITTLE = sys.byteorder == "little"
-TOP = 7 if LITTLE else 0  # where in an entry its top byte is
 PAGE = mmap.PAGESIZE
 REGIONS = 4096  # in one ioctl
 GAP = 16 << 20  # a populated area that nobody wants is scanned in passing if it is smaller than this
 
 _ARG = struct.Struct("=12Q")  # struct pm_scan_arg
 _VECTOR = array("Q", bytes(24 * REGIONS))  # struct page_region[]
-
-Run = tuple[int, int]
 
 
 class Span(Protocol):
@@ -103,7 +103,7 @@ def _probe() -> Abilities:
     try:
         _ = page[0]  # maps the zero page
         at = _address(page)
-        zero_pfn = _entries(fd, at, at + PAGE)[0] & PFN_MASK
+        zero_pfn = entries(fd, at, at + PAGE)[0] & PFN_MASK
         scan = guard = True
         try:
             ioctl_scan(fd, at, at + PAGE, anyof=PAGE_IS_PRESENT)
@@ -120,7 +120,7 @@ def _probe() -> Abilities:
         except OSError:
             pass
         else:
-            guard_entry = _entries(fd, at, at + PAGE)[0]
+            guard_entry = entries(fd, at, at + PAGE)[0]
         return Abilities(scan, guard, guard_entry, zero_pfn)
     finally:
         page.close()
@@ -177,58 +177,90 @@ def _regions(fd: int, start: int, end: int, flags: int, *categories: int) -> Ite
         start = max(walked, words[-2])
 
 
-def scan(fd: int, start: int, end: int, how: Abilities | None = None) -> list[Run]:
-    """Runs of pages of the private area [start, end) that must be stored, in order.  `fd`: see `open_pagemap`."""
+def scan(fd: int, start: int, end: int, how: Abilities | None = None, guards: list[Run] | None = None) -> list[Run]:
+    """Runs of pages of the private area [start, end) that must be stored, in order.  `fd`: see `open_pagemap`.
+
+    `guards`: a list to which the runs of guard pages are added; it saves the walk of `guard_runs`.
+    """
     how = how or abilities()
-    if not how.scan:
-        return _read_runs(fd, start, end, how)
-    out = PAGE_IS_PFNZERO | PAGE_IS_FILE | (PAGE_IS_GUARD if how.guard else 0)
     runs: list[Run] = []
-    for words in _regions(fd, start, end, 0, out, out, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, 0):
-        runs += zip(words[::3], words[1::3], strict=True)
-    if how.guard_entry is not None and not how.guard:
-        runs = subtract(runs, guard_runs(fd, start, end, how))
+    if how.scan:
+        out = PAGE_IS_PFNZERO | PAGE_IS_FILE
+        told = PAGE_IS_GUARD if how.guard else 0
+        for words in _regions(fd, start, end, 0, out, out, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, told):
+            found = zip(words[::3], words[1::3], strict=True)
+            if any(words[2::3]):
+                for run, guard in zip(found, words[2::3], strict=True):
+                    if not guard:
+                        runs.append(run)
+                    elif guards is not None:
+                        guards.append(run)
+            else:
+                runs += found
+        if how.guard or how.guard_entry is None:
+            return runs
+    else:
+        runs = stored_runs(fd, start, end, how.zero_pfn, how.guard_entry)
+        if how.guard_entry is None:
+            return runs
+    if how.scan or guards is not None:
+        known = guard_runs(fd, start, end, how)
+        runs = subtract(runs, known)
+        if guards is not None:
+            guards += known
     return runs
 
 
 def scan_all(
-    fd: int, areas: Sequence[Span], others: Sequence[Span] = (), how: Abilities | None = None
+    fd: int,
+    areas: Sequence[Span],
+    others: Sequence[Span] = (),
+    how: Abilities | None = None,
+    guards: list[Run] | None = None,
 ) -> list[list[Run]]:
     """`scan` for many areas at once, in a few ioctls: for each of `areas` (sorted, disjoint) its list of runs.
 
     `others`: areas of the same address space that are not wanted, sorted.  Large ones are stepped around, so that
-    their populated page tables are not walked.
+    their populated page tables are not walked.  `guards`: as for `scan`; only those inside `areas`.
     """
-    result: list[list[Run]] = [[] for _ in areas]
     if not areas:
-        return result
+        return []
+    how = how or abilities()
     big = [other.start for other in others if other.end - other.start >= GAP]
     runs: list[Run] = []
+    found: list[Run] | None = None if guards is None else []
     at = 0  # in `big`
     start, end = areas[0].start, areas[0].end
-    how = how or abilities()
     for area in areas[1:]:
         while at < len(big) and big[at] < end:
             at += 1
         # Without the ioctl a hole costs as much as an area, so nothing is joined.
         if (at < len(big) and big[at] < area.start) or (not how.scan and area.start != end):
-            runs += scan(fd, start, end, how)
+            runs += scan(fd, start, end, how, found)
             start = area.start
         end = area.end
-    runs += scan(fd, start, end, how)
+    runs += scan(fd, start, end, how, found)
+    if guards is not None and found:
+        for inside in _clip(found, areas):
+            guards += inside
+    return _clip(runs, areas)
 
-    index, area = 0, areas[0]
+
+def _clip(runs: Sequence[Run], areas: Sequence[Span]) -> list[list[Run]]:
+    """For each area the runs inside it: they may lie in the holes between, and across several areas.  Linear."""
+    result: list[list[Run]] = [[] for _ in areas]
+    index, last, area = 0, len(areas) - 1, areas[0]
     for a, b in runs:
         while area.end <= a:
-            index += 1
-            if index == len(areas):
+            if index == last:
                 return result
+            index += 1
             area = areas[index]
-        while True:  # the run may lie in holes of the list (unwanted areas), and across several areas
+        while True:
             low, high = max(a, area.start), min(b, area.end)
             if low < high:
                 result[index].append((low, high))
-            if b <= area.end or index + 1 == len(areas):
+            if b <= area.end or index == last:
                 break
             index += 1
             area = areas[index]
@@ -254,92 +286,7 @@ def markers(fd: int, start: int, end: int, entry: int, how: Abilities | None = N
         spans = [(a, b) for a, b, _ in ioctl_scan(fd, start, end, mask=PAGE_IS_SWAPPED)]
     runs: list[Run] = []
     for first, last in spans:
-        for a, data in _chunks(fd, first, last):
-            for run in _same(data, entry, WHOLE_ENTRY):
-                _append(runs, a + run[0] * PAGE, a + run[1] * PAGE)
-    return runs
-
-
-def subtract(runs: Sequence[Run], holes: Sequence[Run]) -> list[Run]:
-    """`runs` without what `holes` cover; both sorted and disjoint, linear."""
-    if not holes:
-        return list(runs)
-    left: list[Run] = []
-    at = 0
-    for run in runs:
-        a, b = run
-        while at < len(holes) and holes[at][1] <= a:
-            at += 1
-        i = at
-        while i < len(holes) and holes[i][0] < b:
-            if a < holes[i][0]:
-                left.append((a, holes[i][0]))
-            a = max(a, holes[i][1])
-            i += 1
-        if a < b:
-            left.append((a, b))
-    return left
-
-
-# The fallback: /proc/PID/pagemap, 8 bytes a page.  No loop over the pages: the last bytes of all entries, translated to
-# yes or no, are a string in which a regular expression finds the runs.
-
-_ENTRIES = 1 << 17  # pages read at a time: 1 MiB of entries
-_YES = re.compile(b"y+")
-
-
-def _stored(top: int) -> bool:
-    return bool(top & (TOP_PRESENT | TOP_SWAPPED)) and not top & (TOP_FILE | TOP_GUARD)
-
-
-_STORED = bytes(ord("y") if _stored(top) else ord("n") for top in range(256))
-
-
-def _entries(fd: int, start: int, end: int) -> tuple[int, ...]:
-    data = os.pread(fd, (end - start) // PAGE * 8, start // PAGE * 8)
-    return struct.unpack(f"={len(data) // 8}Q", data)
-
-
-def _chunks(fd: int, start: int, end: int) -> Iterable[tuple[int, bytes]]:
-    while start < end:
-        pages = min(_ENTRIES, (end - start) // PAGE)
-        data = os.pread(fd, pages * 8, start // PAGE * 8)
-        if not data:
-            return  # the address space is gone
-        yield start, data
-        start += len(data) // 8 * PAGE
-
-
-def _same(data: bytes, entry: int, mask: int) -> list[Run]:
-    """Index runs of the entries that equal `entry` under `mask`, which has the six low bytes in full."""
-    runs: list[Run] = []
-    skip = 0 if LITTLE else 2
-    low = struct.pack("=Q", entry)[skip : skip + 6]
-    at = data.find(low)
-    while at >= 0:
-        index, off = divmod(at, 8)
-        if off == skip and (struct.unpack_from("=Q", data, index * 8)[0] ^ entry) & mask == 0:
-            _append(runs, index, index + 1)
-        at = data.find(low, at + 1)
-    return runs
-
-
-def _append(runs: list[Run], start: int, end: int) -> None:
-    if runs and runs[-1][1] == start:
-        runs[-1] = (runs[-1][0], end)
-    else:
-        runs.append((start, end))
-
-
-def _read_runs(fd: int, start: int, end: int, how: Abilities) -> list[Run]:
-    """`scan` from the file.  Zero pages that cannot be told (no PFNs, several zero pages, huge ones) are stored."""
-    runs: list[Run] = []
-    for a, data in _chunks(fd, start, end):
-        found = [match.span() for match in _YES.finditer(data[TOP::8].translate(_STORED))]
-        if found and how.zero_pfn:
-            found = subtract(found, _same(data, PRESENT | how.zero_pfn, PRESENT | SWAPPED | PFN_MASK))
-        if found and how.guard_entry is not None and not how.guard_entry >> 56 & TOP_GUARD:
-            found = subtract(found, _same(data, how.guard_entry, WHOLE_ENTRY))
-        for first, last in found:
-            _append(runs, a + first * PAGE, a + last * PAGE)
+        for a, data in chunks(fd, first, last):
+            for run in same(data, entry, WHOLE_ENTRY):
+                append(runs, a + run[0] * PAGE, a + run[1] * PAGE)
     return runs
