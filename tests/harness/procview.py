@@ -10,7 +10,6 @@ for processes only; neighbouring areas that differ in nothing visible merge or n
 """
 
 import ctypes
-import itertools
 import os
 import re
 import signal
@@ -199,7 +198,7 @@ class Viewer:
             self.view[(task, thread, name)] = int(stat[number])
         for line in (_read(f"{at}/status") or "").splitlines():
             name, _, value = line.partition(":")
-            if name in STATUS_COUNTERS:
+            if name in STATUS_COUNTERS or (state == "Z" and name != "Name"):
                 continue
             if name in STATUS_OF_THREAD:
                 self.view[(task, thread, f"status {name}")] = " ".join(value.split())
@@ -226,16 +225,13 @@ class Viewer:
             words = memoryview(Path(f"{at}/auxv").read_bytes()).cast("Q")
         except OSError:
             return
-        for number, value in itertools.pairwise(words):
+        for number, value in zip(words[::2], words[1::2], strict=True):
             self.view[(task, f"auxv {number}")] = value
-        self.view[(task, "auxv")] = tuple(words)
 
     def timers(self, task: str, at: str) -> None:
-        for block in (_read(f"{at}/timers") or "").split("ID: ")[1:]:
-            lines = block.replace("ClockID: ", "clock: ").splitlines()
-            if lines[-1:] == ["Clock"]:
-                lines.pop()
-            self.view[(task, f"timer {lines[0]}")] = ", ".join(lines[1:])
+        for block in re.split(r"^ID: ", _read(f"{at}/timers") or "", flags=re.MULTILINE)[1:]:
+            number, *lines = block.splitlines()
+            self.view[(task, f"timer {number}")] = ", ".join(lines)
 
     # -- memory --
     def areas(self, task: str, at: str) -> None:
