@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every architecture's description promises, checked without a kernel: all five on any machine.
+
+That the kernels agree is shown in guests (tests/vm/test_injection.py).
+"""
+
+import random
+import struct
+from importlib import import_module
+
+import pytest
+
+from torpor.arch import MODULES
+from torpor.arch.base import Arch, Registers
+from torpor.errors import Refusal
+from torpor.images.schema.core import CoreEntry
+
+ARCHES: dict[str, Arch] = {name: import_module(f"torpor.arch.{name}").ARCH for name in sorted(set(MODULES.values()))}
+SIZES = {"x86_64": 216, "aarch64": 272, "arm": 72, "ppc64le": 384, "s390x": 216}  # of NT_PRSTATUS
+OTHERS = {
+    "aarch64": {2: 528, 0x401: 16},
+    "arm": {0x400: 260, 0x401: 4},
+    "ppc64le": {2: 264, 0x100: 544, 0x102: 256},
+    "s390x": {2: 136, 0x309: 128, 0x30A: 256},
+}
+FOREIGN = sorted(OTHERS)  # x86_64's core message has a test of its own
+# The system calls that engine/ and infect/ live on.
+NEEDED = """
+read close mmap munmap mprotect mremap madvise brk socketpair sendto recvfrom recvmsg sendmsg setsockopt getsockopt
+sigaltstack rt_sigaction rt_sigprocmask rt_sigreturn ppoll prctl getpid gettid kill tgkill openat pread64 preadv pwritev
+write writev pwrite64 fcntl ioctl dup3 close_range pidfd_open pidfd_getfd clone3 set_tid_address set_robust_list
+setresuid setresgid setgroups capset timer_create timer_settime setitimer getitimer userfaultfd unshare setns setsid
+setpgid wait4 waitid exit_group umask chdir fchdir chroot personality sched_setattr sched_setscheduler prlimit64 futex
+shmat shmdt membarrier nanosleep clock_nanosleep getcwd restart_syscall kcmp process_vm_readv memfd_create execveat
+""".split()  # noqa: SIM905
+
+
+def filled(size: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def general(name: str, seed: int = 1) -> bytes:
+    return filled(SIZES[name], seed)
+
+
+def sample(name: str) -> Registers:
+    others = {which: filled(size, which) for which, size in OTHERS[name].items()}
+    if name == "ppc64le":
+        others[0x100] = others[0x100][:532] + bytes(12)  # what follows VRSAVE
+    if name == "s390x":
+        others[2] = others[2][:4] + bytes(4) + others[2][8:]  # padding after the control word
+    return Registers(general(name), others)
+
+
+@pytest.mark.parametrize("name", ARCHES)
+def test_system_calls_are_numbered(name: str) -> None:
+    table = ARCHES[name].SYSCALLS
+    assert [call for call in NEEDED if call not in table] == []
+    shared = {number: call for call, number in table.items() if number >= 424 and number < 0x1000}
+    assert all(ARCHES["x86_64"].SYSCALLS.get(call, number) == number for number, call in shared.items())
+
+
+@pytest.mark.parametrize("name", ARCHES)
+def test_a_call_is_entered_at_the_gadget(name: str) -> None:
+    arch = ARCHES[name]
+    before = general(name)
+    after = arch.enter_call(before, 0x7000, arch.SYSCALLS["getpid"], (1, -1, 3, 4, 5, 6))
+    assert len(after) == len(before) and arch.pc(after) == 0x7000 and arch.sp(after) == arch.sp(before)
+    assert arch.with_pc(after, 0x9000) != after and arch.pc(arch.with_pc(after, 0x9000)) == 0x9000
+
+
+@pytest.mark.parametrize("name", ARCHES)
+def test_the_executor_gets_an_aligned_stack_below_its_top(name: str) -> None:
+    arch = ARCHES[name]
+    after = arch.enter_executor(general(name), 0x10000, (0x20000, 4096, 3), 0x20FF8)
+    assert arch.pc(after) == 0x10000
+    assert 0x20FF8 - 256 <= arch.sp(after) <= 0x20FF8 and arch.sp(after) % 8 == 0
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_registers_survive_the_core_message(name: str) -> None:
+    arch = ARCHES[name]
+    registers = sample(name)
+    if name == "ppc64le":  # not in a call: settled
+        registers = Registers(arch.settled(registers.general, {}, b""), registers.others)
+    core = CoreEntry(mtype=0)
+    arch.to_core(core, registers, 0xBEEF)
+    back, clear_child_tid = arch.from_core(CoreEntry.decode(core.encode()), registers)
+    assert (back.general, dict(back.others), clear_child_tid) == (registers.general, dict(registers.others), 0xBEEF)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_images_of_another_architecture_are_refused(name: str) -> None:
+    other = FOREIGN[FOREIGN.index(name) - 1]
+    core = CoreEntry(mtype=0)
+    ARCHES[other].to_core(core, sample(other), 0)
+    with pytest.raises(Refusal, match="another architecture"):
+        ARCHES[name].from_core(core, sample(name))
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_the_signal_frame_does_not_depend_on_the_address_but_for_pointers(name: str) -> None:
+    frame, stack_pointer = ARCHES[name].signal_frame(sample(name), 0x123, 0x40000)
+    assert stack_pointer == 0x40000 and len(frame) < 8192
+    other, _ = ARCHES[name].signal_frame(sample(name), 0x123, 0x50000)
+    differing = [i for i in range(0, len(frame) - 7, 8) if frame[i : i + 8] != other[i : i + 8]]
+    assert len(differing) == (1 if name == "ppc64le" else 0)
+
+
+def _ppc(trap: int, r3: int, ccr: int) -> bytes:
+    words = [0] * 48
+    words[3], words[32], words[34], words[38], words[40] = r3, 0x1000, 77, ccr, trap
+    return struct.pack("<48Q", *words)
+
+
+@pytest.mark.parametrize(
+    ("trap", "r3", "ccr", "expected"),
+    [
+        (0xC00, 512, 0x10000000, (0xFFC, 77)),  # ERESTARTSYS by sc: made again
+        (0xC01, 514, 0x10000000, (0xFFC, 77)),
+        (0xC00, 512, 0, (0x1000, 512)),  # a call that returned 512
+        (0x3000, 2**64 - 512, 0, (0xFFC, 77)),  # by scv
+        (0xC00, 516, 0x10000000, (0x1000, 4)),  # a sleep: EINTR
+        (0x3000, 2**64 - 516, 0, (0x1000, 2**64 - 4)),
+        (0x500, 512, 0x10000000, (0x1000, 512)),  # stopped by a timer tick
+    ],
+)
+def test_ppc64le_settles_interrupted_calls(trap: int, r3: int, ccr: int, expected: tuple[int, int]) -> None:
+    words = struct.unpack("<48Q", ARCHES["ppc64le"].settled(_ppc(trap, r3, ccr), {}, b""))
+    assert (words[32], words[3]) == expected and words[40] == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "r2", "expected"),
+    [
+        (0, 2**64 - 512, (0x1000, 2**64 - 512)),  # not in a call
+        (2 << 16 | 3, 2**64 - 512, (0xFFE, 77)),
+        (6 << 16 | 3, 2**64 - 513, (0xFFA, 77)),  # svc by way of execute
+        (2 << 16 | 162, 2**64 - 516, (0x1000, 2**64 - 4)),
+        (2 << 16 | 3, 5, (0x1000, 5)),
+    ],
+)
+def test_s390x_settles_interrupted_calls(call: int, r2: int, expected: tuple[int, int]) -> None:
+    words = [0] * 18
+    words[1], words[4] = 0x1000, r2
+    found = struct.pack(">18Q", *words) + bytes(64) + struct.pack(">Q", 77)
+    after = ARCHES["s390x"].settled(found, {0x307: struct.pack(">I", call)}, b"")
+    psw, r2_after = struct.unpack_from(">8xQ", after)[0], struct.unpack_from(">Q", after, 32)[0]
+    assert (psw, r2_after) == expected
+
+
+def _aarch64(x0: int, x8: int, pc: int) -> bytes:
+    words = [0] * 34
+    words[0], words[8], words[32] = x0, x8, pc
+    return struct.pack("<34Q", *words)
+
+
+@pytest.mark.parametrize(
+    ("before", "continued"),
+    [
+        (b"101 0x5000 0x0 0x0 0x0 0x0 0x0 0xffff0000 0x1004", True),
+        (b"running", False),
+        (b"101 0x6000 0x0 0x0 0x0 0x0 0x0 0xffff0000 0x1004", False),  # that sleep is over, this is the next one
+        (b"101 0x5000 0x0 0x0 0x0 0x0 0x0 0xffff0000 0x2004", False),
+        (b"63 0x5000 0x0 0x0 0x0 0x0 0x0 0xffff0000 0x1004", False),
+        (b"", False),
+    ],
+)
+def test_aarch64_continues_a_sleep_only_when_it_was_seen_asleep(before: bytes, continued: bool) -> None:
+    arch = ARCHES["aarch64"]
+    found = _aarch64(0x5000, arch.SYSCALLS["nanosleep"], 0x1000)
+    assert arch.resumed(found, before) == (_aarch64(0x5000, 128, 0x1000) if continued else found)
+    settled = _aarch64(2**64 - 4, arch.SYSCALLS["nanosleep"], 0x1004)
+    assert arch.settled(found, {}, before) == (settled if continued else found)
+
+
+def test_aarch64_knows_which_calls_continue() -> None:
+    arch = ARCHES["aarch64"]
+    number = arch.SYSCALLS
+
+    def continues(nr: int, args: str) -> bool:
+        found = _aarch64(1, nr, 0x1000)
+        return arch.resumed(found, f"{nr} 0x1 {args} 0x0 0x0 0xffff0000 0x1004".encode()) != found
+
+    assert continues(number["clock_nanosleep"], "0x0 0x5000 0x0")
+    assert not continues(number["clock_nanosleep"], "0x1 0x5000 0x0")  # TIMER_ABSTIME
+    assert continues(number["futex"], "0x80 0x0 0x5000")
+    assert not continues(number["futex"], "0x80 0x0 0x0")  # no time limit
+    assert not continues(number["futex"], "0x86 0x0 0x5000")  # FUTEX_LOCK_PI
+    assert not continues(number["ppoll"], "0x1 0x5000 0x0")
+
+
+def test_arm_puts_wide_arguments_into_even_registers() -> None:
+    arch = ARCHES["arm"]
+    assert list(arch.arguments("pread64", (3, 0x1000, 16, 0x1_0000_0002))) == [3, 0x1000, 16, 0, 2, 1]
+    assert list(arch.arguments("ftruncate", (3, 5))) == [3, 0, 5, 0]
+    assert list(arch.arguments("fallocate", (3, 0, 1 << 32, 7))) == [3, 0, 0, 1, 7, 0]
+    assert list(arch.arguments("mmap", (0, 4096, 3, 2, 5, 0x3000))) == [0, 4096, 3, 2, 5, 3]
+    assert list(arch.arguments("preadv", (3, 0x1000, 1, 0x1_0000_0002))) == [3, 0x1000, 1, 2, 1]
+    assert list(arch.arguments("getpid", ())) == []
+
+
+def test_arm_tells_errors_from_addresses() -> None:
+    arch = ARCHES["arm"]
+    assert arch.result(struct.pack("<18I", 0xB6F00000, *[0] * 17)) == 0xB6F00000
+    assert arch.result(struct.pack("<18I", 0xFFFFFFF2, *[0] * 17)) == -14
+
+
+def test_s390x_gives_mmap_a_block_of_arguments() -> None:
+    arch = ARCHES["s390x"]
+    words = [0] * 18
+    words[2 + 15] = 0x8100
+    found = struct.pack(">18Q", *words) + bytes(72)
+    args = (0, 4096, 3, 0x22, -1, 0)
+    block = arch.call_block(found, arch.SYSCALLS["mmap"], args)
+    assert block is not None
+    address, data = block
+    assert address + len(data) <= 0x8100
+    assert struct.unpack(">6q", data) == args
+    entered = arch.enter_call(found, 0x9000, arch.SYSCALLS["mmap"], args)
+    assert struct.unpack_from(">Q", entered, 8 * 4)[0] == address
+    assert arch.call_block(found, arch.SYSCALLS["getpid"], ()) is None
