@@ -115,8 +115,19 @@ class AddressSpace:
         )
 
     def _with_guards(self) -> list[VmaEntry]:
-        """Areas, and each run of guard pages as an entry of its own behind the areas, as CRIU has it."""
-        return self.entries
+        """Areas, and behind them each run of guard pages as an entry of its own, as CRIU has it.  [vvar] and
+        [vvar_vclock] are one area there."""
+        entries: list[VmaEntry] = []
+        for entry in self.entries:
+            last = entries[-1] if entries else None
+            if last is not None and entry.status & last.status & vma.VVAR and last.end == entry.start:
+                last.end = entry.end
+            else:
+                entries.append(entry)
+        return entries + [
+            VmaEntry(start=start, end=end, pgoff=0, shmid=0, prot=0, flags=0, status=vma.GUARD, fd=-1)
+            for start, end in self.guards
+        ]
 
     def _enter_file(self, dump: "Dump", area: Area, entry: VmaEntry) -> None:
         task = self.task

@@ -33,6 +33,10 @@ def checked(name: str, mm: "MmEntry") -> list[VmaEntry]:
             raise ImageError(f"{name} is mangled", f"{where} cannot be")
         if area.status & vma.VSYSCALL:
             continue
+        if area.status & vma.GUARD:
+            if area.end > USER_END:
+                raise ImageError(f"{name} is mangled", f"{where} lies outside of user memory")
+            continue
         if area.start < end:
             raise ImageError(f"{name} is mangled", f"{where} is out of order or overlaps")
         if area.end > USER_END or area.start < LOWEST:

@@ -23,7 +23,7 @@ from torpor.images.pages import PageStore
 from torpor.images.schema.vma import VmaEntry
 from torpor.kernel.maps import kind, read_maps
 from torpor.memory import areas as vma
-from torpor.memory import cow, layout, segments
+from torpor.memory import cow, layout, segments, sysv
 from torpor.memory.layout import PAGE, Span
 
 if TYPE_CHECKING:
@@ -168,15 +168,7 @@ class AddressSpaces:
 
     def _move_vdso(self, task: "RestoreTask", space: AddressSpace) -> None:
         """Move [vvar], [vvar_vclock] and [vdso] to where the image has them."""
-        now = [(a.start, a.end - a.start) for a in read_maps(task.pid) if kind(a) in ("vdso", "vvar", "vvar_vclock")]
-        wanted = [(a.start, a.end - a.start) for a in space.areas if a.status & (vma.VDSO | vma.VVAR)]
-        if not wanted:
-            return
-        if [size for _, size in now] != [size for _, size in wanted]:
-            raise task.refusal(
-                "its vDSO is of another kernel than this one", "restore it under the kernel that it was dumped on"
-            )
-        moves = [(a, size, b) for (a, size), (b, _) in zip(now, wanted, strict=True) if a != b]
+        moves = self._vdso_moves(task, space)
         if not moves:
             return
         runner = _runner(task)
@@ -204,13 +196,35 @@ class AddressSpaces:
         assert task_tracee is not None
         task_tracee.use_gadget(0)
 
+    def _vdso_moves(self, task: "RestoreTask", space: AddressSpace) -> list[tuple[int, int, int]]:
+        """(from, bytes, to) of each area; [vvar] and [vvar_vclock] are one in images."""
+        now = read_maps(task.pid)
+        moves = []
+        for names, status in ((("vvar", "vvar_vclock"), vma.VVAR), (("vdso",), vma.VDSO)):
+            have = [a for a in now if kind(a) in names]
+            want = [a for a in space.areas if a.status & status]
+            if not want:
+                continue
+            if not have or sum(a.size for a in have) != sum(a.end - a.start for a in want):
+                raise task.refusal(
+                    "its vDSO is of another kernel than this one", "restore it under the kernel that it was dumped on"
+                )
+            at = want[0].start
+            for area in have:
+                moves.append((area.start, area.size, at))
+                at += area.size
+        return [move for move in moves if move[0] != move[2]]
+
     def _map(self, task: "RestoreTask", areas: Sequence[VmaEntry]) -> None:
         """mmap areas at their addresses, files by descriptors sent to the task."""
         runner = _runner(task)
         filled = [(run.vaddr, run.vaddr + run.nr_pages * PAGE) for run, _ in self.spaces[task.pid].pages.pieces]
         anonymous = Program()
         for area in areas:
-            if not _descriptor_id(area):
+            if area.status & vma.SYSVIPC:
+                segments.fill_sysv(self.restore, area.shmid)
+                sysv.attach(anonymous, area)
+            elif not _descriptor_id(area):
                 _mmap(anonymous, area, -1, writable=vma.is_private_memory(area))
         runner.run(anonymous)
         needing = [area for area in areas if _descriptor_id(area)]

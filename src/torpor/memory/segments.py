@@ -9,13 +9,15 @@ pagemap-shmem-SHMID, where vaddr is the offset in the segment.  Holes are not st
 import os
 from typing import TYPE_CHECKING
 
-from torpor.errors import ImageError, Refusal
+from torpor.errors import ImageError
 from torpor.images.kinds import MEMFD_INODE, SHMEM_PAGEMAP
 from torpor.images.pages import PagemapWriter, PageStore
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.memfd import MemfdFileEntry, MemfdInodeEntry
 from torpor.images.schema.vma import VmaEntry
 from torpor.kernel.maps import DELETED, Area
+from torpor.kernel.syscall import call
+from torpor.memory import sysv
 from torpor.resources.regular import no_owner
 
 if TYPE_CHECKING:
@@ -25,14 +27,16 @@ MEMFD = 18  # FdTypes
 PAGE = 4096
 F_ADD_SEALS, F_GET_SEALS = 1033, 1034
 MAX_SEGMENT = 1 << 46
+FIRST_SHMID = 1 << 30  # of memfds: IPC ids, which name pagemaps too, are far below
+SHARED_SEALS = 1  # F_SEAL_SEAL: what CRIU's images say of shared anonymous memory
 KEY = "memory:segments"
 
 
 class Segment:
     """One inode.  `fd`: our own descriptor; `shmid`: its number in images."""
 
-    def __init__(self, fd: int, name: str, shmid: int, stat: os.stat_result) -> None:
-        self.fd, self.name, self.shmid, self.stat = fd, name, shmid, stat
+    def __init__(self, fd: int, name: str, shmid: int, stat: os.stat_result, is_sysv: bool) -> None:
+        self.fd, self.name, self.shmid, self.stat, self.is_sysv = fd, name, shmid, stat, is_sysv
         self.seals = 0
         self.files: dict[int, int] = {}  # open flags → id in files.img, for areas
         self.bytes = 0
@@ -44,14 +48,15 @@ class Segments:
     def __init__(self) -> None:
         self.by_inode: dict[tuple[int, int], Segment] = {}
 
-    def enter(self, fd: int, name: str) -> Segment:
+    def enter(self, fd: int, name: str, ipc_id: int = -1) -> Segment:
         """The segment behind `fd`, which is kept if it is new and closed otherwise."""
         stat = os.fstat(fd)
         key = (stat.st_dev, stat.st_ino)
         if key in self.by_inode:
             os.close(fd)
             return self.by_inode[key]
-        segment = Segment(fd, name, len(self.by_inode) + 1, stat)
+        shmid = ipc_id if ipc_id >= 0 else FIRST_SHMID + len(self.by_inode)
+        segment = Segment(fd, name, shmid, stat, ipc_id >= 0)
         self.by_inode[key] = segment
         return segment
 
@@ -67,9 +72,11 @@ def of(dump: "Dump") -> Segments:
 def enter(dump: "Dump", task: "DumpTask", area: Area, kind: str, entry: VmaEntry) -> None:
     """Enter the segment of an area and point the area's entry to it."""
     path = f"/proc/{task.pid}/map_files/{area.start:x}-{area.end:x}"
-    if kind == "sysv":
-        raise Refusal(f"{task.subject}, area {area.start:#x}", "SysV shared memory cannot be dumped yet", "")
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    if kind == "sysv":
+        sysv.enter(dump, task, area.inode, entry)
+        of(dump).enter(fd, "", area.inode)
+        return
     name = "/dev/zero" if kind == "shmem" else area.path.removesuffix(DELETED).removeprefix("/memfd:")
     segment = of(dump).enter(fd, name)
     if kind == "memfd":
@@ -148,8 +155,10 @@ def save_inodes(dump: "Dump") -> None:
                 mode=segment.stat.st_mode & 0o7777,
             )
             for segment in of(dump).by_inode.values()
+            if not segment.is_sysv
         ],
     )
+    sysv.save(dump)
 
 
 # -- restore ----------------------------------------------------------------------------------------------------------
@@ -172,6 +181,22 @@ def check(restore: "Restore") -> None:
                 if level is None or run.vaddr + run.nr_pages * PAGE > inode.size + PAGE - 1:
                     raise ImageError("the pages of a shared segment are mangled", f"segment {inode.inode_id}")
     restore.state[_INODES] = inodes
+    sysv.check(restore)
+
+
+def fill_sysv(restore: "Restore", shmid: int) -> None:
+    """Make and fill a SysV segment, once."""
+    done: set[int] = restore.state.setdefault("memory:sysv filled", set())
+    if shmid in done:
+        return
+    done.add(shmid)
+    entry = sysv.make(restore, shmid)
+    fd, at = sysv.open_content(shmid, entry.size)
+    try:
+        _fill_pages(restore, fd, shmid, entry.size)
+    finally:
+        os.close(fd)
+        call("shmdt", at)
 
 
 def open_segment(restore: "Restore", inode_id: int) -> int:
@@ -191,18 +216,22 @@ def _make(restore: "Restore", inode: MemfdInodeEntry) -> int:
     else:
         fd = os.memfd_create(inode.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, inode.size)
-    with PageStore(restore.images, inode.shmid, SHMEM_PAGEMAP) as store:
-        for run, level in store.pieces:
-            assert level is not None
-            pages = level.open_pages()
-            try:
-                _fill(fd, pages, run.vaddr, min(run.nr_pages * PAGE, inode.size - run.vaddr), run.offset)
-            finally:
-                os.close(pages)
+    _fill_pages(restore, fd, inode.shmid, inode.size)
     if inode.mode is not None and inode.name != "/dev/zero":
         os.fchmod(fd, inode.mode)
     os.fchown(fd, inode.uid, inode.gid)
     return fd
+
+
+def _fill_pages(restore: "Restore", fd: int, shmid: int, size: int) -> None:
+    with PageStore(restore.images, shmid, SHMEM_PAGEMAP) as store:
+        for run, level in store.pieces:
+            assert level is not None
+            pages = level.open_pages()
+            try:
+                _fill(fd, pages, run.vaddr, min(run.nr_pages * PAGE, size - run.vaddr), run.offset)
+            finally:
+                os.close(pages)
 
 
 def seal(restore: "Restore") -> None:

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""System V shared memory: segments that a tree has attached (shmget(2), shmat(2)).
+
+A segment outlives its processes.  At restore it may still be there, under its id: then it is attached again and filled
+with what it held at the dump, unless others use it now.  Otherwise it is made anew with its old id, which
+/proc/sys/kernel/shm_next_id grants (Linux 3.8).  One that was marked to be removed is marked again at the end.
+CRIU only dumps these in an IPC namespace of the tree's own; the image is the same: ipcns-shm-ID.
+"""
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from torpor.errors import ImageError, KernelError, Refusal
+from torpor.images.kinds import IPCNS_SHM
+from torpor.images.schema.ipc_desc import IpcDescEntry
+from torpor.images.schema.ipc_shm import IpcShmEntry
+from torpor.kernel.syscall import call
+
+if TYPE_CHECKING:
+    from torpor.engine.program import Program
+    from torpor.images.schema.vma import VmaEntry
+    from torpor.resources.context import Dump, DumpTask, Restore
+
+IPC_NS = 3  # the IPC namespace's number in the images
+IPC_PRIVATE, IPC_CREAT, IPC_EXCL = 0, 0o1000, 0o2000
+IPC_RMID, IPC_SET, IPC_STAT = 0, 1, 2
+SHM_RDONLY, SHM_EXEC = 0o10000, 0o100000
+SHM_DEST = 0o1000
+PROT_WRITE, PROT_EXEC = 2, 4
+_KEY = "memory:sysv"
+_DS_SIZE, _UID, _GID, _MODE = 256, 4, 8, 20  # struct shmid64_ds of 64-bit machines
+
+
+class Shm(NamedTuple):
+    """One line of /proc/sysvipc/shm (proc_sysvipc(5))."""
+
+    key: int
+    id: int
+    mode: int
+    size: int
+    attached: int
+    uid: int
+    gid: int
+    cuid: int
+    cgid: int
+
+
+def segments() -> dict[int, Shm]:
+    """All segments of this IPC namespace, by id."""
+    found = {}
+    with open("/proc/sysvipc/shm", "rb") as lines:
+        next(lines)
+        for line in lines:
+            f = line.split()
+            shm = Shm(int(f[0]), int(f[1]), int(f[2], 8), int(f[3]), int(f[6]), *(int(x) for x in f[7:11]))
+            found[shm.id] = shm
+    return found
+
+
+def enter(dump: "Dump", task: "DumpTask", area_inode: int, entry: "VmaEntry") -> None:
+    """Frozen: note the segment of an attached area.  Its inode number is its id."""
+    where = f"{task.subject}, area {entry.start:#x}-{entry.end:#x}"
+    shm = segments().get(area_inode)
+    if shm is None:
+        raise Refusal(where, "its SysV segment is of another IPC namespace", "run Torpor inside that namespace")
+    if entry.pgoff or entry.end - entry.start != (shm.size + 4095) & -4096:
+        raise Refusal(where, "only a part of its SysV segment is mapped", "attach the whole segment (shmat)")
+    dump.setdefault(_KEY, {})[shm.id] = shm
+    entry.shmid = shm.id
+
+
+def save(dump: "Dump") -> None:
+    """Write ipcns-shm.img; the content is in pagemap-shmem-ID."""
+    entries = [
+        IpcShmEntry(
+            desc=IpcDescEntry(
+                key=shm.key & 0xFFFFFFFF, uid=shm.uid, gid=shm.gid, cuid=shm.cuid, cgid=shm.cgid, mode=shm.mode, id=shm.id
+            ),
+            size=shm.size,
+            in_pagemaps=True,
+        )
+        for shm in dump.state.get(_KEY, {}).values()
+    ]
+    dump.images.write(IPCNS_SHM, entries, IPC_NS)
+
+
+# -- restore ----------------------------------------------------------------------------------------------------------
+
+
+def check(restore: "Restore") -> None:
+    """Before anything is created: the images are sane, and nobody else has these segments."""
+    wanted: dict[int, IpcShmEntry] = {}
+    for entry in restore.images.entries(IPCNS_SHM, IPC_NS):
+        wanted[entry.desc.id] = entry
+    restore.state[_KEY] = wanted
+    if not wanted:
+        return
+    now = segments()
+    for id, entry in wanted.items():
+        there = now.get(id)
+        if there is None:
+            twin = next((s for s in now.values() if s.key == _signed(entry.desc.key) and s.key != IPC_PRIVATE), None)
+            if twin is not None:
+                raise Refusal(
+                    f"SysV segment {id}", f"its key {twin.key:#x} is taken by segment {twin.id}", "remove that: ipcrm -m"
+                )
+        elif there.key != _signed(entry.desc.key) or there.size != entry.size:
+            raise Refusal(f"SysV segment {id}", "another segment has its id now", f"remove that: ipcrm -m {id}")
+        elif there.attached:
+            raise Refusal(
+                f"SysV segment {id}",
+                f"{there.attached} other processes use it",
+                "end them first: restoring would overwrite what they share",
+            )
+
+
+def _signed(key: int) -> int:
+    return key - (1 << 32) if key >> 31 else key
+
+
+def make(restore: "Restore", shmid: int) -> IpcShmEntry:
+    """Create the segment, unless it is there."""
+    entry: IpcShmEntry | None = restore.state[_KEY].get(shmid)
+    if entry is None:
+        raise ImageError("the images are incomplete", f"SysV segment {shmid} is not in them")
+    if shmid not in segments():
+        with open("/proc/sys/kernel/shm_next_id", "w") as next_id:
+            next_id.write(str(shmid))
+        mode = entry.desc.mode & 0o777
+        try:
+            got = call("shmget", _signed(entry.desc.key), entry.size, IPC_CREAT | IPC_EXCL | mode)
+        except OSError as error:
+            raise KernelError(f"cannot create SysV segment {shmid}", error) from None
+        restore.state.setdefault("sysv:created", []).append(got)
+        if got != shmid:
+            raise Refusal(f"SysV segment {shmid}", "its id is taken", "restore in another IPC namespace")
+        _own(shmid, entry)
+    return entry
+
+
+def _own(shmid: int, entry: IpcShmEntry) -> None:
+    import ctypes
+    import struct
+
+    buffer = ctypes.create_string_buffer(_DS_SIZE)
+    call("shmctl", shmid, IPC_STAT, ctypes.addressof(buffer))
+    struct.pack_into("=II", buffer, _UID, entry.desc.uid, entry.desc.gid)
+    struct.pack_into("=I", buffer, _MODE, entry.desc.mode & 0o777)
+    call("shmctl", shmid, IPC_SET, ctypes.addressof(buffer))
+
+
+def attach(program: "Program", area: "VmaEntry") -> None:
+    """Append the shmat of an area."""
+    flags = (0 if area.prot & PROT_WRITE else SHM_RDONLY) | (SHM_EXEC if area.prot & PROT_EXEC else 0)
+    program.call("shmat", area.shmid, area.start, flags)
+
+
+def remove_marked(restore: "Restore") -> None:
+    """Everything is attached: mark again what was marked to be removed."""
+    for shmid, entry in restore.state.get(_KEY, {}).items():
+        if entry.desc.mode & SHM_DEST:
+            call("shmctl", shmid, IPC_RMID, 0)
+
+
+def undo(restore: "Restore") -> None:
+    """The restore failed: remove the segments that it made."""
+    for shmid in restore.state.pop("sysv:created", []):
+        try:
+            call("shmctl", shmid, IPC_RMID, 0)
+        except OSError:
+            pass
+
+
+def open_content(shmid: int, size: int) -> tuple[int, int]:
+    """A descriptor through which the segment's pages can be written, by way of an attachment of our own; returns
+    (descriptor, address to detach)."""
+    at = call("shmat", shmid, 0, 0)
+    end = (at + size + 4095) & -4096
+    return os.open(f"/proc/self/map_files/{at:x}-{end:x}", os.O_RDWR | os.O_CLOEXEC), at
