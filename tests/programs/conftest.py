@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))  # the Re
 
 from support import Checkpoint
 
-# DUMPER-RESTORER, separated by commas; "criu-criu" runs without Torpor.
+# DUMPER-RESTORER, separated by commas; "criu-criu" runs without Torpor. Each test runs in both ways: the dump ends the
+# original; and with --leave-stopped, where /proc is compared before and after.
 PAIRS = os.environ.get("TORPOR_PROGRAM_TOOLS", "torpor-torpor").split(",")
 FAILED = pytest.StashKey[bool]()
 
@@ -37,16 +38,26 @@ def tool(name: str) -> Tool:
     return Tool("criu", [str(command)])
 
 
-@pytest.fixture(params=PAIRS)
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "one_way: the test dumps in its own way, so there is nothing to compare")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "checkpoint" in metafunc.fixturenames:
+        ways = [""] if metafunc.definition.get_closest_marker("one_way") else ["", "-compared"]
+        metafunc.parametrize("checkpoint", [pair + way for pair in PAIRS for way in ways], indirect=True)
+
+
+@pytest.fixture
 def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Checkpoint]:
     """The two tools; whatever the test has started has ended when it is over, or it fails."""
-    dumper, _, restorer = request.param.partition("-")
+    dumper, restorer, *way = request.param.split("-")
     tools = tool(dumper), tool(restorer)
     tmp_path.chmod(0o755)  # for programs that become another user
     nursery = Nursery()
     with nursery:
         with ExitStack() as at_end:
-            yield Checkpoint(*tools, tmp_path, at_end)
+            yield Checkpoint(tools, way == ["compared"], tmp_path, at_end)
         if request.node.stash.get(FAILED, False):  # then what is left is no news
             nursery.sweep(0)
             nursery.left.clear()

@@ -58,6 +58,7 @@ def test_every_acknowledged_write_is_there(redis: tuple[Service, int], checkpoin
     service.end()
 
 
+@pytest.mark.one_way
 def test_an_established_connection_is_refused_in_words(redis: tuple[Service, int], checkpoint: Checkpoint) -> None:
     service, port = redis
     client = Redis(port)

@@ -126,6 +126,7 @@ def restore_job(checkpoint: Checkpoint, job: int) -> None:
     serve(job)
 
 
+@pytest.mark.one_way
 def test_pipeline(checkpoint: Checkpoint, tmp_path: Path) -> None:
     script = tmp_path / "job.sh"
     script.write_text(JOB)

@@ -40,7 +40,10 @@ const worker = new Worker(`
 `, { eval: true });
 let sum = null;
 worker.on('message', ([n, result]) => {
-  if (sum === null) sum = result;
+  if (sum === null) {
+    sum = result;
+    startChild();
+  }
   if (n !== state.answers || result !== sum) fail(`worker: ${n} ${result}`);
   state.answers++;
   setTimeout(() => worker.postMessage(state.answers), 2);
@@ -48,18 +51,22 @@ worker.on('message', ([n, result]) => {
 worker.on('error', fail);
 worker.postMessage(0);
 
-const child = spawn('/bin/cat', [], { stdio: ['pipe', 'pipe', 'inherit'] });
-let echo = '';
-child.stdout.on('data', (data) => {
-  echo += data;
-  if (!echo.endsWith('\n')) return;
-  if (echo !== `echo ${state.echoes}\n`) fail(`cat: ${echo}`);
-  echo = '';
-  state.echoes++;
-  setTimeout(() => child.stdin.write(`echo ${state.echoes}\n`), 2);
-});
-child.on('exit', (code, signal) => fail(`cat ended: ${code} ${signal}`));
-child.stdin.write('echo 0\n');
+// Only now: while a worker starts, V8 has /proc/self/maps open, and a child that is spawned then inherits it.
+let child = null;
+function startChild() {
+  child = spawn('/bin/cat', [], { stdio: ['pipe', 'pipe', 'inherit'] });
+  let echo = '';
+  child.stdout.on('data', (data) => {
+    echo += data;
+    if (!echo.endsWith('\n')) return;
+    if (echo !== `echo ${state.echoes}\n`) fail(`cat: ${echo}`);
+    echo = '';
+    state.echoes++;
+    setTimeout(() => child.stdin.write(`echo ${state.echoes}\n`), 2);
+  });
+  child.on('exit', (code, signal) => fail(`cat ended: ${code} ${signal}`));
+  child.stdin.write('echo 0\n');
+}
 
 const server = http.createServer((request, response) => {
   const url = new URL(request.url, 'http://localhost');
