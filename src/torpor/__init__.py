@@ -102,7 +102,7 @@ def check(*, pid: int | None = None, images: "str | os.PathLike[str] | None" = N
     from torpor.options import Options
 
     if pid is not None and images is not None:
-        raise UsageError("Either a process or images can be checked, not both at once")
+        raise UsageError("either a process or images can be checked, not both at once")
     chosen = Options(**options)
     if pid is not None:
         chosen.set_keyword("tree", pid)

@@ -82,7 +82,7 @@ def check_feature(name: str) -> Finding:
 
     probe = features().get(name)
     if probe is None:
-        raise UsageError(f"There is no feature {name}", remedy="check --feature list names them")
+        raise UsageError(f"there is no feature {name}", remedy="check --feature list names them")
     return run_engine(lambda _: run([probe]))[0]._replace(name=name)
 
 

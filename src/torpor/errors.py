@@ -41,7 +41,7 @@ def _rebuild(cls: type[TorporError], args: tuple[object, ...], state: dict[str, 
 
 
 class UsageError(TorporError):
-    """The command line or an option's value makes no sense (exit status 2)."""
+    """The command line or an option's value makes no sense."""
 
     code = "usage"
 

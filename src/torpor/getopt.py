@@ -56,7 +56,7 @@ def find(name: str) -> tuple[Option, bool]:
         return LONG[name]
     names = [one for one, (option, _) in LONG.items() if one.startswith(name) and not option.ours]
     if not names:
-        raise UsageError(f"There is no option --{name}", remedy=HELP)
+        raise UsageError(f"there is no option --{name}", remedy=HELP)
     if len(names) > 1:
         raise UsageError(f"--{name} could be {', '.join('--' + one for one in names)}", remedy="write it out")
     return LONG[names[0]]
@@ -97,7 +97,7 @@ def _short(word: str, rest: Iterator[str]) -> Iterator[Setting]:
     for at, letter in enumerate(word[1:], 2):
         option = SHORT.get(letter)
         if option is None:
-            raise UsageError(f"There is no option -{letter}", remedy=HELP)
+            raise UsageError(f"there is no option -{letter}", remedy=HELP)
         if option.argument == FLAG:
             yield Setting(option, None, True, f"-{letter}")
             continue
@@ -147,13 +147,13 @@ def split_line(line: str, where: str) -> list[str]:
                 word.append(line[at])
                 at += 1
             if at >= len(line):
-                raise UsageError(f"A quotation mark is not closed in {where}", remedy='write \\" for the mark itself')
+                raise UsageError(f"a quotation mark is not closed in {where}", remedy='write \\" for the mark itself')
             words.append("".join(word))
             at += 1
         else:
             end = next((i for i in range(at, len(line)) if line[i].isspace() or line[i] == "#"), len(line))
             if '"' in line[at:end]:
-                raise UsageError(f"A quotation mark stands inside a word in {where}", remedy="quote the whole value")
+                raise UsageError(f"a quotation mark stands inside a word in {where}", remedy="quote the whole value")
             words.append(line[at:end])
             at = end
     return words
@@ -194,7 +194,7 @@ def parse(argv: list[str], environment: Mapping[str, str] = os.environ) -> Comma
             try:
                 apply(options, read_file(path))
             except OSError as error:
-                raise UsageError(f"Cannot read options from {path}", os.strerror(error.errno or 0)) from None
+                raise UsageError(f"cannot read options from {path}", os.strerror(error.errno or 0)) from None
             files.append(path)
     apply(options, settings)
     return Command(options, words, files)

@@ -74,7 +74,7 @@ def opened(path: str | None, verbosity: int, *, stderr: bool = False) -> Iterato
         try:
             _fd = os.open(path, flags, 0o600)
         except OSError as reason:
-            raise TorporError(f"Cannot write the log to {path}", os.strerror(reason.errno or 0),
+            raise TorporError(f"cannot write the log to {path}", os.strerror(reason.errno or 0),
                               "choose another by -o or -W", code="no-log") from None  # fmt: skip
     else:
         _fd = os.dup(1 if path else 2) if path or stderr else -1

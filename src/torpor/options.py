@@ -295,7 +295,7 @@ class Options:
         """Set one option by its attribute's name, for a library caller."""
         option = TABLE.get(name.replace("_", "-"))
         if option is None:
-            raise UsageError(f"There is no option {name}", remedy="torpor --help lists them")
+            raise UsageError(f"there is no option {name}", remedy="torpor --help lists them")
         self.set(option, argument, f"the argument {name}")
 
     def set(self, option: Option, argument: Any, where: str) -> None:
@@ -340,7 +340,7 @@ class Options:
             elif option.ignored:
                 notes.append(f"{where} has no effect: {option.ignored}")
         if verb in ("dump", "pre-dump") and self.tree is None:
-            raise UsageError("No process is named", remedy="give the root of the tree by -t PID")
+            raise UsageError("no process is named", remedy="give the root of the tree by -t PID")
         if verb == "restore" and self.restore_sibling and not self.restore_detached:
             raise UsageError("--restore-sibling only makes sense with --restore-detached")
         return notes

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     except TorporError as error:
         return voice.error(error)
     except KeyboardInterrupt:
-        voice.error(TorporError("Interrupted", code="interrupted"))
+        voice.error(TorporError("interrupted", code="interrupted"))
         return 130
     except BrokenPipeError:  # whoever reads our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -64,12 +64,12 @@ def _run(argv: list[str], voice: Voice) -> int:
         try:
             os.close(fd)
         except OSError as error:
-            raise UsageError(f"Cannot close descriptor {fd}", os.strerror(error.errno or 0)) from None
+            raise UsageError(f"cannot close descriptor {fd}", os.strerror(error.errno or 0)) from None
     if options.help or not words or options.version:
         return _about(options, words, voice)
     verb = words[0]
     if verb not in VERBS:
-        raise UsageError(f"There is no command {verb}", remedy=f"the commands are {', '.join(VERBS)}")
+        raise UsageError(f"there is no command {verb}", remedy=f"the commands are {', '.join(VERBS)}")
     _count_words(verb, words)
     _directories(options, verb)
     with log.opened(options.log_path, options.verbosity, stderr=True):
@@ -116,7 +116,7 @@ def _directories(options: Options, verb: str) -> None:
                 os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             except OSError as error:
                 remedy = f"make it first: mkdir -m 700 {path}" if verb == "dump" else ""
-                raise TorporError(f"Cannot open the {what} directory {path}", os.strerror(error.errno or 0), remedy,
+                raise TorporError(f"cannot open the {what} directory {path}", os.strerror(error.errno or 0), remedy,
                                   code="no-directory") from None  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def _verb(verb: str, command: Command, files: list[str], voice: Voice) -> int:
         log.warning(f"There is no configuration file {command.options.config}")
     if verb in REFUSED:
         why, remedy = REFUSED[verb]
-        raise TorporError(f"The command {verb} is not implemented yet", why, remedy, code="not-implemented")
+        raise TorporError(f"the command {verb} is not implemented yet", why, remedy, code="not-implemented")
     for note in command.options.settle(verb):
         log.info(note)
     if verb == "dump":
@@ -149,7 +149,7 @@ def _show(command: Command, voice: Voice) -> int:
     from torpor.cli.show import show
 
     if "images_dir" in command.options.given and len(command.words) > 1:
-        raise UsageError("Two places are named", remedy="give either a path or -D DIR")
+        raise UsageError("two places are named", remedy="give either a path or -D DIR")
     path = command.words[1] if len(command.words) > 1 else command.options.images_dir
     show(path, as_json=command.options.json, out=sys.stdout)
     return 0

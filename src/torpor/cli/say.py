@@ -57,7 +57,7 @@ class Voice:
         trace = "".join(traceback.format_exception(error))
         self.complain(trace)
         name = type(error).__name__
-        return self.error(TorporError("Torpor has a bug", f"{name}: {error}", "please report it with the text above",
+        return self.error(TorporError("this is a bug in Torpor", f"{name}: {error}", "please report it with the text above",
                                       code="internal"))  # fmt: skip
 
 

@@ -4,6 +4,7 @@
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import struct
 import sys
@@ -15,6 +16,8 @@ from torpor.kernel import process
 from torpor.kernel.probe import Missing, in_child
 from torpor.kernel.syscall import call
 
+PAGE = mmap.PAGESIZE
+_PRESENT = 1 << 63  # in a pagemap entry
 _READ, _WRITE = 1, 2
 _PRIVATE, _ANONYMOUS = 2, 0x20
 _PR_SET_MM, _PR_SET_MM_MAP, _PR_SET_MM_MAP_SIZE = 35, 14, 15
@@ -27,7 +30,7 @@ _WP_ASYNC, _WP_UNPOPULATED, _WP, _MOVE = 1 << 15, 1 << 13, 1 << 0, 1 << 16
 @contextmanager
 def page(protection: int = _READ | _WRITE, count: int = 1, fd: int = -1) -> Iterator[int]:
     """The address of a private area of our own."""
-    size = count * pages.PAGE
+    size = count * PAGE
     at = call("mmap", 0, size, protection, _PRIVATE | (_ANONYMOUS if fd < 0 else 0), fd, 0)
     try:
         yield at
@@ -55,7 +58,7 @@ def map_files() -> None:
     fd = os.open(sys.executable, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with page(_READ, fd=fd) as at:
-            link = os.open(f"/proc/self/map_files/{at:x}-{at + pages.PAGE:x}", os.O_RDONLY | os.O_CLOEXEC)
+            link = os.open(f"/proc/self/map_files/{at:x}-{at + PAGE:x}", os.O_RDONLY | os.O_CLOEXEC)
         same = os.fstat(link).st_ino == os.fstat(fd).st_ino
         os.close(link)
     finally:
@@ -79,9 +82,9 @@ def pagemap() -> None:
     with page(count=2) as at:
         ctypes.memset(at, 1, 1)
         fd = pages.open_pagemap("self")
-        first, second = struct.unpack("=QQ", os.pread(fd, 16, at // pages.PAGE * 8))
+        first, second = struct.unpack("=QQ", os.pread(fd, 16, at // PAGE * 8))
         os.close(fd)
-    if not first & pages.PRESENT or second & pages.PRESENT:
+    if not first & _PRESENT or second & _PRESENT:
         raise Missing("present pages are not shown as such")
 
 
@@ -97,7 +100,7 @@ def pagemap_scan_guard() -> None:
 
 def guard_pages() -> None:
     with page() as at:
-        call("madvise", at, pages.PAGE, pages.MADV_GUARD_INSTALL)
+        call("madvise", at, PAGE, pages.MADV_GUARD_INSTALL)
 
 
 def procmap_query() -> None:
@@ -161,19 +164,19 @@ def userfaultfd(features: int) -> Iterator[int]:
 
 def wp_async() -> None:
     with userfaultfd(_WP_ASYNC | _WP_UNPOPULATED | _WP) as fd, page(count=2) as at:
-        end = at + 2 * pages.PAGE
-        ctypes.memset(at, 1, 2 * pages.PAGE)
+        end = at + 2 * PAGE
+        ctypes.memset(at, 1, 2 * PAGE)
         fcntl.ioctl(fd, _UFFDIO_REGISTER, bytearray(struct.pack("=QQQQ", at, end - at, 2, 0)))  # MODE_WP
         scan = pages.open_pagemap("self")
         try:
             flags = pages.PM_SCAN_WP_MATCHING | pages.PM_SCAN_CHECK_WPASYNC
             wanted = {"anyof": pages.PAGE_IS_WRITTEN, "returned": pages.PAGE_IS_WRITTEN, "flags": flags}
             pages.ioctl_scan(scan, at, end, **wanted)
-            ctypes.memset(at + pages.PAGE, 2, 1)
+            ctypes.memset(at + PAGE, 2, 1)
             written = pages.ioctl_scan(scan, at, end, **wanted)
         finally:
             os.close(scan)
-    if [run[:2] for run in written] != [(at + pages.PAGE, end)]:
+    if [run[:2] for run in written] != [(at + PAGE, end)]:
         raise Missing("the pages that were written are not told from the others")
 
 
@@ -199,7 +202,7 @@ def soft_dirty() -> None:
             clear.write("4")
         ctypes.memset(at, 2, 1)
         fd = pages.open_pagemap("self")
-        (entry,) = struct.unpack("=Q", os.pread(fd, 8, at // pages.PAGE * 8))
+        (entry,) = struct.unpack("=Q", os.pread(fd, 8, at // PAGE * 8))
         os.close(fd)
     if not entry >> 55 & 1:
         raise Missing("written pages are not marked (no CONFIG_MEM_SOFT_DIRTY)")

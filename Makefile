@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+# make demo and make test set up what they need first: .venv, and Debian packages if we are root.
+
+PYTHON := .venv/bin/python
+PYTEST_ARGS ?=
+
+.PHONY: demo test test-vm bench lint docs setup clean
+
+demo: .venv/ready-demo
+	$(PYTHON) tools/demo.py
+
+test: .venv/ready-test
+	$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+# Other architectures and kernels, in QEMU: fetches hundreds of megabytes the first time.
+test-vm: .venv/ready-vm
+	$(PYTHON) -m pytest -m vm $(PYTEST_ARGS)
+
+bench: .venv/ready-test
+	$(PYTHON) -m bench
+
+lint: .venv/ready-demo
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+docs: .venv/ready-demo
+	$(PYTHON) tools/keywords.py
+	$(PYTHON) tools/docs.py
+
+setup: .venv/ready-test
+
+.venv/ready-%: pyproject.toml tools/setup
+	tools/setup $*
+	touch $@
+
+clean:
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache
