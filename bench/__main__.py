@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench import report
@@ -51,8 +51,8 @@ def in_turn(tools: list[Tool], runs: int, one: Callable[[Tool], Timing], say: Ca
 
 def measure_case(
     case: Case, tools: list[Tool], runs: int, program: Path, work: Path, say: Callable[[str], None]
-) -> dict[str, report.Measured]:
-    """All that is known of one victim: {"dump": …, "restore": …}"""
+) -> Iterator[tuple[str, report.Measured]]:
+    """One victim: its dump, then its restore."""
     place = work / case.name
     place.mkdir()
     victim = Victim(program, case, place)
@@ -62,13 +62,12 @@ def measure_case(
         memory = {tool.name: watch_dump(tool, victim, images[tool.name]) for tool in tools}
         rows = in_turn(tools, runs, lambda tool: dump(program, tool, victim, images[tool.name]),
                        lambda text: say(f"{case.title}: dump: {text}"))  # fmt: skip
-        measured = {DUMP: report.Measured(rows, memory)}
+        yield DUMP, report.Measured(rows, memory, victim.undisturbed())
         victim.end()
         memory = {tool.name: watch_restore(tool, victim, images[tool.name]) for tool in tools}
         rows = in_turn(tools, runs, lambda tool: restore(program, tool, victim, images[tool.name]),
                        lambda text: say(f"{case.title}: restore: {text}"))  # fmt: skip
-        measured[RESTORE] = report.Measured(rows, memory)
-        return measured
+        yield RESTORE, report.Measured(rows, memory, None)
     finally:
         victim.end()
         shutil.rmtree(place, ignore_errors=True)
@@ -109,8 +108,9 @@ def main(arguments: list[str]) -> int:
                 if chosen.only and case.name not in chosen.only:
                     continue
                 try:
-                    results[case] = measure_case(case, tools, chosen.runs, program, work, say)
-                except BenchError as error:  # the other cases still count
+                    for command, measured in measure_case(case, tools, chosen.runs, program, work, say):
+                        results.setdefault(case, {})[command] = measured
+                except BenchError as error:  # what was measured before it, and the other cases, still count
                     failures.append(f"{case.title}: {error}")
                     say(failures[-1] + "\n")
             facts = report.facts(tools, chosen.runs, starts, work)
@@ -119,6 +119,9 @@ def main(arguments: list[str]) -> int:
         return 1
     say("")
     names = [tool.name for tool in tools]
+    if not results:
+        print("bench: nothing could be measured:\n" + "\n".join(failures), file=sys.stderr)
+        return 1
     print(report.terminal(results, names, facts, failures))
     target = chosen.write or (ROOT / "docs/benchmarks.md" if whole else None)
     if target:

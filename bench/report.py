@@ -24,6 +24,7 @@ class Measured(NamedTuple):
 
     rows: Rows
     watched: dict[str, float]  # MB of the tool's whole tree
+    quiet: float | None  # seconds: the longest gap when nobody dumps
 
 
 Results = dict[Case, dict[str, Measured]]
@@ -84,6 +85,8 @@ def main_table(results: Results, tools: list[str]) -> Table:
     table = [header]
     for command in (DUMP, RESTORE):
         for case, by_command in results.items():
+            if command not in by_command:
+                continue  # it failed, and stands among the failures
             measured = by_command[command]
             goal = GOALS.get((command, case.name))
             row = [f"{command}, {case.title}"]
@@ -120,6 +123,9 @@ def growth_table(results: Results, tools: list[str]) -> Table:
         scale = 1e3 if case.per == "ms" else 1e6
         for command, field in ((DUMP, "frozen"), (DUMP, "whole"), (RESTORE, "whole")):
             for tool in tools:
+                if command not in by_command or command not in results[BASE]:
+                    row.append("")
+                    continue
                 here = median(getattr(r, field) for r in by_command[command].rows[tool])
                 base = median(getattr(r, field) for r in results[BASE][command].rows[tool])
                 row.append(f"{(here - base) * scale / units(case):.1f}")
@@ -130,14 +136,19 @@ def growth_table(results: Results, tools: list[str]) -> Table:
 def spread_table(results: Results, tools: list[str]) -> Table:
     """The smallest and the largest of the runs, so that a reader sees how much to trust a median."""
     table = [["smallest to largest, ms", *(f"{what}: {tool}" for what in ("frozen", "command") for tool in tools)]]
+    table[0].append("no tool")
     for command in (DUMP, RESTORE):
         for case, by_command in results.items():
+            if command not in by_command:
+                continue
             row = [f"{command}, {case.title}"]
             for field in ("frozen", "whole"):
                 for tool in tools:
                     values = [getattr(r, field) for r in by_command[command].rows[tool]]
                     known = [value * 1000 for value in values if value is not None]
                     row.append(f"{min(known):.1f} to {max(known):.1f}" if known else "")
+            quiet = by_command[command].quiet
+            row.append("" if quiet is None else f"{quiet * 1000:.1f}")
             table.append(row)
     return table
 
@@ -166,7 +177,8 @@ def missed(results: Results, tools: list[str]) -> str:
 
 
 EXPLAINED = (
-    "frozen: the longest gap in the clock of the victim's own busy loop while it was dumped. "
+    "frozen: the longest gap in the clock of the victim's own busy loop while it was dumped "
+    "(no tool: the longest in half a second in which nobody dumped it, the noise of the machine). "
     "command: from starting the tool to its end. on disk: until the file system has written it all out; "
     "Torpor waits for that by itself (fsync), CRIU does not. "
     "memory: the most that the tool's processes held together, victims not counted. "

@@ -79,6 +79,12 @@ class Victim:
             memory.seek(BOARD_ADDRESS)
             memory.write(struct.pack("Q", 0))
 
+    def undisturbed(self) -> float:
+        """The longest gap in half a second in which no tool is at work, in seconds: what the machine does by itself."""
+        self.forget_gaps()
+        time.sleep(0.5)
+        return self.board()[0] / 1e9
+
     def check(self, what: str) -> int:
         """See that the victim is running with its memory as it was; returns the longest gap in ns."""
         beats = self.board()[1]
