@@ -79,7 +79,7 @@ def main_table(results: Results, tools: list[str]) -> Table:
     header = ["work"]
     for what in ("frozen ms", "command ms", "on disk ms", "memory MB"):
         header += [f"{what}: {tool}" if i == 0 else tool for i, tool in enumerate(tools)]
-        if both and what in ("frozen ms", "command ms"):
+        if both and what != "memory MB":
             header.append("ratio")
     header += [f"images MB: {tool}" if i == 0 else tool for i, tool in enumerate(tools)]
     table = [header]
@@ -99,7 +99,11 @@ def main_table(results: Results, tools: list[str]) -> Table:
             row += [spread(whole[tool]) for tool in tools]
             if both:
                 row.append(verdict(median(whole[tools[0]]) / median(whole[tools[1]]), goal and goal.whole))
-            row += [spread([r.settled for r in measured.rows[tool]]) if command == DUMP else "" for tool in tools]
+            settled = {tool: [r.settled for r in measured.rows[tool]] for tool in tools}
+            row += [spread(settled[tool]) if command == DUMP else "" for tool in tools]
+            if both:
+                ratio = median(settled[tools[0]]) / median(settled[tools[1]])
+                row.append(verdict(ratio, None) if command == DUMP else "")
             for tool in tools:
                 figure = memory(measured, tool)
                 mark = "" if tool != "Torpor" else " ✓" if figure <= MEMORY_GOAL_MB else f" ✗ ≤ {MEMORY_GOAL_MB:g}"

@@ -79,7 +79,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             if "/programs/" not in report.nodeid and not report.nodeid.startswith("programs/"):
                 continue
             counts[outcome] += 1
-            found = re.search(r"apt-get install (\S+)", str(report.longrepr)) if outcome == "skipped" else None
+            found = re.search(r"apt-get install ([a-z0-9.+-]+)", str(report.longrepr)) if outcome == "skipped" else None
             if found:
                 missing[found[1]] += 1
     if counts:
