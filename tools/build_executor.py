@@ -61,7 +61,7 @@ ARCHES: dict[str, Toolchain] = {
     "ppc64le": Toolchain(
         "powerpc64le-linux-gnu", "gcc-powerpc64le-linux-gnu",
         ("-O2", "-mcpu=power8", "-mno-vsx", "-mno-altivec", "-msoft-float"),
-        "powerpc64le-linux-gnu", ("-mcpu=pwr8-altivec-vsx-power8_vector-direct_move-crypto"), "elf64lppc",
+        "powerpc64le-linux-gnu", ("-mcpu=pwr8-altivec-vsx-power8_vector-direct_move-crypto",), "elf64lppc",
     ),
     "s390x": Toolchain(
         "s390x-linux-gnu", "gcc-s390x-linux-gnu", ("-march=z10", "-msoft-float"),

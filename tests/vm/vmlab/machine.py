@@ -11,6 +11,7 @@ import re
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -58,6 +59,17 @@ def _overlay(path: Path, argv: Sequence[str], modules: Sequence[str], files: dic
             archive.close()
 
 
+def _ensure_executor(target: Target) -> None:
+    """Build the guest's executor, unless there is one of the present source."""
+    source = _PROJECT / "src/torpor/arch/executor.c"
+    blob = source.parent / "blobs" / f"{target.machine}.bin"
+    if not blob.exists() or blob.stat().st_mtime < source.stat().st_mtime:
+        tool = str(_PROJECT / "tools/build_executor.py")
+        done = subprocess.run([sys.executable, tool, target.machine], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise VmError(done.stderr)
+
+
 def command(target: Target, kernel: Path, initrd: Path, *, memory: int = 512, extra: Sequence[str] = ()) -> list[str]:
     """QEMU's command line for one guest whose console is standard output."""
     if target.arch == "s390x":
@@ -88,6 +100,7 @@ def run(
     `timeout` counts from the guest being ready; booting has a limit of its own.
     """
     prepared = image.prepare(target, version)
+    _ensure_executor(target)
     scratch = cache_dir() / "run"
     scratch.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
