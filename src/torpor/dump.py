@@ -81,7 +81,9 @@ def _open_images(path: str) -> int:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise DumpFailed(
-            f"cannot open the images directory {path}", os.strerror(error.errno or 0), "create it, or name another with -D"
+            f"cannot open the images directory {path}",
+            os.strerror(error.errno or 0),
+            "create it, or name another with -D",
         ) from None
     if not os.access(path, os.W_OK):
         os.close(fd)
@@ -130,11 +132,7 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
         clock.lap("infect")
         answers = collect.ask(session, memory)
         clock.lap("ask")
-        next_pages = 1
-        for space in memory:
-            space.store(session, next_pages)
-            next_pages += 1
-        collect.segments(session, next_pages)
+        collect.memory(session, memory)
         clock.lap("memory")
         if options.leave_running:
             collect.cure(session)

@@ -2,32 +2,37 @@
 """What a dump does between freeze and thaw: look at everything, ask the tasks, put them back."""
 
 import os
-from functools import cmp_to_key
 from typing import TYPE_CHECKING, Any
 
-from torpor.engine.executor import CannotInstall, Executor
+from torpor.arch import native
+from torpor.engine.executor import CannotInstall, Executor, blob
 from torpor.engine.program import Program
 from torpor.engine.stepper import Stepper
 from torpor.engine.team import ThreadTeam
 from torpor.engine.waiting import check_cancelled, forget_cancellation
 from torpor.errors import TorporError
 from torpor.images.schema.core import TaskKobjIdsEntry
-from torpor.kernel import fdinfo
+from torpor.images.schema.torpor import ThreadExtraEntry
+from torpor.kernel import fdinfo, pagemap
 from torpor.kernel.maps import read_maps
 from torpor.kernel.proc import parse_stat
+from torpor.kernel.process import comparison
 from torpor.kernel.procfs import read_all
 from torpor.kernel.status import parse_status, parse_thread_status
 from torpor.kernel.syscall import call
 from torpor.memory import segments as shared
-from torpor.memory.dump import AddressSpace
+from torpor.memory.dump import AddressSpace, store
+from torpor.model import identity
 from torpor.resources import registry, regular
 from torpor.resources.context import DumpTask, SeenFile
 
 if TYPE_CHECKING:
     from torpor.engine.freeze import FrozenTree
+    from torpor.engine.tracee import Tracee
     from torpor.resources.context import Dump
 
 FD_CLOEXEC = 1
+PIDFD_THREAD = os.O_EXCL
 KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND = range(5)
 NAMESPACES = ("pid", "net", "ipc", "uts", "time", "mnt", "user", "cgroup")  # in the order of their numbers, from 1
 _REMEDY = {
@@ -41,6 +46,8 @@ def prepare(dump: "Dump") -> None:
     from torpor import dump_write  # noqa: F401
 
     dump.state["attributes"] = registry.attributes()
+    blob(native())
+    pagemap.abilities()
     for module in set(registry.FILES.values()):
         try:
             registry.import_resource(module)
@@ -57,6 +64,7 @@ def tasks(dump: "Dump", tree: "FrozenTree") -> None:
             continue
         task.status = parse_status(read_all(f"/proc/{pid}/status"))
         for thread in task.threads:
+            thread.capture()
             task.thread_statuses[thread.tid] = parse_thread_status(read_all(f"/proc/{pid}/task/{thread.tid}/status"))
         task.pidfd = call("pidfd_open", pid, 0)
     own = _namespaces(os.getpid())
@@ -89,34 +97,23 @@ def _namespaces(tid: int) -> dict[str, int]:
 def _assign_ids(dump: "Dump") -> None:
     """Number what tasks share (kcmp): equal number, same object.  1 is Torpor's own."""
     alive = [task for task in dump.tasks.values() if not task.zombie]
-    numbers: dict[int, dict[int, int]] = {}
-    for kind in (KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND):
-
-        def compare(a: DumpTask, b: DumpTask, kind: int = kind) -> int:
-            return (0, -1, 1)[call("kcmp", a.leader.tid, b.leader.tid, kind, 0, 0)]
-
-        of: dict[int, int] = {}
-        first: dict[int, DumpTask] = {}
-        number = 1
-        previous: DumpTask | None = None
-        group: dict[int, DumpTask] = {}
-        for task in sorted(alive, key=cmp_to_key(compare)):
-            if previous is None or compare(previous, task):
-                group[task.pid] = previous = task
-            first[task.pid] = previous
-        for task in alive:  # numbered in the order of the tree
-            head = first[task.pid].pid
-            if head not in of:
-                number += 1
-                of[head] = number
-            of[task.pid] = of[head]
-        numbers[kind] = of
+    kin = []
     for task in alive:
+        stat, status = task.stat, task.status
+        assert status is not None
+        keys = (stat.startstack, stat.start_brk, stat.vsize), None, status.umask, (status.ignored, status.caught)
+        parent = dump.tasks.get(task.ppid)
+        relative = task.leader.tid if parent is None or parent.zombie else parent.leader.tid
+        kin.append(identity.Kin(task.leader.tid, relative, True, keys))
+    comparisons = identity.Comparisons(*(comparison(kind) for kind in (KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND)))
+    numbers = identity.assign(kin, comparisons)
+    for task in alive:
+        ids = numbers[task.leader.tid]
         task.ids = TaskKobjIdsEntry(
-            vm_id=numbers[KCMP_VM][task.pid],
-            files_id=numbers[KCMP_FILES][task.pid],
-            fs_id=numbers[KCMP_FS][task.pid],
-            sighand_id=numbers[KCMP_SIGHAND][task.pid],
+            vm_id=ids.vm + 1,
+            files_id=ids.files + 1,
+            fs_id=ids.fs + 1,
+            sighand_id=ids.sighand + 1,
             **namespace_ids(),
         )
 
@@ -131,15 +128,24 @@ def namespace_ids() -> dict[str, int]:
 
 def files(dump: "Dump") -> None:
     """Every open file description once, and each table of descriptors: dump.state["fd tables"]."""
-    tables: dict[int, list[tuple[SeenFile, int, int]]] = {}
+    tables: dict[int, Table] = {}
     known: dict[tuple[Any, ...], list[SeenFile]] = {}
     fs: dict[int, tuple[int, int]] = {}
-    for task in dump.tasks.values():
-        if task.zombie or task.ids is None:
-            continue
+    alive = [(task, task.ids) for task in dump.tasks.values() if not task.zombie and task.ids is not None]
+    next_id = max((ids.files_id for _, ids in alive), default=1) + 1
+    for task, ids in alive:
         check_cancelled()
-        if task.ids.files_id not in tables:
-            tables[task.ids.files_id] = _table(dump, task, known)
+        if ids.files_id not in tables:
+            tables[ids.files_id] = _table(dump, task.leader, task.pidfd, known)
+        for thread in task.threads[1:]:
+            if call("kcmp", task.leader.tid, thread.tid, KCMP_FILES, 0, 0):
+                tables[next_id] = _thread_table(dump, task, thread, next_id, known)
+                next_id += 1
+            if call("kcmp", task.leader.tid, thread.tid, KCMP_FS, 0, 0):
+                raise task.refusal(
+                    f"its thread {thread.tid} has a working directory of its own (unshare(CLONE_FS))",
+                    "Torpor cannot save that yet; end that thread first",
+                )
         fs[task.pid] = _places(dump, task)
     dump.state["fd tables"] = tables
     dump.state["fs"] = fs
@@ -154,19 +160,35 @@ def _places(dump: "Dump", task: DumpTask) -> tuple[int, int]:
     return ids[0], ids[1]
 
 
-def _table(dump: "Dump", task: DumpTask, known: dict[tuple[Any, ...], list[SeenFile]]) -> list[tuple[SeenFile, int, int]]:
-    directory = os.open(f"/proc/{task.leader.tid}/fd", os.O_RDONLY | os.O_DIRECTORY)
-    table: list[tuple[SeenFile, int, int]] = []
+Known = dict[tuple[Any, ...], list[SeenFile]]
+Table = list[tuple[SeenFile, int, int]]  # what, FD_CLOEXEC or 0, number
+
+
+def _thread_table(dump: "Dump", task: DumpTask, thread: "Tracee", files_id: int, known: Known) -> Table:
+    """A thread that gave up sharing its process's table (unshare(CLONE_FILES)); CRIU's images cannot say that."""
+    task.own_files.add(thread.tid)
+    extras = dump.setdefault("thread extras", {}).setdefault(task.pid, {})
+    extras.setdefault(thread.tid, ThreadExtraEntry(tid=thread.tid)).files_id = files_id
+    pidfd = call("pidfd_open", thread.tid, PIDFD_THREAD)
+    try:
+        return _table(dump, thread, pidfd, known)
+    finally:
+        os.close(pidfd)
+
+
+def _table(dump: "Dump", task: "Tracee", pidfd: int, known: Known) -> Table:
+    directory = os.open(f"/proc/{task.tid}/fd", os.O_RDONLY | os.O_DIRECTORY)
+    table: Table = []
     try:
         for number in sorted(map(int, os.listdir(directory))):
             name = str(number)
             link = os.readlink(name, dir_fd=directory)
             stat = os.stat(name, dir_fd=directory)
-            info = fdinfo.read(task.leader.tid, number)
+            info = fdinfo.read(task.tid, number)
             key = (stat.st_dev, stat.st_ino, info.pos, info.status_flags)
             seen = next((s for s in known.get(key, ()) if _same(s, task, number)), None)
             if seen is None:
-                seen = SeenFile(dump.new_file_id(), task.pid, number, link, stat, info, task.pidfd)
+                seen = SeenFile(dump.new_file_id(), task.tid, number, link, stat, info, pidfd)
                 known.setdefault(key, []).append(seen)
                 _save(dump, seen)
             table.append((seen, FD_CLOEXEC if info.cloexec else 0, number))
@@ -175,8 +197,8 @@ def _table(dump: "Dump", task: DumpTask, known: dict[tuple[Any, ...], list[SeenF
     return table
 
 
-def _same(seen: SeenFile, task: DumpTask, number: int) -> bool:
-    return call("kcmp", seen.pid, task.leader.tid, KCMP_FILE, seen.number, number) == 0
+def _same(seen: SeenFile, task: "Tracee", number: int) -> bool:
+    return call("kcmp", seen.pid, task.tid, KCMP_FILE, seen.number, number) == 0
 
 
 def _save(dump: "Dump", seen: SeenFile) -> None:
@@ -214,19 +236,20 @@ def areas(dump: "Dump") -> list[AddressSpace]:
     """The areas of each address space, and which pages to store.  Tasks that share one are stored once."""
     spaces: dict[int, AddressSpace] = {}
     for task in dump.tasks.values():
-        if task.zombie or task.ids is None:
+        if task.zombie or task.ids is None or task.ids.vm_id in spaces:
             continue
         check_cancelled()
         task.areas = read_maps(task.leader.tid)
         space = AddressSpace(task)
         space.look(dump)
         space.scan()
-        spaces[task.pid] = space
+        spaces[task.ids.vm_id] = space
     return list(spaces.values())
 
 
-def segments(dump: "Dump", next_pages_id: int) -> None:
-    shared.store(dump, next_pages_id)
+def memory(dump: "Dump", spaces: list[AddressSpace]) -> None:
+    """Write all pages: of address spaces, then of shared segments."""
+    shared.store(dump, store(dump, spaces))
 
 
 # -- running programs -------------------------------------------------------------------------------------------------
@@ -278,7 +301,8 @@ def ask(dump: "Dump", memory: list[AddressSpace]) -> Asked:
             continue
         check_cancelled()
         program = Program()
-        spaces[task.pid].ask(program)
+        if task.pid in spaces:  # else it lives in another's
+            spaces[task.pid].ask(program)
         asked.task[task.pid] = [attribute.ask(task, program) for attribute in attributes]
         asked.thread[task.leader.tid] = [attribute.ask_thread(task, task.leader, program) for attribute in attributes]
         if isinstance(task.runner, Executor):
@@ -301,19 +325,16 @@ def _ask_threads(task: DumpTask, attributes: list[Any], asked: Asked) -> None:
     for thread in task.threads[1:]:
         programs[thread] = program = Program()
         asked.thread[thread.tid] = [attribute.ask_thread(task, thread, program) for attribute in attributes]
-    own_files = [t for t in programs if call("kcmp", task.leader.tid, t.tid, KCMP_FILES, 0, 0)]
-    if own_files:
-        raise task.refusal(f"thread {own_files[0].tid} has a table of open files of its own", "")
+    alone = [t for t in programs if t.tid in task.own_files or not isinstance(task.runner, Executor)]
+    for thread in alone:  # the team's socket is not in their fd tables
+        stepper = Stepper(thread)
+        stepper.run(programs.pop(thread))
+        stepper.remove()
     if isinstance(task.runner, Executor):
         task.team = ThreadTeam(task.runner)
         task.team.run(programs)
         task.team.close()
         task.team = None
-    else:
-        for thread, program in programs.items():
-            stepper = Stepper(thread)
-            stepper.run(program)
-            stepper.remove()
 
 
 # -- putting back -----------------------------------------------------------------------------------------------------

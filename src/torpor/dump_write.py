@@ -37,10 +37,11 @@ def everything(dump: "Dump", asked: "Asked", memory: "list[AddressSpace]") -> No
         if task.zombie:
             continue
         assert task.ids is not None
-        space = spaces[task.pid]
         images.write(kinds.IDS, [task.ids], task.pid)
-        images.write(kinds.MM, [space.entry(dump)], task.pid)
-        space.finish()
+        space = spaces.get(task.pid)
+        if space is not None:  # else the task lives in another's address space, which its vm_id tells
+            images.write(kinds.MM, [space.entry(dump)], task.pid)
+            space.finish()
         _extras(dump, task, space)
         images.write(kinds.FS, [_fs(dump, task)], task.pid)
     images.write(
@@ -117,16 +118,16 @@ def _fs(dump: "Dump", task: "DumpTask") -> FsEntry:
     return FsEntry(cwd_id=cwd, root_id=root, umask=task.status.umask)
 
 
-def _extras(dump: "Dump", task: "DumpTask", space: "AddressSpace") -> None:
+def _extras(dump: "Dump", task: "DumpTask", space: "AddressSpace | None") -> None:
     """torpor-PID.img."""
     dump.images.write(
         kinds.TORPOR_TASK,
         [
             TorporTaskEntry(
-                names=[AreaNameEntry(start=start, name=name) for start, name in space.names.items()],
+                names=[AreaNameEntry(start=start, name=name) for start, name in (space.names if space else {}).items()],
                 threads=list(dump.state.get("thread extras", {}).get(task.pid, {}).values()),
-                sealed=space.sealed,
-                lock_on_fault=space.lock_on_fault,
+                sealed=space.sealed if space else [],
+                lock_on_fault=space.lock_on_fault if space else [],
             )
         ],
         task.pid,
@@ -187,5 +188,3 @@ def finish(dump: "Dump") -> None:
             dump_criu_run_id=str(uuid.uuid4()),
         )
     )
-
-

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine process: it alone holds ptrace.
 
-Torpor's front (the command, or a library's host program) forks the engine before anything is frozen, and only waits for
-its answer.  Whoever kills the front kills the face: the engine notices, puts everything back and leaves.  ptrace belongs
-to one thread, waiting for tracees would steal a host program's children, and signals must not land between two register
-writes; a process of its own settles all three.
+Torpor's front (the command, or a library's host program) forks the engine before anything is frozen, and only waits
+for its answer.  Whoever kills the front kills the face: the engine notices, puts everything back and leaves.  ptrace
+belongs to one thread, waiting for tracees would steal a host program's children, and signals must not land between two
+register writes; a process of its own settles all three.
 """
 
 import os
@@ -26,16 +26,14 @@ _MAX_MESSAGE = 1 << 24
 def run_engine(work: Callable[[Report], T], on_report: Callable[[str, Any], None] | None = None) -> T:
     """Run `work(report)` in a forked engine process; returns or raises what it returned or raised.
 
-    `report(kind, value)` inside the engine calls `on_report(kind, value)` out here (progress, log lines).  A signal that
-    would end the front (SIGINT, SIGTERM, SIGHUP) is handed to the engine, which gives up at its next safe point.
+    `report(kind, value)` inside the engine calls `on_report(kind, value)` out here (progress, log lines).  A signal
+    that would end the front (SIGINT, SIGTERM, SIGHUP) is handed to the engine, which gives up at its next safe point.
     """
     theirs, ours = os.pipe2(os.O_CLOEXEC)
     alive, alive_end = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
     sys.stderr.flush()
-    blocked = signal.pthread_sigmask(
-        signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
-    )
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD))
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -83,7 +81,9 @@ def _send(fd: int, message: tuple[str, Any]) -> None:
         data = data[os.write(fd, data) :]
 
 
-def _front(pid: int, fd: int, on_report: Callable[[str, Any], None] | None, blocked: "set[int | signal.Signals]") -> Any:
+def _front(
+    pid: int, fd: int, on_report: Callable[[str, Any], None] | None, blocked: "set[int | signal.Signals]"
+) -> Any:
     import select
 
     from torpor.engine.waiting import open_signals

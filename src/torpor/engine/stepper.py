@@ -7,7 +7,7 @@ an executor cannot enter: full fd tables, no room for a mapping.  Data lies on a
 
 import struct
 
-from torpor.engine.program import CALL_WORDS, LIST_WORDS, MAY_FAIL, LOAD32, RESULT, ARG_BITS, Program, batches
+from torpor.engine.program import ARG_BITS, CALL_WORDS, LIST_WORDS, LOAD32, MAY_FAIL, RESULT, Program, batches
 from torpor.engine.tracee import Tracee
 from torpor.errors import KernelError
 

@@ -63,7 +63,7 @@ class ThreadTeam:
 
         Raises CallFailed for the first that failed.
         """
-        threads = list(programs)
+        threads = [thread for thread, program in programs.items() if len(program)]
         if not threads:
             return
         if self.socket is None:

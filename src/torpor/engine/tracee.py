@@ -129,6 +129,10 @@ class Tracee:
             except OSError:
                 pass
 
+    def capture(self) -> None:
+        """Read everything that an image needs of a thread; it can be asked for later, when the thread runs again."""
+        _ = self.registers(), self.mask
+
     # -- changing it ------------------------------------------------------------------------------------------------
     def touch(self) -> None:
         """Make the thread ready to run what is not its own code."""
@@ -233,7 +237,9 @@ class Tracee:
         if self._touched:
             general = self.arch.resumed(self.general, self.call_before)
             if self._rseq_abort:
-                general = self.arch.with_pc(self.arch.settled(self.general, self._specials, self.call_before), self._rseq_abort)
+                general = self.arch.with_pc(
+                    self.arch.settled(self.general, self._specials, self.call_before), self._rseq_abort
+                )
             self.set_general(general)
             for which, value in self._specials.items():
                 ptrace.set_regset(self.tid, which, value)

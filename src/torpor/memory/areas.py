@@ -37,7 +37,8 @@ REFUSED_FLAGS = {
 }
 # Flags that need no care: rights, and what the kernel sets by itself or by the kind of file.
 KNOWN_FLAGS = frozenset({
-    "rd", "wr", "ex", "sh", "mr", "mw", "me", "ms", "de", "ac", "ar", "sd", "mm", "sf", "lf", "gu", "nl", "bt", "mt", "tp",
+    "rd", "wr", "ex", "sh", "mr", "mw", "me", "ms", "de", "ac", "ar", "sd", "mm", "sf", "lf", "gu", "nl", "bt", "mt",
+    "tp",
 }) | frozenset(_MAP_FLAGS) | frozenset(ADVICE) | {"dp", "sl"}  # fmt: skip
 
 _KINDS = {"anon": 0, "heap": HEAP, "stack": 0, "vdso": VDSO, "vvar": VVAR, "vvar_vclock": VVAR, "vsyscall": VSYSCALL}

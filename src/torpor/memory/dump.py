@@ -10,10 +10,12 @@ Shared segments (shared anonymous memory, memfds, SysV) are stored once, by inod
 
 import os
 import struct
+from resource import RLIMIT_FSIZE
 from typing import TYPE_CHECKING, NamedTuple
 
-from torpor.engine.executor import Executor, received
-from torpor.engine.program import Program
+from torpor.engine.executor import Executor
+from torpor.engine.program import Load32, Program, Result
+from torpor.engine.waiting import check_cancelled
 from torpor.errors import DumpFailed
 from torpor.images.kinds import PAGEMAP
 from torpor.images.pages import PagemapWriter
@@ -21,6 +23,7 @@ from torpor.images.schema.mm import MmEntry
 from torpor.images.schema.vma import VmaEntry
 from torpor.kernel import pagemap
 from torpor.kernel.maps import Area, kind, parse_vm_flags
+from torpor.kernel.proc import INFINITY, parse_limits
 from torpor.kernel.procfs import LARGE, read_all
 from torpor.memory import areas as vma
 from torpor.memory import segments
@@ -33,6 +36,8 @@ PAGE = 4096
 MAX_IOVECS = 1024  # UIO_MAXIOV
 CHUNK = 1 << 28  # bytes of one write: a safe point in between, and far below 2 GiB
 COPY = 1 << 20
+AT_ONCE = 32  # tasks that write at the same time
+F_DUPFD_CLOEXEC = 1030
 PR_GET_DUMPABLE, PR_GET_THP_DISABLE = 3, 42
 O_RDONLY, O_RDWR = os.O_RDONLY, os.O_RDWR
 PROT_READ, PROT_WRITE = 1, 2
@@ -108,7 +113,9 @@ class AddressSpace:
             mm_env_start=stat.env_start,
             mm_env_end=stat.env_end,
             exe_file_id=self.exe_file_id,
-            mm_saved_auxv=list(struct.unpack(f"{word[0]}{len(self.auxv) // struct.calcsize(word)}{word[1]}", self.auxv)),
+            mm_saved_auxv=list(
+                struct.unpack(f"{word[0]}{len(self.auxv) // struct.calcsize(word)}{word[1]}", self.auxv)
+            ),
             vmas=self._with_guards(),
             dumpable=self.dumpable.value,
             thp_disabled=bool(self.thp_disabled.value > 0) or None,
@@ -147,9 +154,10 @@ class AddressSpace:
         others = [a for a, e in zip(self.task.areas, self.entries, strict=True) if not vma.is_private_memory(e)]
         fd = pagemap.open_pagemap(self.task.leader.tid)
         try:
-            runs = pagemap.scan_all(fd, [area for area, _ in private], others)
-            if private and pagemap.abilities().guard_entry is not None:
-                self.guards = pagemap.guard_runs(fd, private[0][0].start, private[-1][0].end)
+            runs = pagemap.scan_all(fd, [area for area, _ in private], others, guards=self.guards)
+            for area in others:
+                if area.shared:  # guard pages in file mappings: Linux 6.15
+                    self.guards += pagemap.guard_runs(fd, area.start, area.end)
         finally:
             os.close(fd)
         self.runs = [
@@ -158,8 +166,8 @@ class AddressSpace:
             for start, end in found
         ]
 
-    def store(self, dump: "Dump", pages_id: int) -> None:
-        """Frozen: write the pages."""
+    def open(self, dump: "Dump", pages_id: int) -> None:
+        """Frozen: make the pages image and lay out what goes into it."""
         self.pagemap = PagemapWriter(dump.images, self.task.pid, pages_id, PAGEMAP)
         for start, end, readable in self.runs:
             for at in range(start, end, CHUNK):
@@ -167,73 +175,58 @@ class AddressSpace:
                 offset = self.pagemap.add(at, length // PAGE)
                 self.pieces.append(Piece(at, length, offset, readable))
                 self.bytes += length
-        fd = self.pagemap.open_pages()
-        try:
-            if self.pieces:
-                self._write(fd)
-        finally:
-            os.close(fd)
+        self.fd = self.pagemap.open_pages()
 
-    def _write(self, fd: int) -> None:
+    def start(self) -> None:
+        """Frozen: set the task to write its pages, by pwritev, all in one program.  `join` collects."""
         runner = self.task.runner
-        outside = [p for p in self.pieces if not p.readable]
         inside = [p for p in self.pieces if p.readable]
-        if isinstance(runner, Executor) and self._may_write():
-            outside += self._write_inside(runner, fd, inside)
-        else:
-            outside += inside
-        for piece in outside:
-            self._copy(fd, piece)
+        self.left = [p for p in self.pieces if not p.readable]
+        self.writing: list[tuple[list[Piece], Result]] = []
+        if not inside:
+            return
+        if not isinstance(runner, Executor) or not self._may_write():
+            self.left += inside
+            return
+        word = self.task.leader.arch.word
+        program = Program()
+        numbers = runner.send_fds(program, [self.fd])
+        # Its number as a result, so that later batches of the program can use it too.
+        remote = program.call("fcntl", Load32(numbers), F_DUPFD_CLOEXEC, 0)
+        program.call("close", Load32(numbers))
+        for group in _groups(inside):
+            vector = b"".join(struct.pack(f"{word[0]}2{word[1]}", p.start, p.length) for p in group)
+            at = group[0].offset
+            result = program.call(
+                "pwritev", remote, program.put(vector), len(group), at & 0xFFFFFFFF, at >> 32, may_fail=True
+            )
+            self.writing.append((group, result))
+        program.call("close", remote)
+        first, *rest = runner.batches(program)
+        runner.start(first)
+        runner.post_fds([self.fd])
+        self.rest = rest
+
+    def join(self) -> None:
+        """Frozen: wait for the task, then copy what it could not write itself."""
+        try:
+            runner = self.task.runner
+            if self.writing and isinstance(runner, Executor):
+                runner.finish()
+                for batch in self.rest:
+                    runner.start(batch)
+                    runner.finish()
+            for group, result in self.writing:
+                self.left += _unwritten(group, result.value)
+            for piece in self.left:
+                self._copy(self.fd, piece)
+        finally:
+            os.close(self.fd)
 
     def _may_write(self) -> bool:
         """A file size limit would kill the task by SIGXFSZ after the dump."""
-        import resource
-
-        from torpor.kernel.proc import parse_limits
-
-        limit = parse_limits(read_all(f"/proc/{self.task.pid}/limits"))[resource.RLIMIT_FSIZE]
-        return limit.soft == resource.RLIM_INFINITY or limit.soft < 0 or limit.soft > self.bytes
-
-    def _write_inside(self, runner: Executor, fd: int, pieces: list[Piece]) -> list[Piece]:
-        """The task's own pwritev, batch by batch; returns what it could not read."""
-        program = Program()
-        numbers = runner.send_fds(program, [fd])
-        batch = next(runner.batches(program))
-        runner.start(batch)
-        runner.post_fds([fd])
-        runner.finish()
-        (remote,) = received(numbers, 1, self.task.leader.arch.word)
-        left: list[Piece] = []
-        try:
-            for group in _groups(pieces):
-                left += self._write_group(runner, remote, group)
-        finally:
-            program = Program()
-            program.call("close", remote)
-            runner.run(program)
-        return left
-
-    def _write_group(self, runner: Executor, remote: int, group: list[Piece]) -> list[Piece]:
-        word = self.task.leader.arch.word
-        total = sum(p.length for p in group)
-        vector = b"".join(struct.pack(f"{word[0]}2{word[1]}", p.start, p.length) for p in group)
-        program = Program()
-        offset = group[0].offset
-        result = program.call(
-            "pwritev", remote, program.put(vector), len(group), offset & 0xFFFFFFFF, offset >> 32, may_fail=True
-        )
-        runner.run(program)
-        if result.value == total:
-            return []
-        if result.value < 0 and -result.value in _DISK_ERRORS:
-            raise _disk(-result.value)
-        # A short write: a page that the task itself may not read.  The controller takes it from there.
-        done = group[0].offset + max(result.value, 0)
-        return [
-            Piece(p.start + skip, p.length - skip, p.offset + skip, p.readable)
-            for p in group
-            if (skip := max(0, min(p.length, done - p.offset))) < p.length
-        ]
+        limit = parse_limits(read_all(f"/proc/{self.task.pid}/limits"))[RLIMIT_FSIZE]
+        return limit.soft in (INFINITY, -1) or limit.soft > self.bytes
 
     def _copy(self, fd: int, piece: Piece) -> None:
         leader = self.task.leader
@@ -250,6 +243,31 @@ class AddressSpace:
         """After the thaw: the pagemap itself."""
         assert self.pagemap is not None
         self.pagemap.finish()
+
+
+def store(dump: "Dump", spaces: "list[AddressSpace]") -> int:
+    """Frozen: write the pages of all tasks, some of them at the same time; returns the next free pages id."""
+    for at in range(0, len(spaces), AT_ONCE):
+        check_cancelled()
+        some = spaces[at : at + AT_ONCE]
+        for number, space in enumerate(some, at + 1):
+            space.open(dump, number)
+            space.start()
+        for space in some:
+            space.join()
+    return len(spaces) + 1
+
+
+def _unwritten(group: list[Piece], written: int) -> list[Piece]:
+    """After a short write, or EFAULT: a page that the task itself may not read.  The controller takes it from there."""
+    if written < 0 and -written in _DISK_ERRORS:
+        raise _disk(-written)
+    done = group[0].offset + max(written, 0)
+    return [
+        Piece(p.start + skip, p.length - skip, p.offset + skip, p.readable)
+        for p in group
+        if (skip := max(0, min(p.length, done - p.offset))) < p.length
+    ]
 
 
 _DISK_ERRORS = frozenset({5, 27, 28, 30, 122})  # EIO EFBIG ENOSPC EROFS EDQUOT
@@ -281,5 +299,3 @@ def _groups(pieces: list[Piece]) -> list[list[Piece]]:
         groups[-1].append(piece)
         size += piece.length
     return groups
-
-

@@ -143,7 +143,9 @@ class AddressSpaces:
         drop: list[Span] = []
         if plan.keep:
             assert parent is not None
-            wanted, drop = cow.differences(parent.runs(), wanted, [(new.start, min(old.end, new.end)) for old, new in plan.keep])
+            wanted, drop = cow.differences(
+                parent.runs(), wanted, [(new.start, min(old.end, new.end)) for old, new in plan.keep]
+            )
         program = Program()
         # What is inherited may be protected against the writes to come.
         for old, new in plan.keep:
@@ -298,7 +300,9 @@ class AddressSpaces:
         program = Program()
         with_pages = _touched(space.areas, [(r.vaddr, r.vaddr + r.nr_pages * PAGE) for r, _ in space.pages.pieces])
         for area in space.areas:
-            if vma.is_private_memory(area) and (not _descriptor_id(area) or area.start in with_pages or runner.inherited):
+            if vma.is_private_memory(area) and (
+                not _descriptor_id(area) or area.start in with_pages or runner.inherited
+            ):
                 program.call("mprotect", area.start, area.end - area.start, area.prot)
         for area in space.areas:
             length = area.end - area.start
@@ -343,7 +347,9 @@ class AddressSpaces:
         vector = program.put(auxv)
         pointer = 8 * len(fields)
         layout_ = program.put(
-            struct.pack(f"{order}11Q", *fields) + bytes(runner.arch.word_size) + struct.pack(f"{order}II", len(auxv), remote.value),
+            struct.pack(f"{order}11Q", *fields)
+            + bytes(runner.arch.word_size)
+            + struct.pack(f"{order}II", len(auxv), remote.value),
             [(pointer, vector)],
         )
         program.call("prctl", PR_SET_MM, PR_SET_MM_MAP, layout_, len(layout_), 0)

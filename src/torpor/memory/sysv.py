@@ -74,7 +74,13 @@ def save(dump: "Dump") -> None:
     entries = [
         IpcShmEntry(
             desc=IpcDescEntry(
-                key=shm.key & 0xFFFFFFFF, uid=shm.uid, gid=shm.gid, cuid=shm.cuid, cgid=shm.cgid, mode=shm.mode, id=shm.id
+                key=shm.key & 0xFFFFFFFF,
+                uid=shm.uid,
+                gid=shm.gid,
+                cuid=shm.cuid,
+                cgid=shm.cgid,
+                mode=shm.mode,
+                id=shm.id,
             ),
             size=shm.size,
             in_pagemaps=True,
@@ -102,7 +108,9 @@ def check(restore: "Restore") -> None:
             twin = next((s for s in now.values() if s.key == _signed(entry.desc.key) and s.key != IPC_PRIVATE), None)
             if twin is not None:
                 raise Refusal(
-                    f"SysV segment {id}", f"its key {twin.key:#x} is taken by segment {twin.id}", "remove that: ipcrm -m"
+                    f"SysV segment {id}",
+                    f"its key {twin.key:#x} is taken by segment {twin.id}",
+                    "remove that: ipcrm -m",
                 )
         elif there.key != _signed(entry.desc.key) or there.size != entry.size:
             raise Refusal(f"SysV segment {id}", "another segment has its id now", f"remove that: ipcrm -m {id}")

@@ -79,6 +79,7 @@ class DumpTask:
         self.areas: list[Area] = []
         self.ids: TaskKobjIdsEntry | None = None
         self.pidfd = -1
+        self.own_files: set[int] = set()  # TIDs of threads with an fd table of their own
         self.runner: Executor | Stepper | None = None
         self.team: ThreadTeam | None = None
         self.cores: dict[int, CoreEntry] = {}  # by TID

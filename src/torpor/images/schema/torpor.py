@@ -23,6 +23,7 @@ class ThreadExtraEntry(Message):
     timer_slack_ns: int | None = optional(2, UINT64, default=None)
     sched_flags: int | None = optional(3, UINT64, default=None)
     io_priority: int | None = optional(4, UINT32, default=None)
+    files_id: int | None = optional(5, UINT32, default=None)  # where the thread has an fd table of its own
 
 
 class TorporTaskEntry(Message):
