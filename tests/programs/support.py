@@ -30,6 +30,8 @@ from harness.tools import Tool, ToolFailed
 PATIENCE = 30.0
 # dash waits for its children in sigsuspend, which has a signal mask of its own: a stop may show either.
 SIGSUSPEND = procview.Tolerance("in sigsuspend", pattern=r"\(sh\), .*status SigBlk")
+# Stopping a child tells its parent, which finds out when it goes on.
+TOLD_OF_THE_STOP = procview.Tolerance("SIGCHLD", pattern=r"status ShdPnd: was '0{11}[01]0000', is '0{11}[01]0000'")
 # What is lost where CRIU 4.2.1 has a part in it: facts of that tool, found by running it on these programs.
 CRIU_LOSES = [
     procview.Tolerance("not in the images", pattern="coredump_filter: was"),
@@ -242,7 +244,7 @@ class Checkpoint:
         after = procview.view(self.pid)
         for one in tree_of(self.pid):
             os.kill(one, signal.SIGCONT)
-        tolerances = [SIGSUSPEND, *LEFT_BY[self.restorer.name], *LOST_IN_IMAGES_OF[self.dumper.name]]
+        tolerances = [SIGSUSPEND, TOLD_OF_THE_STOP, *LEFT_BY[self.restorer.name], *LOST_IN_IMAGES_OF[self.dumper.name]]
         if "criu" in (self.dumper.name, self.restorer.name):
             tolerances += CRIU_LOSES
         found = procview.differences(self.before, after, tolerances)

@@ -3,6 +3,7 @@
 prepared and waits, a client that inserts all the time."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from support import Checkpoint, Service, free_port, program, wait_for
+
+from harness.events import pid_exists, tree_of
 
 PACKAGE = "postgresql-15"
 BINARIES = "/usr/lib/postgresql/15/bin"
@@ -43,6 +46,15 @@ class Database:
         server = os.path.realpath(program("postgres", PACKAGE, BINARIES))
         self.service = Service([server, "-D", str(data), *options], directory, user=USER)
         wait_for("the database", lambda: self.try_ask("SELECT 1") == "1")
+        maps = Path(f"/proc/{self.service.pid}/maps").read_text()
+        self.shared_files = [Path(name) for name in set(re.findall(r"/dev/shm/PostgreSQL\.\d+", maps))]
+        assert self.shared_files
+        assert self.segments()
+
+    def segments(self) -> list[int]:
+        """The System V segments that the server has made: the columns shmid and cpid of /proc/sysvipc/shm."""
+        rows = [line.split() for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]]
+        return [int(row[1]) for row in rows if int(row[4]) == self.service.pid]
 
     def try_ask(self, query: str) -> str:
         try:
@@ -116,7 +128,17 @@ def database(checkpoint: Checkpoint) -> Iterator[Database]:
     try:
         directory.chmod(0o755)
         shutil.chown(directory, USER, USER)
-        yield Database(directory)
+        yield (database := Database(directory))
+        # When the test has failed: in good order, or its shared memory outlives it.
+        for number in (signal.SIGCONT, signal.SIGINT):
+            for pid in tree_of(database.service.pid) if pid_exists(database.service.pid) else []:
+                if number == signal.SIGCONT or pid == database.service.pid:
+                    os.kill(pid, number)
+        wait_for("the server to end", lambda: not pid_exists(database.service.pid) or database.service.ended())
+        for number in database.segments():  # the dump has ended it and the restore has failed
+            subprocess.run(["ipcrm", "-m", str(number)], check=True)
+        for file in database.shared_files:
+            file.unlink(missing_ok=True)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -158,4 +180,7 @@ def test_all_processes(database: Database, checkpoint: Checkpoint) -> None:
     for process in processes:
         assert os.path.exists(f"/proc/{process}"), f"process {process} of the server is gone"
     database.service.end(signal.SIGINT)
+    # It has put away all that it had, from before the dump and since.
     assert not list(database.directory.glob("data/postmaster.pid"))
+    assert database.segments() == []
+    assert not any(file.exists() for file in database.shared_files)
