@@ -135,8 +135,8 @@ def database(checkpoint: Checkpoint) -> Iterator[Database]:
                 if number == signal.SIGCONT or pid == database.service.pid:
                     os.kill(pid, number)
         wait_for("the server to end", lambda: not pid_exists(database.service.pid) or database.service.ended())
-        for number in database.segments():  # the dump has ended it and the restore has failed
-            subprocess.run(["ipcrm", "-m", str(number)], check=True)
+        for segment in database.segments():  # the dump has ended it and the restore has failed
+            subprocess.run(["ipcrm", "-m", str(segment)], check=True)
         for file in database.shared_files:
             file.unlink(missing_ok=True)
     finally:
