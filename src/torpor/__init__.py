@@ -62,11 +62,12 @@ __all__ = [
 def dump(pid: int, images: "str | os.PathLike[str]", **options: "Unpack[DumpKeywords]") -> "DumpResult":
     """Dump the tree whose root is `pid` into the directory `images`, and end it (unless ``leave_running=True``)."""
     from torpor import log
-    from torpor.dump import dump as run
     from torpor.options import Options
 
     chosen = Options(tree=pid, images_dir=images, **options)
     chosen.settle("dump")
+    from torpor.dump import dump as run
+
     with log.opened(chosen.log_path, chosen.verbosity):
         return run(chosen)
 
@@ -76,10 +77,11 @@ def restore(images: "str | os.PathLike[str]", **options: "Unpack[RestoreKeywords
     ``restore_sibling=True`` says so."""
     from torpor import log
     from torpor.options import Options
-    from torpor.restore import restore as run
 
     chosen = Options(**{"restore_detached": True, "images_dir": images, **options})
     chosen.settle("restore")
+    from torpor.restore import restore as run
+
     with log.opened(chosen.log_path, chosen.verbosity):
         return run(chosen)
 

@@ -14,7 +14,7 @@ def options(*argv: str, **environment: str) -> Options:
     return parse(list(argv), environment).options
 
 
-@pytest.mark.parametrize("argv", ["-t 5", "-t5", "--tree 5", "--tree=5", "--tr 5", "-Rt5"])
+@pytest.mark.parametrize("argv", ["-t 5", "-t5", "--tree 5", "--tree=5", "--tre 5", "-Rt5"])
 def test_spellings(argv: str) -> None:
     command = parse(["dump", *argv.split(), "-D", "x"], {})
     assert (command.options.tree, command.options.images_dir, command.words) == (5, "x", ["dump"])

@@ -33,7 +33,7 @@ def test_implemented_options_are_read_somewhere() -> None:
     here = ("options.py", "getopt.py", "keywords.py")
     source = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py") if path.name not in here)
     source += (ROOT / "src/torpor/getopt.py").read_text().partition("def parse")[2].replace("-", "_")
-    aliases = {"daemon": "restore_detached", "log_file": "log_path", "work_dir": "work_directory"}
+    aliases = {"daemon": "restore_detached", "log_file": "log_path"}
     for option in TABLE.values():
         if not option.ignored and not option.refused:
             name = aliases.get(option.attribute, option.attribute)

@@ -79,6 +79,12 @@ def _run(argv: list[str], voice: Voice) -> int:
             if options.log_path:
                 log.error(str(error))
             raise
+        except Exception:
+            if options.log_path:
+                import traceback
+
+                log.error(traceback.format_exc())
+            raise
 
 
 def _verb_of(argv: list[str]) -> str:
@@ -124,7 +130,7 @@ def _verb(verb: str, command: Command, files: list[str], voice: Voice) -> int:
     for path in files:
         log.info(f"Options were read from {path}")
     if command.options.config and command.options.config not in files:
-        log.warning(f"There is no configuration file {command.options.config}")
+        log.warning(f"there is no configuration file {command.options.config}")
     if verb in REFUSED:
         why, remedy = REFUSED[verb]
         raise TorporError(f"the command {verb} is not implemented yet", why, remedy, code="not-implemented")

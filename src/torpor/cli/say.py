@@ -56,9 +56,9 @@ class Voice:
 
         trace = "".join(traceback.format_exception(error))
         self.complain(trace)
-        name = type(error).__name__
-        return self.error(TorporError("this is a bug in Torpor", f"{name}: {error}", "please report it with the text above",
-                                      code="internal"))  # fmt: skip
+        why = f"{type(error).__name__}: {error}"
+        remedy = "please report it with the text above"
+        return self.error(TorporError("this is a bug in Torpor", why, remedy, code="internal"))
 
 
 def count(number: int, noun: str, nouns: str = "") -> str:
