@@ -109,7 +109,7 @@ def _about(options: Options, words: list[str], voice: Voice) -> int:
 
 
 def _count_words(verb: str, words: list[str]) -> None:
-    most = {"show": 2, "swrk": 2, "cpuinfo": 2}.get(verb, 1)
+    most = {"show": len(words), "swrk": 2, "cpuinfo": 2}.get(verb, 1)
     if len(words) > most:
         raise UsageError(f"{words[most]!r} is too much", f"{verb} takes no such word")
 
@@ -152,13 +152,11 @@ def _verb(verb: str, command: Command, files: list[str], voice: Voice) -> int:
 
 
 def _show(command: Command, voice: Voice) -> int:
-    from torpor.cli.show import show
+    from torpor.cli.show import run
 
     if "images_dir" in command.options.given and len(command.words) > 1:
-        raise UsageError("two places are named", remedy="give either a path or -D DIR")
-    path = command.words[1] if len(command.words) > 1 else command.options.images_dir
-    show(path, as_json=command.options.json, out=sys.stdout)
-    return 0
+        raise UsageError("two places are named", remedy="give either paths or -D DIR")
+    return run(command.words[1:] or [command.options.images_dir], as_json=command.options.json)
 
 
 if __name__ == "__main__":

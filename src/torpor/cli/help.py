@@ -31,7 +31,7 @@ SUMMARIES = {
         "Say what this kernel can do, whether a tree can be dumped, or whether images can be restored. "
         "Nothing is stopped or changed.",
     ),
-    "show": ("show [DIR | FILE] [--json]", "Draw a checkpoint for people, or print any image as JSON."),
+    "show": ("show [DIR | FILE]... [--json]", "Draw a checkpoint for people, or print any image as JSON."),
 }
 
 
