@@ -47,7 +47,11 @@ class Case:
         self.workload, self.dumper, self.restorer, self.nursery = workload, dumper, restorer, nursery
         self.images = directory / "images"
         self.running = Running(workload, directory / "home")
-        self.running.start()
+        try:
+            self.running.start()
+        finally:
+            if self.running.terminal:
+                nursery.before.add(self.running.terminal.shell)  # not part of the tree
         self.before = procview.view(self.running.pid)
 
     @property
@@ -61,7 +65,7 @@ class Case:
         for pid in procview.tids(self.before):
             if pid_exists(pid):
                 raise PidTaken(f"PID {pid} is in use: {Path(f'/proc/{pid}/comm').read_text().strip()}")
-        self.restorer.restore(self.images, *options, *self.workload.options("restore"))
+        self.restorer.restore(self.images, *options, *self.workload.options("restore"), terminal=self.running.terminal)
 
     def compare(self, when: str, *tolerances: procview.Tolerance) -> None:
         """Compare with what the tree was at `ready`.
@@ -191,7 +195,10 @@ def run_case(workload: Workload, mode: Mode, tools: dict[str, Tool], directory: 
         try:
             with Nursery() as nursery:
                 case = Case(workload, place, tools[mode.dumper], tools[mode.restorer], nursery)
-                mode.run(case)
+                try:
+                    mode.run(case)
+                finally:
+                    case.running.close()
             return
         except PidTaken:
             if attempt == 2:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from harness.terminal import Terminal
+
 SOURCE = Path(__file__).resolve().parent.parent.parent / "src"
 
 
@@ -26,16 +28,22 @@ class Tool:
 
     def dump(self, pid: int, images: Path, *options: str) -> None:
         images.mkdir(parents=True, exist_ok=True)
-        self._run("dump", images, ["-t", str(pid), *options])
+        self._run("dump", images, ["-t", str(pid), *options], None)
 
-    def restore(self, images: Path, *options: str) -> None:
-        self._run("restore", images, ["-d", *options])
+    def restore(self, images: Path, *options: str, terminal: Terminal | None = None) -> None:
+        self._run("restore", images, ["-d", *options], terminal)
 
-    def _run(self, verb: str, images: Path, options: list[str]) -> None:
+    def _run(self, verb: str, images: Path, options: list[str], terminal: Terminal | None) -> None:
         log = images / f"{verb}-{self.name}.log"
         command = [*self.command, verb, *options, "-D", str(images), "-v2", "-o", log.name]
-        environment = dict(os.environ, PYTHONPATH=str(SOURCE), PYTHONDONTWRITEBYTECODE="1")
         said = images / f"{verb}-{self.name}.out"
+        status = terminal.run(command, said, SOURCE) if terminal else self._wait(verb, command, said, log)
+        if status:
+            text = said.read_text(errors="replace")[-4000:]
+            raise ToolFailed(self.name, verb, status, self.reason(log, text), f"{text}\n--- {log}\n{tail(log)}")
+
+    def _wait(self, verb: str, command: list[str], said: Path, log: Path) -> int:
+        environment = dict(os.environ, PYTHONPATH=str(SOURCE), PYTHONDONTWRITEBYTECODE="1")
         with open(said, "wb") as stream, open(os.devnull, "rb") as nothing:
             # A file, not a pipe: the restored tree must not hold an end of ours.  A session of its own, so that nobody
             # who signals a process group reaches the other.
@@ -43,14 +51,11 @@ class Tool:
                 command, stdin=nothing, stdout=stream, stderr=stream, env=environment, start_new_session=True
             )
             try:
-                status = done.wait(timeout=120)
+                return done.wait(timeout=120)
             except subprocess.TimeoutExpired:
                 done.kill()
                 done.wait()
                 raise ToolFailed(self.name, verb, -1, "did not end in 120 s", tail(log)) from None
-        if status:
-            text = said.read_text(errors="replace")[-4000:]
-            raise ToolFailed(self.name, verb, status, self.reason(log, text), f"{text}\n--- {log}\n{tail(log)}")
 
     def reason(self, log: Path, said: str) -> str:
         """The line in which the tool says why it failed."""
@@ -61,6 +66,7 @@ class Tool:
             if telling:
                 return re.sub(r"^\([0-9.]+\)\s*|Error \([^)]*\): ", "", telling[0]).strip()
         lines = [line for line in said.splitlines() if line.strip()]
+        lines = [line for line in lines if line.startswith("torpor: ")][-1:] or lines
         return lines[-1] if lines else "no word said"
 
 

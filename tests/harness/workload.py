@@ -7,7 +7,7 @@ A comment `wl: key=value ...` in its first 2,000 characters gives what the harne
     libs=-lrt                        more for the compiler
     timeout=120                      seconds for `ready` and for the verdict (default 60)
     same=no                          do not compare /proc before and after (why must stand beside it)
-    terminal=yes                     runs as a job of a shell on a terminal that is outside the tree (see Job)
+    terminal=yes                     runs as a job of a shell on a terminal outside the tree (terminal.py)
 """
 
 import hashlib
@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 from harness.events import FileWatch, Timeout, describe, status_in_words, wait_end
+from harness.terminal import Terminal
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "workloads"
 CFLAGS = ["-O1", "-pthread", "-Wall", "-Wextra", "-Wno-unused-result", "-Wno-sign-compare"]
@@ -84,6 +85,7 @@ class Running:
         self.workload, self.directory = workload, directory
         self.out = directory / "out"
         self.pid = 0
+        self.terminal: Terminal | None = None
         self.saved: dict[Path, tuple[os.stat_result, bytes | str]] = {}
 
     def start(self) -> None:
@@ -92,9 +94,13 @@ class Running:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.out.touch()
         watch = FileWatch(self.out)
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._become(command)
+        if self.workload.header.get("terminal") == "yes":
+            self.terminal = Terminal()
+            self.pid = self.terminal.start(command, self.directory, self.out)
+        else:
+            self.pid = os.fork()
+            if self.pid == 0:
+                self._become(command)
         self._wait_ready(watch)
 
     def _become(self, command: list[str]) -> None:
@@ -128,6 +134,12 @@ class Running:
         finally:
             os.close(pidfd)
             watch.close()
+
+    def close(self) -> None:
+        """The shell that it was a job of goes, and the terminal with it."""
+        if self.terminal:
+            self.terminal.close()
+            self.terminal = None
 
     def lines(self) -> list[str]:
         return self.out.read_text(errors="replace").splitlines()
