@@ -127,6 +127,7 @@ class RestoreTask:
 
     def __init__(self, pid: int, ppid: int, pgid: int, sid: int, threads: list[int]) -> None:
         self.pid, self.ppid, self.pgid, self.sid, self.threads = pid, ppid, pgid, sid, threads
+        self.restore: Restore | None = None  # set when the task joins one
         self.cores: dict[int, CoreEntry] = {}  # by TID
         self.mm: MmEntry | None = None
         self.fs: FsEntry | None = None
