@@ -12,7 +12,7 @@ import pytest
 from vmlab import VmError, machine
 from vmlab.targets import TARGETS
 
-Key = tuple[str, str, str]
+Key = tuple[str, str, str, str]
 
 
 class Guests:
@@ -25,13 +25,14 @@ class Guests:
         }
 
     def _boot(self, key: Key, cases: list[str]) -> machine.Outcome:
-        arch, version, module = key
-        return machine.run(TARGETS[arch], version, ["/t/runner.py", module, *cases])
+        arch, version, module, cpu = key
+        extra = ["-cpu", cpu] if cpu else []
+        return machine.run(TARGETS[arch], version, ["/t/runner.py", module, *cases], extra=extra)
 
-    def check(self, key: Key, case: str) -> str:
+    def check(self, arch: str, kernel: str, module: str, case: str, cpu: str = "") -> str:
         """What the case printed.  Fails the test with what went wrong."""
         try:
-            outcome = self._outcomes[key].result()
+            outcome = self._outcomes[arch, kernel, module, cpu].result()
         except VmError as error:
             pytest.fail(str(error), pytrace=False)
         for result in outcome.results:
@@ -63,7 +64,8 @@ def guests(request: pytest.FixtureRequest) -> Iterator[Guests]:
     for item in request.session.items:
         where = getattr(item, "callspec", None)
         if item.get_closest_marker("vm") and where and {"arch", "kernel", "module", "case"} <= where.params.keys():
-            key = (where.params["arch"], where.params["kernel"], where.params["module"])
+            parameters = where.params
+            key = (parameters["arch"], parameters["kernel"], parameters["module"], parameters.get("cpu", ""))
             wanted.setdefault(key, []).append(where.params["case"])
     running = Guests(wanted)
     yield running

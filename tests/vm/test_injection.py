@@ -22,4 +22,4 @@ CASES = ["kernel", *(f"{way}-{victim}" for way in _WAYS for victim in _VICTIMS),
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("arch", TARGETS)
 def test_injection(guests, arch: str, kernel: str, module: str, case: str) -> None:  # type: ignore[no-untyped-def]
-    print(guests.check((arch, kernel, module), case))
+    print(guests.check(arch, kernel, module, case))

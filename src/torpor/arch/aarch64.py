@@ -8,6 +8,9 @@ Surprise: the kernel rewinds an interrupted system call *before* it stops for th
 `svc` already, x0 is the first argument again, and nothing tells a rewound call from one not made yet.  A relative
 sleep would start from its beginning, unless it is continued as the kernel itself does it: by restart_syscall.  Whether
 that is right shows only /proc/TID/syscall, and only before the stop (`call_before_stop`).
+
+Every system call clears what SVE has beyond the 128 bits of the old vectors, and leaves streaming mode, so a program
+run in a task that was interrupted elsewhere would destroy them: they are `volatile`.
 """
 
 import struct
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from torpor.arch.base import EINTR, Arch, Registers
 from torpor.arch.numbers import FROM_424, numbers
+from torpor.errors import Refusal
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
@@ -48,7 +52,7 @@ getrandom memfd_create bpf execveat userfaultfd membarrier mlock2 copy_file_rang
 pkey_alloc pkey_free statx io_pgetevents rseq kexec_file_load
 """
 
-NT_PRFPREG, NT_ARM_TLS = 2, 0x401
+NT_PRFPREG, NT_ARM_TLS, NT_ARM_SVE, NT_ARM_SSVE = 2, 0x401, 0x405, 0x40B
 
 _GENERAL = struct.Struct("<34Q")
 X0, X8, SP, PC, PSTATE = 0, 8, 31, 32, 33
@@ -62,7 +66,12 @@ _TIMER_ABSTIME = 1
 
 # struct rt_sigframe: siginfo (128 bytes), then ucontext: flags, link, stack, mask (8 of 128 bytes), sigcontext.
 _MASK, _CONTEXT, _EXTENSIONS = 128 + 40, 128 + 176, 128 + 176 + 288
-_FPSIMD_MAGIC, _FPSIMD_SIZE = 0x46508001, 528
+_EXTENSIONS_ROOM = 4096  # of which the last 16 bytes end the list; what is larger lies behind, in an "extra" context
+_FPSIMD_MAGIC, _SVE_MAGIC, _EXTRA_MAGIC, _FPSIMD_SIZE = 0x46508001, 0x53564501, 0x45585401, 528
+
+# struct user_sve_header (16 bytes), before the vectors Z0-31, the predicates P0-15 and FFR, as in struct sve_context.
+_SVE_HEADER = struct.Struct("<IIHHHH")
+_SVE_REGISTERS = 1  # flag: scalable registers follow, not just the 128 bits that NT_PRFPREG shows
 
 
 def _words(general: bytes) -> list[int]:
@@ -81,6 +90,10 @@ class AArch64(Arch):
     regsets = (NT_PRFPREG, NT_ARM_TLS)
     vdso_names = ("[vdso]", "[vvar]")
     call_before_stop = True
+    volatile = (NT_ARM_SVE, NT_ARM_SSVE)
+
+    def is_live(self, which: int, data: bytes) -> bool:
+        return len(data) > _SVE_HEADER.size and bool(_SVE_HEADER.unpack_from(data)[4] & _SVE_REGISTERS)
 
     def enter_call(self, general: bytes, gadget: int, nr: int, args: Sequence[int]) -> bytes:
         r = _words(general)
@@ -141,10 +154,18 @@ class AArch64(Arch):
         frame = bytearray(_EXTENSIONS)
         struct.pack_into("<Q", frame, _MASK, mask)
         frame[_CONTEXT + 8 : _CONTEXT + 8 + _GENERAL.size] = registers.general
-        # struct user_fpsimd_state has the vectors first, struct fpsimd_context last; two empty words end the list.
+        # struct user_fpsimd_state has the vectors first, struct fpsimd_context last.
         state = registers.others[NT_PRFPREG]
-        fpsimd = struct.pack("<II", _FPSIMD_MAGIC, _FPSIMD_SIZE) + state[512:520] + state[:512]
-        return bytes(frame) + fpsimd + bytes(16), address
+        extensions = struct.pack("<II", _FPSIMD_MAGIC, _FPSIMD_SIZE) + state[512:520] + state[:512]
+        scalable = b""
+        for which, streaming in ((NT_ARM_SVE, 0), (NT_ARM_SSVE, 1)):
+            if which in registers.others:
+                scalable = _sve_context(registers.others[which], streaming)
+        if len(extensions) + len(scalable) + 16 > _EXTENSIONS_ROOM:
+            # The extra context is followed by the list's end, and then at once by what it points to.
+            behind = address + len(frame) + len(extensions) + 32 + 16
+            extensions += struct.pack("<IIQI12x", _EXTRA_MAGIC, 32, behind, len(scalable) + 16) + bytes(16)
+        return bytes(frame) + extensions + scalable + bytes(16), address
 
     def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
         from torpor.images.schema.core_aarch64 import (
@@ -153,6 +174,11 @@ class AArch64(Arch):
             UserAarch64RegsEntry,
         )
 
+        if NT_ARM_SVE in registers.others or NT_ARM_SSVE in registers.others:
+            raise Refusal(
+                "a thread", "it is in the middle of work with SVE or SME registers, for which images have no place yet",
+                "try again: they are free whenever the thread is in a system call", code="sve",
+            )  # fmt: skip
         r = _words(registers.general)
         *vectors, status = struct.unpack("<65Q", registers.others[NT_PRFPREG][:520])
         core.mtype = self.march
@@ -179,6 +205,14 @@ class AArch64(Arch):
             ),
             info.clear_tid_addr,
         )
+
+
+def _sve_context(data: bytes, streaming: int) -> bytes:
+    """struct sve_context of a signal frame, from the register set."""
+    length = _SVE_HEADER.unpack_from(data)[2]  # of a vector, in bytes
+    content = data[_SVE_HEADER.size : _SVE_HEADER.size + 32 * length + 17 * (length // 8)]
+    content += bytes(-len(content) % 16)
+    return struct.pack("<IIHH4x", _SVE_MAGIC, 16 + len(content), length, streaming) + content
 
 
 ARCH = AArch64()

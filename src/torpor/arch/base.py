@@ -45,6 +45,7 @@ class Arch:
     vdso_names: tuple[str, ...] = ("[vdso]", "[vvar]", "[vvar_vclock]")
     sigaction_size = 32  # struct kernel_sigaction: handler, flags, restorer, mask
     arch_mmap_flags: Mapping[str, int] = {}
+    volatile: Sequence[int] = ()  # NT_* numbers, where the CPU has them, of what any system call destroys (`is_live`)
     thread_area = 0  # NT_* number under which the word of PTRACE_GET_THREAD_AREA is kept (arm: the thread pointer)
     call_before_stop = False  # `resumed` needs what /proc/TID/syscall said before the task was stopped
 
@@ -73,6 +74,10 @@ class Arch:
         """Regsets to set on a stopped task before anything is run in it (s390x: NT_S390_SYSTEM_CALL = 0).  What they
         held is kept (`specials`) and put back."""
         return {}
+
+    def is_live(self, which: int, data: bytes) -> bool:
+        """Whether one of the `volatile` register sets holds anything: then it has to be put back after a program."""
+        return True
 
     # -- leaving a task as it was -----------------------------------------------------------------------------------
     def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:

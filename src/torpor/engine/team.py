@@ -67,7 +67,10 @@ class ThreadTeam:
         if not threads:
             return
         if self.socket is None:
-            self._open(threads[0], min(len(threads), 256))
+            largest = threads[0]
+            if self.leader.arch.volatile:
+                largest = max(threads, key=lambda thread: frame_size(thread.arch, thread.registers()))
+            self._open(largest, min(len(threads), 256))
         for at in range(0, len(threads), self._slots):
             self._run_some({t: programs[t] for t in threads[at : at + self._slots]})
 

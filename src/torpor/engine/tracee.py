@@ -23,6 +23,7 @@ from torpor.errors import TaskGone, TorporError
 from torpor.kernel import ptrace
 
 ALL_SIGNALS = (1 << 64) - 1
+_absent: set[int] = set()  # register sets that this CPU does not have
 _RSEQ_CS = struct.Struct("=IIQQQ")  # version, flags, start_ip, post_commit_offset, abort_ip
 
 
@@ -79,8 +80,24 @@ class Tracee:
         if not self._general:
             self._general = ptrace.get_regset(self.tid, NT_PRSTATUS)
             self._specials = {which: ptrace.get_regset(self.tid, which) for which in self.arch.before_programs()}
+            if self.arch.volatile:
+                self._read_volatile()
             self._read_rseq()
         return self._general
+
+    def _read_volatile(self) -> None:
+        for which in self.arch.volatile:
+            if which in _absent:
+                continue
+            try:
+                data = ptrace.get_regset(self.tid, which)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENODEV):
+                    raise
+                _absent.add(which)
+                continue
+            if self.arch.is_live(which, data):
+                self._specials[which] = data
 
     @property
     def rseq(self) -> ptrace.RseqConfiguration:
@@ -108,6 +125,8 @@ class Tracee:
             self._others = {nt: ptrace.get_regset(self.tid, nt) for nt in self.arch.regsets}
             if self.arch.thread_area:
                 self._others[self.arch.thread_area] = ptrace.thread_area(self.tid)
+            _ = self.general
+            self._others |= {which: self._specials[which] for which in self.arch.volatile if which in self._specials}
         general = self.arch.settled(self.general, self._specials, self.call_before)
         if self._rseq_abort:
             general = self.arch.with_pc(general, self._rseq_abort)
