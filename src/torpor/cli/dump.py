@@ -15,6 +15,7 @@ def run(options: Options, voice: Voice) -> int:
     where = options.images_dir.rstrip("/") + "/"
     facts = {
         "tasks": result.tasks,
+        "threads": result.threads,
         "files": result.files,
         "bytes": result.bytes,
         "seconds": result.seconds,
