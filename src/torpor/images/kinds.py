@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from torpor.images.schema.timer import ItimerEntry, PosixTimerEntry
     from torpor.images.schema.timerfd import TimerfdEntry
     from torpor.images.schema.torpor import TorporTaskEntry
+    from torpor.images.schema.torpor_file import TorporFileEntry
     from torpor.images.schema.tty import TtyDataEntry, TtyFileEntry, TtyInfoEntry
     from torpor.images.schema.tun import TunfileEntry
     from torpor.images.schema.userns import UsernsEntry
@@ -289,6 +290,9 @@ IRMAP_CACHE: ImageKind[IrmapCacheEntry] = _kind("IRMAP_CACHE", "irmap-cache", 0x
 # Torpor's own, which CRIU does not look at.
 TORPOR_TASK: ImageKind[TorporTaskEntry] = _kind(
     "TORPOR_TASK", "torpor-{id}.img", 0x54525052, "torpor.TorporTaskEntry", ONE
+)
+TORPOR_FILES: ImageKind[TorporFileEntry] = _kind(
+    "TORPOR_FILES", "torpor-files.img", 0x54525046, "torpor_file.TorporFileEntry", MANY
 )
 
 # What older CRIU wrote and 4.2 still reads.

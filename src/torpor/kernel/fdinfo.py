@@ -13,8 +13,9 @@ Surprising facts:
   ``sdev`` is the kernel's internal dev_t (major << 20 | minor), the encoding that CRIU's images use too.
 - An epoll target that was closed, while a dup or a fork of it lives on, stays in the list under a number that no longer
   exists or means another file: only ino, sdev and kcmp(KCMP_EPOLL_TFD) tell.  The order is that of kernel addresses.
-- ``it_value`` of a timerfd is the time left, also when it was armed with an absolute time; (0, 0) is disarmed.  A
-  periodic timer that expired and was not read shows its *next* expiry and counts the missed ones in ``ticks``.
+- ``it_value`` of a timerfd is the time left, also when it was armed with an absolute time; (0, 0) is disarmed, or
+  expired: a periodic timer that expired shows one tick and no time left until it is read or timerfd_gettime(2) is
+  called on it, which makes the missed ticks up.
 - ``Pid`` of a pidfd is 0 for a task of a PID namespace that is not visible here and -1 for one that was reaped.
 - File names never appear, so nothing a victim chooses stands in these files except numbers, a tun device's name and an
   exporter's name of a DMA buffer: still, lines that are not understood are kept in `FdInfo.other`, never an error.

@@ -37,11 +37,11 @@ def save_path(dump: "Dump", subject: str, link: str, path: str, flags: int) -> i
     key = (stat.st_dev, stat.st_ino, flags, link)
     if key not in known:
         known[key] = id = dump.new_file_id()
-        dump.file_entries.append(_entry(dump, subject, id, link, stat, flags, 0, no_owner()))
+        dump.file_entries.append(file_entry(dump, subject, id, link, stat, flags, 0, no_owner()))
     return known[key]
 
 
-def _entry(
+def file_entry(
     dump: "Dump", subject: str, id: int, link: str, stat: os.stat_result, flags: int, pos: int, owner: FownEntry
 ) -> FileEntry:
     name = link
@@ -69,7 +69,7 @@ class Regular(FileKind):
     type = REG
 
     def save(self, seen: "SeenFile", dump: "Dump") -> FileEntry:
-        return _entry(
+        return file_entry(
             dump, seen.subject, seen.id, seen.link, seen.stat, seen.info.status_flags, seen.info.pos, no_owner()
         )
 

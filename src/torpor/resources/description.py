@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every open file description has, whatever its kind: status flags, an owner for signals, and Torpor's extras.
+
+The owner (F_SETOWN, F_SETSIG) is who gets SIGIO.  Surprising facts:
+
+- The kernel remembers the ids of whoever *set* the owner and uses them to decide whether the signal may be sent, so
+  they are put back by setting the owner under these ids.
+- O_ASYNC registers the *number* of the descriptor through which it was set: that is what the signal's si_fd says.  So
+  it is set inside the task that has the description, never by us.
+- An owner may be a thread, and threads come late: owners are set when the whole tree stands.
+- fcntl(2) on an O_PATH descriptor knows no owner.
+"""
+
+import fcntl
+import os
+import struct
+from typing import TYPE_CHECKING, ClassVar
+
+from torpor.images import kinds
+from torpor.images.schema.fown import FownEntry
+from torpor.images.schema.torpor_file import TorporFileEntry
+from torpor.kernel.syscall import call
+from torpor.resources.base import FileKind
+
+if TYPE_CHECKING:
+    from torpor.engine.program import Program
+    from torpor.images.schema.fdinfo import FileEntry
+    from torpor.resources.context import Dump, Restore, RestoreTask
+
+# linux/fcntl.h, asm-generic/fcntl.h
+F_SETSIG, F_GETSIG, F_SETOWN_EX, F_GETOWN_EX, F_GETOWNER_UIDS = 10, 11, 15, 16, 17
+F_SETFL = 4
+SETTABLE = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME  # what F_SETFL can change; O_ASYNC apart
+O_ASYNC = os.O_ASYNC
+
+_OWNER = struct.Struct("=ii")
+_IDS = struct.Struct("=II")
+
+
+def save_owner(fd: int) -> FownEntry:
+    """The owner of a description, and the signal it is to get; `fd` is ours, or an O_PATH descriptor (no owner)."""
+    try:
+        kind, pid = _OWNER.unpack(fcntl.fcntl(fd, F_GETOWN_EX, bytes(_OWNER.size)))
+        signum = fcntl.fcntl(fd, F_GETSIG)
+        uid, euid = _IDS.unpack(fcntl.fcntl(fd, F_GETOWNER_UIDS, bytes(_IDS.size))) if pid else (0, 0)
+    except OSError:  # EBADF: O_PATH
+        kind, pid, signum, uid, euid = 0, 0, 0, 0, 0
+    return FownEntry(uid=uid, euid=euid, signum=signum, pid_type=kind, pid=pid)
+
+
+def set_owner(fd: int, owner: FownEntry) -> None:
+    """Put the owner back.  Its process, group or thread must exist.  Raises OSError."""
+    if owner.signum:
+        fcntl.fcntl(fd, F_SETSIG, owner.signum)
+    if not owner.pid:
+        return
+    argument = _OWNER.pack(owner.pid_type, owner.pid)
+    ours = os.getresuid()
+    if (owner.uid, owner.euid) == ours[:2]:
+        fcntl.fcntl(fd, F_SETOWN_EX, argument)
+        return
+    call("setresuid", owner.uid, owner.euid, ours[0])  # of this thread alone; the saved id leads back
+    try:
+        fcntl.fcntl(fd, F_SETOWN_EX, argument)
+    finally:
+        call("setresuid", *ours)
+
+
+def set_flags(fd: int, flags: int) -> None:
+    """Set the status flags that can be set afterwards, except O_ASYNC."""
+    fcntl.fcntl(fd, F_SETFL, flags & SETTABLE)
+
+
+class Described(FileKind):
+    """A kind whose message in FileEntry has `flags` and `fown`: these two are saved and brought back alike for all."""
+
+    field: ClassVar[str] = ""  # name of the message in FileEntry
+
+    def place(self, entry: "FileEntry", task: "RestoreTask", number: int, program: "Program") -> None:
+        flags = getattr(entry, self.field).flags
+        if flags & O_ASYNC:
+            program.call("fcntl", number, F_SETFL, flags & (SETTABLE | O_ASYNC))
+
+    def last(self, entry: "FileEntry", fd: int, restore: "Restore") -> None:
+        owner = getattr(entry, self.field).fown
+        if owner.pid or owner.signum:
+            set_owner(fd, owner)
+
+
+def extra(dump: "Dump", id: int) -> TorporFileEntry:
+    """Torpor's own entry of a file, for this dump, to be filled in."""
+    entries: dict[int, TorporFileEntry] = dump.setdefault("file extras", {})
+    if id not in entries:
+        entries[id] = TorporFileEntry(id=id)
+    return entries[id]
+
+
+def write_extras(dump: "Dump") -> None:
+    """Write torpor-files.img, or remove an old one, when all files have been saved."""
+    entries: dict[int, TorporFileEntry] = dump.state.get("file extras", {})
+    dump.images.write(kinds.TORPOR_FILES, entries.values())
+
+
+def extras(restore: "Restore") -> dict[int, TorporFileEntry]:
+    """Torpor's own entries by file id; empty when CRIU made the images."""
+    if "file extras" not in restore.state:
+        restore.state["file extras"] = {entry.id: entry for entry in restore.images.entries(kinds.TORPOR_FILES)}
+    found: dict[int, TorporFileEntry] = restore.state["file extras"]
+    return found
