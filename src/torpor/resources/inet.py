@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TCP and UDP sockets: listening, bound, unconnected, and connected UDP.
+
+Established TCP connections are refused, or given up by --tcp-close: the socket comes back closed and unconnected.
+A listening socket's port may still be held by what is left of old connections, so binding is done with SO_REUSEADDR,
+and every option gets its value after all sockets are bound.
+"""
+
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from torpor.errors import ImageError, KernelError, Refusal
+from torpor.images.schema.fdinfo import FileEntry
+from torpor.images.schema.sk_inet import InetSkEntry, IpOptsEntry
+from torpor.images.schema.tcp_stream import TcpOptsEntry
+from torpor.kernel.sockdiag import SockDiag
+from torpor.resources import socket_options
+from torpor.resources.description import Described, save_owner, set_flags
+
+if TYPE_CHECKING:
+    from torpor.resources.context import Dump, Restore, SeenFile
+
+INETSK = 4  # FdTypes
+ESTABLISHED, CLOSE, LISTEN = 1, 7, 10  # include/net/tcp_states.h
+TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
+SO_PROTOCOL = 38
+NET_NS = 2  # number of the network namespace in the images
+IP_TOS, IP_TTL, IP_PKTINFO, IP_FREEBIND = 1, 2, 8, 15
+IPV6_PKTINFO, IPV6_V6ONLY, IPV6_FREEBIND = 49, 26, 78
+TCP_NODELAY, TCP_CORK, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT = 1, 3, 4, 5, 6
+TCP_INFO = 11
+MAX_BACKLOG = 1 << 16
+
+
+class Inet(Described):
+    covers = frozenset({"fd:inet"})
+    type = INETSK
+    field = "isk"
+
+    def save(self, seen: "SeenFile", dump: "Dump") -> FileEntry:
+        with socket_options.opened(seen.fd) as sock:
+            protocol = sock.getsockopt(socket.SOL_SOCKET, SO_PROTOCOL)
+            if (sock.type, protocol) not in ((socket.SOCK_STREAM, TCP), (socket.SOCK_DGRAM, UDP)):
+                raise seen.refusal(
+                    f"sockets of type {sock.type}, protocol {protocol} cannot be dumped", "close it first"
+                )
+            state = _state(sock)
+            listening = None
+            if protocol == TCP and state == LISTEN:
+                listening = _listening(seen, dump)
+            elif protocol == TCP and state != CLOSE:
+                if not dump.options.tcp_close:
+                    raise seen.refusal(
+                        f"it is connected to {_peer(sock)}",
+                        "close the connection, or use --tcp-close (it comes back closed)",
+                    )
+                state = CLOSE
+            bound = state != CLOSE or protocol == UDP or not _has_peer(sock)
+            source, source_port = _split(sock.family, sock.getsockname()) if bound else (_nowhere(sock.family), 0)
+            peer, peer_port = _nowhere(sock.family), 0
+            if protocol == UDP and state == ESTABLISHED:
+                peer, peer_port = _split(sock.family, sock.getpeername())
+            entry = InetSkEntry(
+                id=seen.id,
+                ino=seen.stat.st_ino & 0xFFFFFFFF,
+                family=sock.family,
+                type=sock.type,
+                proto=protocol,
+                state=state,
+                src_port=source_port,
+                dst_port=peer_port,
+                flags=seen.info.status_flags,
+                backlog=listening or 0,
+                src_addr=source,
+                dst_addr=peer,
+                fown=save_owner(seen.fd),
+                opts=socket_options.save(sock, seen),
+                ip_opts=_ip_options(sock),
+                ns_id=NET_NS,
+                tcp_opts=_tcp_options(sock) if protocol == TCP else TcpOptsEntry(),
+            )
+            if sock.family == socket.AF_INET6:
+                entry.v6only = bool(sock.getsockopt(socket.IPPROTO_IPV6, IPV6_V6ONLY))
+                scope = sock.getsockname()[3]
+                if scope:
+                    entry.ifname = socket.if_indextoname(scope)
+        return FileEntry(type=INETSK, id=seen.id, isk=entry)
+
+    def check(self, entry: FileEntry, restore: "Restore") -> None:
+        isk = entry.isk
+        where = f"files.img, socket {entry.id}"
+        if isk is None:
+            raise ImageError(where, "it has no entry")
+        words = {socket.AF_INET: 1, socket.AF_INET6: 4}.get(isk.family)
+        if words is None or len(isk.src_addr) != words or len(isk.dst_addr) != words:
+            raise ImageError(where, "impossible address")
+        if (isk.type, isk.proto) not in ((socket.SOCK_STREAM, TCP), (socket.SOCK_DGRAM, UDP)):
+            raise Refusal(where, f"sockets of type {isk.type}, protocol {isk.proto} cannot be restored")
+        if isk.src_port > 0xFFFF or isk.dst_port > 0xFFFF or isk.backlog > 0x7FFFFFFF:
+            raise ImageError(where, "impossible port or backlog")
+        if isk.proto == TCP and isk.state not in (LISTEN, CLOSE) and not restore.options.tcp_close:
+            raise Refusal(
+                where, f"it was connected (state {isk.state})", "restore with --tcp-close: it comes back closed"
+            )
+
+    def make(self, entry: FileEntry, restore: "Restore") -> int:
+        isk = entry.isk
+        assert isk is not None
+        sock = socket.socket(isk.family, isk.type | socket.SOCK_CLOEXEC, isk.proto)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket_options.SO_REUSEADDR, 1)
+            if isk.opts.so_reuseport:
+                sock.setsockopt(socket.SOL_SOCKET, socket_options.SO_REUSEPORT, 1)
+            if isk.v6only is not None and isk.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_V6ONLY, int(isk.v6only))
+            gave_up = isk.proto == TCP and isk.state not in (LISTEN, CLOSE)
+            if isk.src_port and not gave_up:
+                _bind(sock, isk)
+            if isk.proto == TCP and isk.state == LISTEN:
+                sock.listen(min(isk.backlog, MAX_BACKLOG))
+            return sock.detach()
+        finally:
+            sock.close()
+
+    def wire(self, entry: FileEntry, fd: int, restore: "Restore") -> None:
+        isk = entry.isk
+        assert isk is not None
+        with socket_options.opened(fd) as sock:
+            if isk.proto == UDP and isk.state == ESTABLISHED:
+                sock.connect(_joined(isk, isk.dst_addr, isk.dst_port))
+            socket_options.restore(sock, isk.opts)
+            if isk.ip_opts:
+                _set_ip_options(sock, isk.ip_opts)
+            if isk.proto == TCP:
+                _set_tcp_options(sock, isk)
+        set_flags(fd, isk.flags)
+
+
+def _state(sock: socket.socket) -> int:
+    if sock.type == socket.SOCK_STREAM:
+        return sock.getsockopt(TCP, TCP_INFO, 1)[0]
+    return ESTABLISHED if _has_peer(sock) else CLOSE
+
+
+def _has_peer(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def _peer(sock: socket.socket) -> str:
+    try:
+        address = sock.getpeername()
+    except OSError:
+        return "a peer that is gone"
+    return f"{address[0]}:{address[1]}"
+
+
+def _listening(seen: "SeenFile", dump: "Dump") -> int:
+    """The backlog of a listening socket.  Raises Refusal where connections wait in it."""
+    if "inet:listening" not in dump.state:
+        with SockDiag() as diag:
+            found = [s for family in (socket.AF_INET, socket.AF_INET6) for s in diag.inet(family, TCP, 1 << LISTEN)]
+        dump.state["inet:listening"] = {s.ino: s for s in found}
+    facts = dump.state["inet:listening"].get(seen.stat.st_ino)
+    if facts is None:
+        return 0
+    if facts.rqueue and not dump.options.skip_in_flight and not dump.options.tcp_close:
+        raise seen.refusal(
+            f"{facts.rqueue} connections wait to be accepted", "try again, or use --skip-in-flight (they are lost)"
+        )
+    backlog: int = facts.wqueue
+    return backlog
+
+
+def _split(family: int, address: tuple[str, int]) -> tuple[list[int], int]:
+    """Address as words, and port."""
+    raw = socket.inet_pton(family, address[0].partition("%")[0])
+    return list(struct.unpack(f"<{len(raw) // 4}I", raw)), address[1]
+
+
+def _nowhere(family: int) -> list[int]:
+    return [0] if family == socket.AF_INET else [0, 0, 0, 0]
+
+
+def _joined(isk: InetSkEntry, words: list[int], port: int) -> "tuple[str, int] | tuple[str, int, int, int]":
+    text = socket.inet_ntop(isk.family, struct.pack(f"<{len(words)}I", *words))
+    if isk.family == socket.AF_INET:
+        return text, port
+    return text, port, 0, socket.if_nametoindex(isk.ifname) if isk.ifname else 0
+
+
+def _bind(sock: socket.socket, isk: InetSkEntry) -> None:
+    address = _joined(isk, isk.src_addr, isk.src_port)
+    if isk.ip_opts and isk.ip_opts.freebind:
+        _set_ip_options(sock, isk.ip_opts)
+    try:
+        sock.bind(address)
+    except OSError as error:
+        raise KernelError(
+            f"cannot bind a socket to {address[0]} port {address[1]}",
+            error,
+            "end what uses that port" if error.errno == 98 else "restore where that address exists",
+        ) from None
+
+
+def _ip_options(sock: socket.socket) -> IpOptsEntry:
+    entry = IpOptsEntry()
+    if sock.family == socket.AF_INET:
+        level, pktinfo, freebind = socket.IPPROTO_IP, IP_PKTINFO, IP_FREEBIND
+        entry.ttl = sock.getsockopt(level, IP_TTL)
+        entry.tos = sock.getsockopt(level, IP_TOS) or None
+    else:
+        level, pktinfo, freebind = socket.IPPROTO_IPV6, IPV6_PKTINFO, IPV6_FREEBIND
+    entry.freebind = bool(sock.getsockopt(level, freebind)) or None
+    entry.pktinfo = bool(sock.getsockopt(level, pktinfo)) or None
+    return entry
+
+
+def _set_ip_options(sock: socket.socket, entry: IpOptsEntry) -> None:
+    if sock.family == socket.AF_INET:
+        level, pktinfo, freebind = socket.IPPROTO_IP, IP_PKTINFO, IP_FREEBIND
+        if entry.ttl and sock.getsockopt(level, IP_TTL) != entry.ttl:
+            sock.setsockopt(level, IP_TTL, entry.ttl)
+        if entry.tos:
+            sock.setsockopt(level, IP_TOS, entry.tos)
+    else:
+        level, pktinfo, freebind = socket.IPPROTO_IPV6, IPV6_PKTINFO, IPV6_FREEBIND
+    if entry.freebind:
+        sock.setsockopt(level, freebind, 1)
+    if entry.pktinfo:
+        sock.setsockopt(level, pktinfo, 1)
+
+
+def _tcp_options(sock: socket.socket) -> TcpOptsEntry:
+    return TcpOptsEntry(
+        cork=bool(sock.getsockopt(TCP, TCP_CORK)) or None,
+        nodelay=bool(sock.getsockopt(TCP, TCP_NODELAY)) or None,
+        keepcnt=sock.getsockopt(TCP, TCP_KEEPCNT),
+        keepidle=sock.getsockopt(TCP, TCP_KEEPIDLE),
+        keepintvl=sock.getsockopt(TCP, TCP_KEEPINTVL),
+    )
+
+
+def _set_tcp_options(sock: socket.socket, isk: InetSkEntry) -> None:
+    entry = isk.tcp_opts
+    # Older images have the keepalive times among the general options.
+    for option, value in (
+        (TCP_KEEPCNT, (entry and entry.keepcnt) or isk.opts.tcp_keepcnt),
+        (TCP_KEEPIDLE, (entry and entry.keepidle) or isk.opts.tcp_keepidle),
+        (TCP_KEEPINTVL, (entry and entry.keepintvl) or isk.opts.tcp_keepintvl),
+    ):
+        if value and sock.getsockopt(TCP, option) != value:
+            sock.setsockopt(TCP, option, value)
+    if entry and entry.nodelay:
+        sock.setsockopt(TCP, TCP_NODELAY, 1)
+    if entry and entry.cork:
+        sock.setsockopt(TCP, TCP_CORK, 1)
+
+
+FILE_KINDS = [Inet()]

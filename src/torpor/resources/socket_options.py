@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Socket options that all families have (socket(7)), as sk_opts_entry.
+
+Buffer sizes: the kernel doubles what is set and shows the doubled value; setting one also locks it against automatic
+tuning, which SO_BUF_LOCK (5.15) tells and mends.  SO_SNDBUFFORCE goes beyond the system's limit (CAP_NET_ADMIN).
+"""
+
+import ctypes
+import os
+import socket
+import struct
+import sys
+from typing import TYPE_CHECKING
+
+from torpor.images.schema.sk_opts import SkOptsEntry
+from torpor.kernel.syscall import call
+
+if TYPE_CHECKING:
+    from torpor.resources.context import SeenFile
+
+SOL = socket.SOL_SOCKET
+# include/uapi/asm-generic/socket.h
+SO_REUSEADDR, SO_DONTROUTE, SO_BROADCAST, SO_SNDBUF, SO_RCVBUF, SO_KEEPALIVE, SO_OOBINLINE = 2, 5, 6, 7, 8, 9, 10
+SO_NO_CHECK, SO_PRIORITY, SO_LINGER, SO_REUSEPORT, SO_PASSCRED, SO_RCVLOWAT = 11, 12, 13, 15, 16, 18
+SO_RCVTIMEO, SO_SNDTIMEO, SO_BINDTODEVICE, SO_GET_FILTER = 20, 21, 25, 26
+SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_PASSSEC, SO_MARK, SO_BUF_LOCK = 32, 33, 34, 36, 72
+_FLAGS = {
+    "reuseaddr": SO_REUSEADDR,
+    "so_dontroute": SO_DONTROUTE,
+    "so_no_check": SO_NO_CHECK,
+    "so_reuseport": SO_REUSEPORT,
+    "so_broadcast": SO_BROADCAST,
+    "so_keepalive": SO_KEEPALIVE,
+}
+_TIMES = struct.Struct("=qq")  # struct timeval of 64-bit machines
+
+
+def opened(fd: int) -> socket.socket:
+    """A socket object on a duplicate of `fd`: to be closed by the caller."""
+    return socket.socket(fileno=os.dup(fd))
+
+
+def save(sock: socket.socket, seen: "SeenFile") -> SkOptsEntry:
+    """All general options.  Raises Refusal for a filter program."""
+
+    def number(option: int) -> int:
+        return sock.getsockopt(SOL, option)
+
+    if _filter_length(sock.fileno()):
+        raise seen.refusal("a filter program is attached to it", "detach it first (SO_DETACH_FILTER)")
+    send_s, send_us = _TIMES.unpack(sock.getsockopt(SOL, SO_SNDTIMEO, 16))
+    receive_s, receive_us = _TIMES.unpack(sock.getsockopt(SOL, SO_RCVTIMEO, 16))
+    on, linger = struct.unpack("=ii", sock.getsockopt(SOL, SO_LINGER, 8))
+    device = sock.getsockopt(SOL, SO_BINDTODEVICE, 16).rstrip(b"\0")
+    entry = SkOptsEntry(
+        so_sndbuf=number(SO_SNDBUF),
+        so_rcvbuf=number(SO_RCVBUF),
+        so_snd_tmo_sec=send_s,
+        so_snd_tmo_usec=send_us,
+        so_rcv_tmo_sec=receive_s,
+        so_rcv_tmo_usec=receive_us,
+        so_priority=number(SO_PRIORITY),
+        so_rcvlowat=number(SO_RCVLOWAT),
+        so_bound_dev=os.fsdecode(device) if device else None,
+        so_oobinline=number(SO_OOBINLINE),
+        so_linger=linger if on else None,
+    )
+    for name, option in _FLAGS.items():
+        setattr(entry, name, bool(number(option)))
+    if mark := number(SO_MARK):
+        entry.so_mark = mark
+    try:
+        entry.so_buf_lock = number(SO_BUF_LOCK)
+    except OSError:
+        pass
+    return entry
+
+
+def _filter_length(fd: int) -> int:
+    """Instructions of the attached filter program.  SO_GET_FILTER counts in instructions, not bytes, so Python's
+    getsockopt would overflow its buffer."""
+    length = ctypes.create_string_buffer(4)
+    call("getsockopt", fd, SOL, SO_GET_FILTER, 0, ctypes.addressof(length))
+    return int.from_bytes(length.raw, sys.byteorder)
+
+
+def restore(sock: socket.socket, entry: SkOptsEntry) -> None:
+    """Set all general options; to be called when the socket is bound, since binding needs SO_REUSEADDR for a while."""
+    for force, plain, size in (
+        (SO_SNDBUFFORCE, SO_SNDBUF, entry.so_sndbuf),
+        (SO_RCVBUFFORCE, SO_RCVBUF, entry.so_rcvbuf),
+    ):
+        if sock.getsockopt(SOL, plain) != size:
+            try:
+                sock.setsockopt(SOL, force, size // 2)
+            except PermissionError:
+                sock.setsockopt(SOL, plain, size // 2)
+    if entry.so_buf_lock is not None:
+        try:
+            sock.setsockopt(SOL, SO_BUF_LOCK, entry.so_buf_lock)
+        except OSError:
+            pass  # before 5.15: the size stays as set, which is what was asked for
+    for option, seconds, micros in (
+        (SO_SNDTIMEO, entry.so_snd_tmo_sec, entry.so_snd_tmo_usec),
+        (SO_RCVTIMEO, entry.so_rcv_tmo_sec, entry.so_rcv_tmo_usec),
+    ):
+        if seconds or micros:
+            sock.setsockopt(SOL, option, _TIMES.pack(seconds, micros))
+    for name, option in _FLAGS.items():
+        value = getattr(entry, name)
+        if value is not None:
+            sock.setsockopt(SOL, option, int(value))
+    if entry.so_priority:
+        sock.setsockopt(SOL, SO_PRIORITY, entry.so_priority)
+    if entry.so_rcvlowat is not None and entry.so_rcvlowat != 1:
+        sock.setsockopt(SOL, SO_RCVLOWAT, entry.so_rcvlowat)
+    if entry.so_mark:
+        sock.setsockopt(SOL, SO_MARK, entry.so_mark)
+    if entry.so_passcred:
+        sock.setsockopt(SOL, SO_PASSCRED, 1)
+    if entry.so_passsec:
+        sock.setsockopt(SOL, SO_PASSSEC, 1)
+    if entry.so_bound_dev:
+        sock.setsockopt(SOL, SO_BINDTODEVICE, os.fsencode(entry.so_bound_dev) + b"\0")
+    if entry.so_oobinline:
+        sock.setsockopt(SOL, SO_OOBINLINE, 1)
+    if entry.so_linger is not None:
+        sock.setsockopt(SOL, SO_LINGER, struct.pack("=ii", 1, entry.so_linger))
