@@ -17,6 +17,7 @@ from torpor.images.schema.stats import DumpStatsEntry, StatsEntry
 from torpor.images.schema.timens import TimensEntry
 from torpor.images.schema.torpor import AreaNameEntry, TorporTaskEntry
 from torpor.memory import segments
+from torpor.resources.description import write_extras
 
 if TYPE_CHECKING:
     from torpor.dump_collect import Asked
@@ -68,6 +69,7 @@ def everything(dump: "Dump", asked: "Asked", memory: "list[AddressSpace]") -> No
         )
     for kind in dump.state.get("file kinds", {}).values():
         kind.late(dump)
+    write_extras(dump)
     segments.save_inodes(dump)
     dump.file_entries.sort(key=lambda entry: entry.id)
     images.write(kinds.FILES, dump.file_entries)
