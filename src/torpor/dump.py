@@ -109,6 +109,7 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
     from torpor import dump_collect as collect
     from torpor import dump_write as write
     from torpor.engine.freeze import freeze
+    from torpor.engine.guardian import Guardian
     from torpor.images.directory import ImageWriter
     from torpor.resources.context import Dump
 
@@ -116,6 +117,7 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
     images = ImageWriter(dir_fd)
     session = Dump(options, images)
     collect.prepare(session)
+    guardian = session.state["guardian"] = Guardian.start()
     clock = _Clock()
     tree = freeze(options.tree)
     frozen_at = clock.at
@@ -152,9 +154,11 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
     except BaseException as error:
         collect.cure_all(session, tree)
         images.discard()
+        guardian.finish()
         if isinstance(error, OSError):
             raise _explain(error) from error
         raise
+    guardian.finish()
     return DumpResult(
         tasks=len(session.tasks),
         threads=sum(len(task.threads) for task in session.tasks.values()),

@@ -264,7 +264,7 @@ def install(dump: "Dump") -> None:
         try:
             if task.leader.tid != task.pid or _table_full(task):
                 raise CannotInstall
-            task.runner = Executor(task.leader)
+            task.runner = Executor(task.leader, guardian=dump.state.get("guardian"))
         except CannotInstall:
             task.runner = Stepper(task.leader)
 

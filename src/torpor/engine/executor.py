@@ -17,6 +17,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from importlib import resources
+from typing import TYPE_CHECKING
 
 from torpor.arch.base import Arch
 from torpor.engine.area import PAGE, Area, frame_size
@@ -26,6 +27,9 @@ from torpor.engine.waiting import wait_readable
 from torpor.errors import TaskGone, TorporError
 from torpor.kernel import ptrace
 from torpor.kernel.syscall import call
+
+if TYPE_CHECKING:
+    from torpor.engine.guardian import Guardian
 
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 MAP_PRIVATE, MAP_FIXED_NOREPLACE, MAP_ANONYMOUS = 2, 0x100000, 0x20
@@ -61,11 +65,13 @@ def blob(arch: Arch) -> bytes:
 class Executor:
     """The executor inside one task (a thread-group leader, or any thread with an fd table of its own)."""
 
-    def __init__(self, tracee: Tracee, hole: int = 0) -> None:
+    def __init__(self, tracee: Tracee, hole: int = 0, guardian: "Guardian | None" = None) -> None:
         """Install it; at address `hole`, or where the kernel likes.  Raises CannotInstall, leaving nothing behind."""
+        self.guardian = guardian
         self.tracee = tracee
         self.arch = tracee.arch
         self.socket: socket.socket | None = None
+        self.fd = -1
         self._undo_slot = 0
         self.inherited = False  # entered through memory that a fork left there
         self.running = False
@@ -78,8 +84,33 @@ class Executor:
         if -4096 < self.base < 0:
             tracee.rewind()
             raise CannotInstall(os.strerror(-self.base))
+        if guardian:
+            guardian.watch(tracee.pid, self.base, self.size)
         self.area = Area(self.arch, self.base + PAGE, LEADER_AREA, frame_size(self.arch, registers), _UNDO_ROOM)
         self._enter(code)
+
+    @classmethod
+    def entered(cls, tracee: Tracee, base: int, size: int, area: Area, control: socket.socket, fd: int) -> "Executor":
+        """The executor in a new task that has its pages and its socket from the task that made it, and starts with an
+        empty program: `finish` awaits that.  Such a task has no home to go to (see engine/spawn.py)."""
+        executor = cls.__new__(cls)
+        executor.tracee, executor.arch, executor.socket, executor.fd = tracee, tracee.arch, control, fd
+        executor.base, executor.size, executor.area, executor._undo_slot = base, size, area, 0
+        executor.running, executor._batch = True, Batch([], {}, 2 * tracee.arch.word_size)
+        return executor
+
+    def move_fd(self, number: int, program: Program) -> None:
+        """Append to `program`, which must be run at once, what moves the task's end of the socket to `number`."""
+        program.call("dup3", self.fd, number, os.O_CLOEXEC)
+        program.call("close", self.fd)
+        self.fd = number
+        self.tracee.write(self.area.fds_address(), struct.pack(f"{self.arch.word[0]}ii", number, number))
+
+    def close(self) -> None:
+        """Give up our end of the socket; the task has ended, or is parked for good."""
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
 
     def _enter(self, code: bytes) -> None:
         tracee, area, order = self.tracee, self.area, self.arch.word[0]
@@ -215,6 +246,8 @@ class Executor:
             tracee.stop_program()
             tracee.step("close", self.fd)
         tracee.step("munmap", self.base, self.size)
+        if self.guardian:
+            self.guardian.forget(tracee.pid, self.base)
         self.socket.close()
         self.socket = None
         tracee.rewind()

@@ -47,6 +47,8 @@ class ThreadTeam:
         program.call("socketpair", socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC, 0, pair)
         self.leader.run(program)
         self._at, self._slots = at.value, threads
+        if self.leader.guardian:
+            self.leader.guardian.watch(self.leader.tracee.pid, self._at, self._size)
         self.fd, theirs = struct.unpack(f"{arch.word[0]}ii", pair.data)
         pidfd = call("pidfd_open", self.leader.tracee.pid, 0)
         try:
@@ -130,5 +132,7 @@ class ThreadTeam:
         program.call("munmap", self._at, self._size)
         self.leader.set_undo(Program())
         self.leader.run(program)
+        if self.leader.guardian:
+            self.leader.guardian.forget(self.leader.tracee.pid, self._at)
         self.socket.close()
         self.socket = None
