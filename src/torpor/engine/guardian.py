@@ -59,7 +59,7 @@ class Guardian:
 
 
 def _guard(fd: int) -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     _close_all_but(fd)
     areas: dict[tuple[int, int], int] = {}
     data = b""
