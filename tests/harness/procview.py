@@ -1,69 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process tree as /proc shows it, and the differences of two such views in words.
+"""A process tree as /proc shows it: one flat dictionary, to be compared by differences.py.
 
-A view is one flat dictionary: a path such as ("task 123", "area 7f00-7f10", "flags") → a value.  Comparing is then one
-loop.  Numbers that the kernel makes up anew (inodes of pipes, sockets, memfds and deleted files; which descriptors are
-one description) are wrapped in `Same`: they may change, but consistently: what was one object must be one object, what
-were XX
+Counters, times and kernel addresses are left out by name; everything else is in it.  What belongs to a thread, to a
+process and to a descriptor table is told once for each; kcmp says which of them share a table or a description.
+
 Surprises: a zombie leader has no maps and no descriptors, its live threads do; /proc/PID/timers and timerslack_ns exist
-for processes only; neighbouring areas that differ in nothing visible merge or not by history, so they are merged here.
+for processes only; a task inside sigwait shows the signals that it awaits as unblocked.
 """
 
 import ctypes
 import os
 import re
 import signal
-from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
-from typing import NamedTuple
 
+from harness.differences import Area, Areas, Key, Same, Tolerance, Value, View, differences, tids
 from harness.events import tree_of
 
-Key = tuple[str, ...]
-
-
-class Same(NamedTuple):
-    """A number of the kernel's own making: equal when it names the same object on each side throughout."""
-
-    kind: str
-    number: Hashable
-
-
-class Area(NamedTuple):
-    """One line of smaps with what belongs to it."""
-
-    start: int
-    end: int
-    offset: int
-    protection: str
-    name: str
-    file: "str | Same"
-    flags: frozenset[str]
-    page_size: str
-    key: str
-
-
-class Areas(NamedTuple):
-    """All areas of a task, as the kernel divides them."""
-
-    areas: tuple[Area, ...]
-
-    def merged(self, ignored: frozenset[str]) -> list[Area]:
-        """Neighbours that differ in nothing visible as one; without the flags that a tool may change."""
-        found: list[Area] = []
-        for whole in self.areas:
-            area = whole._replace(flags=whole.flags - ignored)
-            if found and found[-1].end == area.start and found[-1][3:] == area[3:]:
-                last = found[-1]
-                if area.offset == -1 or last.offset + (area.start - last.start) == area.offset:
-                    found[-1] = last._replace(end=area.end)
-                    continue
-            found.append(area)
-        return found
-
-
-Value = str | int | frozenset[str] | tuple[int, ...] | Same | Areas
-View = dict[Key, Value]
+__all__ = ["Areas", "Same", "Tolerance", "View", "differences", "tids", "view"]
 
 # Lines of status that count or measure, or that are about others.
 STATUS_COUNTERS = {
@@ -338,124 +292,3 @@ class Viewer:
 def view(root: int) -> View:
     """All that /proc shows of the tree below `root` now."""
     return Viewer(root).tree()
-
-
-def tids(seen: View) -> list[int]:
-    """Every thread of every task of a view."""
-    found: list[int] = []
-    for key, value in seen.items():
-        if key[1:] == ("threads",) and isinstance(value, tuple) and not isinstance(value, (Same, Areas)):
-            found += value
-    return found
-
-
-# -- comparing --
-class Tolerance(NamedTuple):
-    """A difference that a tool (never Torpor) leaves, and why.
-
-    pattern: found in the sentence about it.  flags: words of VmFlags that are not compared.
-    """
-
-    why: str
-    pattern: str = ""
-    flags: frozenset[str] = frozenset()
-
-
-def _with_areas(seen: View, ignored: frozenset[str]) -> View:
-    """The view with each area as entries of its own."""
-    spread: View = {}
-    for key, value in seen.items():
-        if not isinstance(value, Areas):
-            spread[key] = value
-            continue
-        for area in value.merged(ignored):
-            at = (key[0], f"area {area.start:x}-{area.end:x}")
-            spread[(*at, "name")] = area.name
-            spread[(*at, "protection")] = area.protection
-            spread[(*at, "file")] = area.file
-            spread[(*at, "offset")] = area.offset
-            spread[(*at, "VmFlags")] = area.flags
-            spread[(*at, "page size")] = area.page_size
-            spread[(*at, "protection key")] = area.key
-    return spread
-
-
-def _text(value: Value) -> str:
-    if isinstance(value, Same):
-        return f"{value.kind} {value.number}"
-    if isinstance(value, frozenset):
-        return " ".join(sorted(value))
-    return repr(value) if isinstance(value, str) else str(value)
-
-
-def _change(before: Value, after: Value) -> str:
-    if isinstance(before, frozenset) and isinstance(after, frozenset):
-        words = [f"lost {' '.join(sorted(before - after))}"] if before - after else []
-        words += [f"gained {' '.join(sorted(after - before))}"] if after - before else []
-        return ", ".join(words)
-    if isinstance(before, Same):
-        return f"is no longer the same {before.kind} as before, seen from what else refers to it"
-    return f"was {_text(before)}, is {_text(after)}"
-
-
-class Renaming:
-    """Which of the old numbers is which of the new: a bijection that grows while comparing."""
-
-    def __init__(self) -> None:
-        self.there: dict[Same, Same] = {}
-        self.back: dict[Same, Same] = {}
-
-    def agrees(self, before: Same, after: Same) -> bool:
-        if before.kind != after.kind:
-            return False
-        known, source = self.there.get(before), self.back.get(after)
-        if known is None and source is None:
-            self.there[before], self.back[after] = after, before
-            return True
-        return known == after and source == before
-
-
-def differences(before: View, after: View, tolerate: Iterable[Tolerance] = ()) -> list[str]:
-    """What changed, one sentence a change; [] when nothing did."""
-    tolerate = list(tolerate)
-    ignored = frozenset().union(*(one.flags for one in tolerate))
-    before, after = _with_areas(before, ignored), _with_areas(after, ignored)
-    names = {key[0]: value for key, value in before.items() if key[1:] == ("comm",)}
-    renaming = Renaming()
-    patterns: list[Callable[[str], object]] = [re.compile(one.pattern).search for one in tolerate if one.pattern]
-    found: list[str] = []
-
-    def tell(key: Key, text: str) -> None:
-        who = [f"{key[0]} ({names[key[0]]})" if key[0] in names else key[0], *key[1:]]
-        if len(key) > 2 and (*key[:2], "name") in before:
-            who[1] += f" ({before[(*key[:2], 'name')] or 'anonymous'})"
-        sentence = ", ".join(who) + ": " + text
-        if not any(search(sentence) for search in patterns):
-            found.append(sentence)
-
-    here, there = _prefixes(before), _prefixes(after)
-    told: set[Key] = set()
-    for key, value in before.items():
-        if key not in after:
-            # Is a whole task, area or descriptor missing?  Then one sentence, about its first fact, is enough.
-            whole = next((key[:n] for n in range(1, len(key)) if key[:n] not in there), key)
-            if whole not in told:
-                tell(key, f"was {_text(value)}, is gone")
-            told.add(whole)
-            continue
-        now = after[key]
-        if isinstance(value, Same) and isinstance(now, Same):
-            if not renaming.agrees(value, now):
-                tell(key, _change(value, now))
-        elif value != now:
-            tell(key, _change(value, now))
-    for key, value in after.items():
-        whole = next((key[:n] for n in range(1, len(key)) if key[:n] not in here), key)
-        if key not in before and whole not in told:
-            tell(key, f"is new: {_text(value)}")
-            told.add(whole)
-    return found
-
-
-def _prefixes(view: View) -> set[Key]:
-    return {key[:length] for key in view for length in range(1, len(key) + 1)}
