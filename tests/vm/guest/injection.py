@@ -257,7 +257,8 @@ def stepped(victim: Victim) -> None:
     for _ in range(3):
         assert thread.step("getpid") == running.pid
     thread.let_go()
-    assert (areas(running.pid), fds(running.pid)) == before
+    if victim.wake:  # the others may end meanwhile, on a slow machine
+        assert (areas(running.pid), fds(running.pid)) == before
     running.check()
 
 
@@ -269,7 +270,8 @@ def stepped_program(victim: Victim) -> None:
     exercise(stepper.run, running.pid)
     stepper.remove()
     thread.let_go()
-    assert fds(running.pid) == before
+    if victim.wake:
+        assert fds(running.pid) == before
     running.check()
 
 
@@ -284,9 +286,8 @@ def executed(victim: Victim) -> None:
         exercise(executor.run, running.pid)
     executor.remove()
     thread.let_go()
-    assert fds(running.pid) == before[1]
-    if victim.state == "S":
-        assert areas(running.pid) == before[0]
+    if victim.wake:
+        assert (areas(running.pid), fds(running.pid)) == before
         again = only_thread(running.pid)
         assert again.mask == mask
         now = again.registers()
