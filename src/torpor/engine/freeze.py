@@ -9,13 +9,14 @@ waited for afterwards, so a thousand threads stop side by side.
 import errno
 import os
 import time
+from collections import deque
 from typing import NamedTuple
 
 from torpor.engine import stops
 from torpor.engine.stops import Kind
 from torpor.engine.tracee import Tracee
 from torpor.engine.waiting import check_cancelled
-from torpor.errors import Refusal, TaskGone
+from torpor.errors import Refusal, TaskGone, TorporError
 from torpor.kernel import ptrace
 from torpor.kernel.proc import parse_pids, parse_stat
 from torpor.kernel.procfs import read_all
@@ -39,32 +40,32 @@ class FrozenTree(NamedTuple):
     processes: dict[int, FrozenProcess]  # parents before children
 
 
-def freeze(root: int) -> FrozenTree:
-    """Stop the whole tree below and with process `root`.
+def freeze(root: int, children: bool = True) -> FrozenTree:
+    """Stop the whole tree below and with process `root`, or this process alone.
 
     Raises TaskGone, Refusal (already traced, no rights, unstoppable); what had been stopped goes on then.
     """
     held: dict[int, Tracee] = {}
     try:
-        return _freeze(root, held)
+        return _freeze(root, held, children)
     except BaseException:
         for tracee in held.values():
-            if tracee.stopped:
-                try:
-                    tracee.let_go()
-                except OSError:
-                    pass
+            try:
+                if not tracee.stopped:
+                    _await_stop(tracee, patience=0.1)
+                tracee.let_go()
+            except (OSError, TorporError):
+                pass  # gone, or unstoppable: the kernel lets go of it when the engine ends
         raise
 
 
-def _freeze(root: int, held: dict[int, Tracee]) -> FrozenTree:
+def _freeze(root: int, held: dict[int, Tracee], with_children: bool) -> FrozenTree:
     processes: dict[int, FrozenProcess] = {}
-    expected = _tree(root)
-    for pid in expected:
+    for pid in _tree(root) if with_children else [root]:
         _seize_all(pid, held)
-    queue = [(root, 0)]
+    queue = deque([(root, 0)])
     while queue:
-        pid, ppid = queue.pop(0)
+        pid, ppid = queue.popleft()
         check_cancelled()
         threads: dict[int, Tracee] = {}
         while True:
@@ -81,7 +82,7 @@ def _freeze(root: int, held: dict[int, Tracee]) -> FrozenTree:
             if pid == root:
                 raise TaskGone(f"process {root} has ended")
             continue  # ended, and was reaped, while we came
-        children = _children(pid, tids)
+        children = _children(pid, tids) if with_children else []
         zombie = pid not in threads
         processes[pid] = FrozenProcess(pid, ppid, threads, zombie, children)
         queue += [(child, pid) for child in children]
@@ -180,9 +181,9 @@ def _explain_eperm(pid: int, tid: int) -> bool:
     raise Refusal(subject, "no permission to trace it", "run as root, or with CAP_SYS_PTRACE", code="no-rights")
 
 
-def _await_stop(tracee: Tracee) -> bool:
+def _await_stop(tracee: Tracee, patience: float = _STUBBORN_S) -> bool:
     """Wait until an interrupted task has stopped.  False: it ended instead."""
-    deadline = time.monotonic() + _STUBBORN_S
+    deadline = time.monotonic() + patience
     while True:
         try:
             stop = stops.poll(tracee.tid)

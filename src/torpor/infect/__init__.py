@@ -1,1 +1,132 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Run system calls inside another process, and leave it as it was.
+
+    from torpor import infect
+
+    with infect.stopped(pid) as task:
+        print(task.getcwd())                      # its own getcwd, from inside
+        task.call("close", 7)                     # close a descriptor of its
+        address = task.mmap(1 << 20)              # give it a megabyte of memory
+
+Inside the block all threads of the process stand still; at its end the process goes on where it was, with what the
+calls changed and nothing else.  Should your program be killed inside the block, the process goes home by itself.
+
+Many calls travel as one program, in which a call may use results of earlier ones (see torpor.engine.program)::
+
+        program = infect.Program()
+        fd = program.call("openat", infect.AT_FDCWD, program.string("/etc/hostname"), 0, 0)
+        text = program.space(256)
+        length = program.call("read", fd, text, 256)
+        program.call("close", fd)
+        task.run(program)
+        print(text.data[: length.value])
+
+ptrace belongs to a thread: a block must be left by the thread that entered it.  Needs the rights of PTRACE_MODE_ATTACH
+(ptrace(2)).  Nothing here waits for anybody's children but the task's own stops.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torpor.engine.executor import CannotInstall, Executor
+from torpor.engine.freeze import FrozenProcess, freeze
+from torpor.engine.program import CallFailed, Load32, Pointer, Program, Result
+from torpor.engine.stepper import Stepper
+from torpor.errors import TaskGone, TorporError
+
+AT_FDCWD = -100
+_PROT_READ, _PROT_WRITE, _MAP_PRIVATE, _MAP_ANONYMOUS = 1, 2, 2, 0x20
+_PATH_MAX = 4096
+
+
+class Task:
+    """A stopped process, while inside `stopped`."""
+
+    def __init__(self, process: FrozenProcess) -> None:
+        self.pid = process.pid
+        self._threads = list(process.threads.values())
+        leader = self._threads[0]
+        self._runner: Executor | Stepper
+        try:
+            if leader.tid != process.pid:
+                raise CannotInstall("the leader has ended")
+            self._runner = Executor(leader)
+        except CannotInstall:
+            self._runner = Stepper(leader)
+
+    def run(self, program: Program) -> None:
+        """Run a program.  Raises CallFailed for the first call that fails and may not; results before it are there."""
+        self._runner.run(program)
+
+    def call(self, name: str, *args: int | bytes | str) -> int:
+        """One system call by name; bytes and text are passed by address, text with a NUL behind it.
+
+        Returns its result; raises CallFailed.
+        """
+        program = Program()
+        passed: list[int | Pointer] = [
+            program.string(arg) if isinstance(arg, str) else program.put(arg) if isinstance(arg, bytes) else arg
+            for arg in args
+        ]
+        result = program.call(name, *passed)
+        self.run(program)
+        return result.value
+
+    def getcwd(self) -> str:
+        """Its working directory, as it sees it."""
+        program = Program()
+        buffer = program.space(_PATH_MAX)
+        length = program.call("getcwd", buffer, _PATH_MAX)
+        self.run(program)
+        return os.fsdecode(buffer.data[: length.value - 1])
+
+    def mmap(self, size: int) -> int:
+        """Map `size` bytes of zeroed private memory in it; returns the address.  It stays when the task goes on."""
+        return self.call("mmap", 0, size, _PROT_READ | _PROT_WRITE, _MAP_PRIVATE | _MAP_ANONYMOUS, -1, 0)
+
+    def read(self, address: int, size: int) -> bytes:
+        """Its memory.  Raises OSError (EIO) where nothing is mapped."""
+        return self._threads[0].read(address, size)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Change its memory, write-protected pages too (they become its own).  Raises OSError."""
+        self._threads[0].write(address, data)
+
+    def _let_go(self) -> None:
+        try:
+            self._runner.remove()
+        finally:
+            for thread in reversed(self._threads):
+                try:
+                    thread.stop_program()
+                    thread.let_go()
+                except (OSError, TaskGone):
+                    pass
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[Task]:
+    """Stop process `pid`, all its threads and not its children, for the length of a ``with`` block.
+
+    Raises TaskGone, Refusal (traced already, no rights).
+    """
+    if pid == os.getpid():
+        raise TorporError("a process cannot stop itself", code="usage")
+    tree = freeze(pid, children=False)
+    process = tree.processes[pid]
+    if not process.threads:
+        raise TaskGone(f"process {pid} has ended", "only its exit status is left")
+    task = None
+    try:
+        task = Task(process)
+        yield task
+    finally:
+        if task is not None:
+            task._let_go()
+        else:
+            for thread in process.threads.values():
+                thread.let_go()
+
+
+__all__ = ["AT_FDCWD", "CallFailed", "Load32", "Pointer", "Program", "Result", "Task", "stopped"]
