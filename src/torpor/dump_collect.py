@@ -12,7 +12,6 @@ from torpor.engine.team import ThreadTeam
 from torpor.engine.waiting import check_cancelled, forget_cancellation
 from torpor.errors import TorporError
 from torpor.images.schema.core import TaskKobjIdsEntry
-from torpor.images.schema.torpor import ThreadExtraEntry
 from torpor.kernel import fdinfo, pagemap
 from torpor.kernel.maps import read_maps
 from torpor.kernel.proc import parse_stat
@@ -23,7 +22,7 @@ from torpor.kernel.syscall import call
 from torpor.memory import segments as shared
 from torpor.memory.dump import AddressSpace, store
 from torpor.model import identity
-from torpor.resources import registry, regular
+from torpor.resources import extras, registry, regular
 from torpor.resources.context import DumpTask, SeenFile
 
 if TYPE_CHECKING:
@@ -167,8 +166,7 @@ Table = list[tuple[SeenFile, int, int]]  # what, FD_CLOEXEC or 0, number
 def _thread_table(dump: "Dump", task: DumpTask, thread: "Tracee", files_id: int, known: Known) -> Table:
     """A thread that gave up sharing its process's table (unshare(CLONE_FILES)); CRIU's images cannot say that."""
     task.own_files.add(thread.tid)
-    extras = dump.setdefault("thread extras", {}).setdefault(task.pid, {})
-    extras.setdefault(thread.tid, ThreadExtraEntry(tid=thread.tid)).files_id = files_id
+    extras.of_thread(task, thread.tid).files_id = files_id
     pidfd = call("pidfd_open", thread.tid, PIDFD_THREAD)
     try:
         return _table(dump, thread, pidfd, known)

@@ -15,7 +15,7 @@ from torpor.images.schema.pstree import PstreeEntry
 from torpor.images.schema.seccomp import SeccompEntry
 from torpor.images.schema.stats import DumpStatsEntry, StatsEntry
 from torpor.images.schema.timens import TimensEntry
-from torpor.images.schema.torpor import AreaNameEntry, TorporTaskEntry
+from torpor.images.schema.torpor import AreaNameEntry, TaskExtraEntry, TorporTaskEntry
 from torpor.memory import segments
 from torpor.resources.description import write_extras
 
@@ -99,7 +99,6 @@ def _cores(dump: "Dump", task: "DumpTask", asked: "Asked") -> None:
         core = CoreEntry(mtype=0, thread_core=ThreadCoreEntry(futex_rla=0, futex_rla_len=0))
         assert core.thread_core is not None
         core.thread_core.blk_sigset = thread.mask
-        clear_child_tid = 0
         if thread is task.leader:
             core.tc = tc
             core.ids = task.ids
@@ -108,8 +107,7 @@ def _cores(dump: "Dump", task: "DumpTask", asked: "Asked") -> None:
                 attribute.save(task, answer, core)
         for attribute, answer in zip(attributes, asked.thread[thread.tid], strict=True):
             attribute.save_thread(task, thread, answer, core)
-        clear_child_tid = dump.state.get("clear_child_tid", {}).get(thread.tid, 0)
-        thread.arch.to_core(core, thread.registers(), clear_child_tid)
+        thread.arch.to_core(core, thread.registers(), task.clear_child_tid.get(thread.tid, 0))
         task.cores[thread.tid] = core
         dump.images.write(kinds.CORE, [core], thread.tid)
 
@@ -127,9 +125,10 @@ def _extras(dump: "Dump", task: "DumpTask", space: "AddressSpace | None") -> Non
         [
             TorporTaskEntry(
                 names=[AreaNameEntry(start=start, name=name) for start, name in (space.names if space else {}).items()],
-                threads=list(dump.state.get("thread extras", {}).get(task.pid, {}).values()),
+                threads=list(task.thread_extras.values()),
                 sealed=space.sealed if space else [],
                 lock_on_fault=space.lock_on_fault if space else [],
+                process=TaskExtraEntry(**task.process_extras),
             )
         ],
         task.pid,

@@ -22,6 +22,7 @@ SETOPTIONS, GETEVENTMSG, GETSIGINFO = 0x4200, 0x4201, 0x4202
 GETREGSET, SETREGSET, SEIZE, INTERRUPT = 0x4204, 0x4205, 0x4206, 0x4207
 LISTEN, PEEKSIGINFO, GETSIGMASK, SETSIGMASK = 0x4208, 0x4209, 0x420A, 0x420B
 GET_RSEQ_CONFIGURATION = 0x420F
+GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211
 
 O_TRACESYSGOOD, O_TRACEFORK, O_TRACEVFORK, O_TRACECLONE, O_TRACEEXEC = 1, 2, 4, 8, 16
 O_EXITKILL, O_SUSPEND_SECCOMP = 1 << 20, 1 << 21
@@ -159,3 +160,15 @@ def rseq_configuration(tid: int) -> RseqConfiguration:
         raise
     pointer, size, signature, _flags = struct.unpack_from("=QIII", _buffer, 0)
     return RseqConfiguration(pointer, size, signature)
+
+
+def dispatches_syscalls(tid: int) -> bool:
+    """Whether a thread has its system calls sent to a handler (PR_SET_SYSCALL_USER_DISPATCH).  Linux 6.4; before that
+    nobody can tell."""
+    try:
+        request(GET_SYSCALL_USER_DISPATCH_CONFIG, tid, 32, _buffer_at)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.EINVAL):
+            return False
+        raise
+    return bool(struct.unpack_from("=Q", _buffer, 0)[0])

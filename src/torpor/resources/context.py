@@ -12,7 +12,7 @@ from torpor.errors import Refusal
 if TYPE_CHECKING:
     from torpor.engine.executor import Executor
     from torpor.engine.freeze import FrozenProcess
-    from torpor.engine.program import Program
+    from torpor.engine.program import Program, Result
     from torpor.engine.stepper import Stepper
     from torpor.engine.team import ThreadTeam
     from torpor.engine.tracee import Tracee
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from torpor.images.schema.fdinfo import FdinfoEntry, FileEntry
     from torpor.images.schema.fs import FsEntry
     from torpor.images.schema.mm import MmEntry
+    from torpor.images.schema.torpor import ThreadExtraEntry
     from torpor.kernel.fdinfo import FdInfo
     from torpor.kernel.maps import Area
     from torpor.kernel.proc import Stat
     from torpor.kernel.status import Status, ThreadStatus
     from torpor.options import Options
+    from torpor.resources.extras import Extras
 
 
 class SeenFile:
@@ -83,6 +85,11 @@ class DumpTask:
         self.runner: Executor | Stepper | None = None
         self.team: ThreadTeam | None = None
         self.cores: dict[int, CoreEntry] = {}  # by TID
+        # Left by attributes for others to write:
+        self.pending: dict[int, list[bytes]] = {}  # siginfo of pending signals by TID; 0: of the process
+        self.clear_child_tid: dict[int, int] = {}  # by TID; stands among the registers in images
+        self.process_extras: dict[str, Any] = {}  # fields of TaskExtraEntry
+        self.thread_extras: dict[int, ThreadExtraEntry] = {}  # by TID
 
     @property
     def leader(self) -> "Tracee":
@@ -137,6 +144,10 @@ class RestoreTask:
         self.tracee: Tracee | None = None
         self.runner: Executor | None = None
         self.tracees: dict[int, Tracee] = {}  # all threads, by TID
+        # Kept by attributes from one phase to the next:
+        self.credentials: Any = None  # creds.py: what threads start as
+        self.extras: Extras = None  # type: ignore[assignment]  # by prctl.py's check
+        self.loginuid_written: Result | None = None
 
     @property
     def core(self) -> "CoreEntry":
@@ -154,8 +165,8 @@ class RestoreTask:
         tc = self.core.tc
         return f"task {self.pid} ({tc.comm if tc else '?'})"
 
-    def refusal(self, why: str, remedy: str = "") -> Refusal:
-        return Refusal(self.subject, why, remedy)
+    def refusal(self, why: str, remedy: str = "", code: str = "unsupported") -> Refusal:
+        return Refusal(self.subject, why, remedy, code=code)
 
 
 class Restore:

@@ -37,7 +37,9 @@ FILE_TYPES = {1: "regular", 2: "pipe", 3: "fifo", 4: "inet", 5: "unix", 6: "even
               11: "tty", 17: "timerfd", 18: "memfd"}  # fmt: skip
 
 # Modules with ATTRIBUTES, in the order in which they are placed at restore.
-ATTRIBUTES = ("names", "rlimits", "sched", "signals", "timers", "prctl", "threads", "creds")
+ATTRIBUTES = (
+    "names", "sched", "creds", "prctl", "threads", "timers", "signals", "rlimits", "security", "cgroup",
+)  # fmt: skip
 
 # Kinds that are recognised and refused, with the reason and what the user can do.
 REFUSED: dict[str, tuple[str, str]] = {

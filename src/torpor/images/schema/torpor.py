@@ -6,7 +6,7 @@ CRIU ignores these files.  Restoring without them is right but less exact (names
 
 from __future__ import annotations
 
-from torpor.images.message import STRING, UINT32, UINT64, Message, optional, repeated, required
+from torpor.images.message import BYTES, STRING, UINT32, UINT64, Message, optional, repeated, required
 
 
 class AreaNameEntry(Message):
@@ -24,6 +24,20 @@ class ThreadExtraEntry(Message):
     sched_flags: int | None = optional(3, UINT64, default=None)
     io_priority: int | None = optional(4, UINT32, default=None)
     files_id: int | None = optional(5, UINT32, default=None)  # where the thread has an fd table of its own
+    cpus: bytes | None = optional(6, BYTES, default=None)  # sched_getaffinity(2), without zeros at the end
+
+
+class TaskExtraEntry(Message):
+    """Of one process; what is not set is as it is in every new process."""
+
+    coredump_filter: int | None = optional(1, UINT32, default=None)
+    mdwe: int | None = optional(2, UINT32, default=None)  # PR_GET_MDWE
+    memory_merge: int | None = optional(3, UINT32, default=None)  # PR_GET_MEMORY_MERGE
+    thp_disable: int | None = optional(4, UINT32, default=None)  # PR_GET_THP_DISABLE, with its flags (6.18)
+    store_bypass: int | None = optional(5, UINT32, default=None)  # PR_SPEC_* of PR_SET_SPECULATION_CTRL
+    indirect_branch: int | None = optional(6, UINT32, default=None)
+    tsc: int | None = optional(7, UINT32, default=None)  # PR_GET_TSC
+    mce_kill: int | None = optional(8, UINT32, default=None)  # PR_MCE_KILL_GET
 
 
 class TorporTaskEntry(Message):
@@ -33,3 +47,4 @@ class TorporTaskEntry(Message):
     threads: list[ThreadExtraEntry] = repeated(2, "torpor.ThreadExtraEntry", default_factory=list)
     sealed: list[int] = repeated(3, UINT64, default_factory=list)  # areas under mseal(2), by start
     lock_on_fault: list[int] = repeated(4, UINT64, default_factory=list)  # mlock2(MLOCK_ONFAULT), by start
+    process: TaskExtraEntry | None = optional(5, "torpor.TaskExtraEntry", default=None)

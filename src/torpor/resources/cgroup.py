@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cgroups.  A restored task is in Torpor's own; a dumped one has to be, or the user has to say that it does not matter.
+
+The set of cgroups that a task is in has a number in images; 1 is Torpor's own, for which no cgroup.img is written.
+"""
+
+from typing import TYPE_CHECKING
+
+from torpor.images import kinds
+from torpor.kernel.proc import parse_cgroup
+from torpor.kernel.procfs import read_all
+from torpor.resources.base import Attribute
+
+if TYPE_CHECKING:
+    from torpor.engine.tracee import Tracee
+    from torpor.images.schema.core import CoreEntry
+    from torpor.resources.context import Dump, DumpTask, Restore, RestoreTask
+
+OWN_SET = 1
+REMEDY = "move it with Torpor into one cgroup, or leave cgroups alone by --manage-cgroups=ignore"
+
+
+class Cgroups(Attribute):
+    covers = frozenset({"task:cgroups"})
+
+    def examine(self, task: "DumpTask", dump: "Dump") -> None:
+        if dump.options.manage_cgroups == "ignore":
+            return
+        ours: bytes = dump.state.get("own cgroups") or dump.setdefault("own cgroups", read_all("/proc/self/cgroup"))
+        theirs = read_all(f"/proc/{task.leader.tid}/cgroup")
+        if theirs == ours:
+            return
+        known = {(m.hierarchy, m.controllers): m.path for m in parse_cgroup(ours)}
+        for member in parse_cgroup(theirs):
+            if known.get((member.hierarchy, member.controllers)) != member.path:
+                name = ",".join(member.controllers) or "unified"
+                why = f"it is in another cgroup than Torpor ({name}: {member.path})"
+                raise task.refusal(why, REMEDY, code="cgroup")
+
+    def save_thread(self, task: "DumpTask", thread: "Tracee", answer: None, core: "CoreEntry") -> None:
+        assert core.thread_core is not None
+        core.thread_core.cg_set = OWN_SET
+
+    def check(self, task: "RestoreTask", restore: "Restore") -> None:
+        if restore.options.manage_cgroups == "ignore":
+            return
+        if "root cgroups" not in restore.state:
+            restore.state["root cgroups"] = restore.images.one(kinds.INVENTORY).root_cg_set
+        root = restore.state["root cgroups"]
+        tc = task.core.tc
+        sets = {tc.cg_set if tc is not None else None}
+        sets.update(core.thread_core.cg_set for core in task.cores.values() if core.thread_core is not None)
+        if sets - {None, root}:
+            raise task.refusal("it was in another cgroup than whoever dumped it", REMEDY, code="cgroup")
+
+
+ATTRIBUTES = [Cgroups()]

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of threads (PR_SET_NAME) and the personality of a process (personality(2)).
+
+- A name is 15 bytes of anything but NUL; /proc/PID/stat shows it unescaped.
+- The personality belongs to a thread and is inherited by those that it makes.  Restored tasks come from a stub that
+  runs with ADDR_NO_RANDOMIZE, so it always has to be set back: left alone, later execs would lose randomisation.
+"""
+
+import os
+from typing import TYPE_CHECKING
+
+from torpor.kernel.proc import parse_number
+from torpor.kernel.procfs import read_all
+from torpor.resources.base import Attribute
+
+if TYPE_CHECKING:
+    from torpor.engine.program import Pointer, Program
+    from torpor.engine.tracee import Tracee
+    from torpor.images.schema.core import CoreEntry
+    from torpor.resources.context import DumpTask, RestoreTask
+
+PR_SET_NAME = 15
+NAME_LENGTH = 15
+
+
+class Names(Attribute):
+    covers = frozenset({"thread:name"})
+
+    def save_thread(self, task: "DumpTask", thread: "Tracee", answer: object, core: "CoreEntry") -> None:
+        assert core.thread_core is not None
+        core.thread_core.comm = os.fsdecode(task.thread_statuses[thread.tid].name)
+
+    def place(self, task: "RestoreTask", program: "Program") -> None:
+        """Threads inherit the leader's name."""
+        assert task.core.tc is not None
+        program.call("prctl", PR_SET_NAME, _name(program, _leaders(task)))
+
+    def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
+        assert core.thread_core is not None
+        name = core.thread_core.comm
+        if name is not None and name != _leaders(task):
+            program.call("prctl", PR_SET_NAME, _name(program, name))
+
+
+def _leaders(task: "RestoreTask") -> str:
+    assert task.core.tc is not None
+    return task.core.tc.comm
+
+
+def _name(program: "Program", name: str) -> "Pointer":
+    return program.string(os.fsencode(name)[:NAME_LENGTH].split(b"\0")[0])
+
+
+class Personality(Attribute):
+    covers = frozenset({"task:personality"})
+
+    def ask(self, task: "DumpTask", program: "Program") -> int:
+        return parse_number("personality", read_all(f"/proc/{task.leader.tid}/personality"), 16)
+
+    def save(self, task: "DumpTask", answer: int, core: "CoreEntry") -> None:
+        assert core.tc is not None
+        core.tc.personality = answer
+
+    def place(self, task: "RestoreTask", program: "Program") -> None:
+        assert task.core.tc is not None
+        program.call("personality", task.core.tc.personality)
+
+
+ATTRIBUTES = [Names(), Personality()]

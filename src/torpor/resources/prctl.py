@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What prctl(2) and files of /proc set for a process or a thread and that belongs nowhere else.
+
+- A change of credentials resets the dumpable flag of the process and the parent-death signal of the thread: both are
+  set after creds.py is through, the flag when all threads are.
+- dumpable 2 (owned by root) cannot be set; it comes back as 0, which is stricter.
+- loginuid can be written only by the task itself, oom_score_adj from outside; lowering that needs CAP_SYS_RESOURCE.
+- Memory-deny-write-execute cannot be taken off again, and is inherited: it is set last.
+- Everything in `Switches` is inherited by threads and children: the leader sets it before there are any.
+"""
+
+import os
+import struct
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torpor.errors import KernelError
+from torpor.resources import extras, own
+from torpor.resources.base import Attribute
+
+if TYPE_CHECKING:
+    from torpor.engine.program import Pointer, Program, Result
+    from torpor.engine.tracee import Tracee
+    from torpor.images.schema.core import CoreEntry
+    from torpor.resources.context import Dump, DumpTask, Restore, RestoreTask
+
+PR_SET_PDEATHSIG, PR_GET_PDEATHSIG, PR_SET_DUMPABLE = 1, 2, 4
+PR_GET_TSC, PR_SET_TSC, PR_TSC_ENABLE = 25, 26, 1
+PR_SET_TIMERSLACK, PR_GET_TIMERSLACK = 29, 30
+PR_MCE_KILL, PR_MCE_KILL_GET, PR_MCE_KILL_SET, PR_MCE_KILL_DEFAULT = 33, 34, 1, 2
+PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
+PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42
+PR_GET_SPECULATION_CTRL, PR_SET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, PR_SPEC_INDIRECT_BRANCH = 52, 53, 0, 1
+PR_SET_MDWE, PR_GET_MDWE = 65, 66
+PR_SET_MEMORY_MERGE, PR_GET_MEMORY_MERGE = 67, 68
+PR_SPEC_PRCTL = 1  # of what PR_GET_SPECULATION_CTRL answers: this task's own setting is in the other bits
+MEMBARRIER_GET_REGISTRATIONS = 1 << 9
+PF_IO_FLUSHER = 0x00080000  # PF_MEMALLOC_NOIO
+DEFAULT_COREDUMP_FILTER = 0x33
+O_WRONLY, AT_FDCWD = 1, -100
+
+
+class ParentDeath(Attribute):
+    covers = frozenset({"thread:pdeathsig"})
+
+    def ask_thread(self, task: "DumpTask", thread: "Tracee", program: "Program") -> "Pointer":
+        space = program.space(4)
+        program.call("prctl", PR_GET_PDEATHSIG, space)
+        return space
+
+    def save_thread(self, task: "DumpTask", thread: "Tracee", answer: "Pointer", core: "CoreEntry") -> None:
+        assert core.thread_core is not None
+        number = struct.unpack(f"{thread.arch.word[0]}i", answer.data)[0]
+        core.thread_core.pdeath_sig = number or None
+
+    def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
+        assert core.thread_core is not None
+        if core.thread_core.pdeath_sig:
+            program.call("prctl", PR_SET_PDEATHSIG, core.thread_core.pdeath_sig)
+
+
+class TimerSlack(Attribute):
+    """CRIU's images do not hold it.  A thread starts with its maker's."""
+
+    covers = frozenset({"thread:timer_slack"})
+
+    def ask_thread(self, task: "DumpTask", thread: "Tracee", program: "Program") -> "Result":
+        return program.call("prctl", PR_GET_TIMERSLACK)
+
+    def save_thread(self, task: "DumpTask", thread: "Tracee", answer: "Result", core: "CoreEntry") -> None:
+        extras.of_thread(task, thread.tid).timer_slack_ns = answer.value
+
+    def check(self, task: "RestoreTask", restore: "Restore") -> None:
+        task.extras = extras.load(restore, task.pid)
+
+    def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
+        extra = task.extras.threads.get(tid)
+        slack = extra.timer_slack_ns if extra is not None else None
+        if slack is not None and slack != own.facts().timer_slack:
+            program.call("prctl", PR_SET_TIMERSLACK, slack)
+
+
+class Dumpable(Attribute):
+    """Saved with the address space (memory/dump.py), but reset by credentials."""
+
+    covers = frozenset({"task:dumpable"})
+
+    def last(self, task: "RestoreTask", program: "Program") -> None:
+        if task.mm is not None and task.mm.dumpable is not None:
+            program.call("prctl", PR_SET_DUMPABLE, 1 if task.mm.dumpable == 1 else 0)
+
+
+class Subreaper(Attribute):
+    covers = frozenset({"task:child_subreaper"})
+
+    def ask(self, task: "DumpTask", program: "Program") -> "Pointer":
+        space = program.space(4)
+        program.call("prctl", PR_GET_CHILD_SUBREAPER, space)
+        return space
+
+    def save(self, task: "DumpTask", answer: "Pointer", core: "CoreEntry") -> None:
+        assert core.tc is not None
+        core.tc.child_subreaper = any(answer.data)
+
+    def last(self, task: "RestoreTask", program: "Program") -> None:
+        """Whatever the task was while the tree was made."""
+        assert task.core.tc is not None
+        program.call("prctl", PR_SET_CHILD_SUBREAPER, 1 if task.core.tc.child_subreaper else 0)
+
+
+class Membarrier(Attribute):
+    """Registrations for membarrier(2); asked since Linux 6.3, before that they are lost, and a program's next barrier
+    fails with EPERM."""
+
+    covers = frozenset({"task:membarrier"})
+
+    def ask(self, task: "DumpTask", program: "Program") -> "Result":
+        return program.call("membarrier", MEMBARRIER_GET_REGISTRATIONS, 0, 0, may_fail=True)
+
+    def save(self, task: "DumpTask", answer: "Result", core: "CoreEntry") -> None:
+        assert core.tc is not None
+        core.tc.membarrier_registration_mask = answer.value if answer.value > 0 else None
+
+    def place(self, task: "RestoreTask", program: "Program") -> None:
+        assert task.core.tc is not None
+        mask = task.core.tc.membarrier_registration_mask or 0
+        for bit in range(32):
+            if mask >> bit & 1:
+                program.call("membarrier", 1 << bit, 0, 0)
+
+
+class OomScore(Attribute):
+    covers = frozenset({"task:oom_score_adj"})
+
+    def ask(self, task: "DumpTask", program: "Program") -> int | None:
+        return own.number_file(f"/proc/{task.leader.tid}/oom_score_adj")
+
+    def save(self, task: "DumpTask", answer: int | None, core: "CoreEntry") -> None:
+        assert core.tc is not None
+        core.tc.oom_score_adj = answer
+
+    def check(self, task: "RestoreTask", restore: "Restore") -> None:
+        assert task.core.tc is not None
+        wanted = task.core.tc.oom_score_adj
+        possible: set[int] = restore.state.setdefault("possible oom scores", {own.facts().oom_score_adj})
+        if wanted is None or wanted in possible:
+            return
+        try:  # nothing tells how low it may be set, so try it on ourselves
+            _write_oom("self", wanted)
+            _write_oom("self", own.facts().oom_score_adj)
+        except OSError:
+            raise task.refusal(
+                f"its oom_score_adj of {wanted} is lower than Torpor may set",
+                "run Torpor with CAP_SYS_RESOURCE, or under an oom_score_adj as low as that",
+                code="no-rights",
+            ) from None
+        possible.add(wanted)
+
+    def outside(self, task: "RestoreTask", restore: "Restore") -> None:
+        assert task.core.tc is not None
+        wanted = task.core.tc.oom_score_adj
+        if wanted is not None and wanted != own.facts().oom_score_adj:
+            _write_oom(str(task.pid), wanted)
+
+
+def _write_oom(task: str, value: int) -> None:
+    fd = os.open(f"/proc/{task}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, b"%d" % value)
+    finally:
+        os.close(fd)
+
+
+class LoginUid(Attribute):
+    """The audit system's login user.  Only the task itself may set it."""
+
+    covers = frozenset({"task:loginuid"})
+
+    def ask(self, task: "DumpTask", program: "Program") -> int | None:
+        return own.number_file(f"/proc/{task.leader.tid}/loginuid")
+
+    def save(self, task: "DumpTask", answer: int | None, core: "CoreEntry") -> None:
+        assert core.tc is not None
+        core.tc.loginuid = answer
+
+    def place(self, task: "RestoreTask", program: "Program") -> None:
+        assert task.core.tc is not None
+        wanted, ours = task.core.tc.loginuid, own.facts().loginuid
+        if wanted is None or ours is None or wanted == ours:
+            return
+        text = b"%d" % wanted
+        fd = program.call("openat", AT_FDCWD, program.string("/proc/self/loginuid"), O_WRONLY, 0)
+        task.loginuid_written = program.call("write", fd, program.put(text), len(text), may_fail=True)
+        program.call("close", fd)
+
+    def outside(self, task: "RestoreTask", restore: "Restore") -> None:
+        written = task.loginuid_written
+        if written is not None and written.value < 0:
+            from torpor import log
+
+            why = os.strerror(-written.value)
+            log.warning(f"{task.subject}: its login user (for the audit log) could not be set back: {why}")
+
+
+class _Switch(NamedTuple):
+    """A setting of a process: its field in TaskExtraEntry, what asks and sets it, and what is not worth storing."""
+
+    field: str
+    get: tuple[int, ...]
+    set: tuple[int, ...]  # the value comes after it
+    default: int
+    by_pointer: bool = False
+
+
+SWITCHES = (
+    _Switch("memory_merge", (PR_GET_MEMORY_MERGE, 0, 0, 0, 0), (PR_SET_MEMORY_MERGE,), 0),
+    _Switch("tsc", (PR_GET_TSC,), (PR_SET_TSC,), PR_TSC_ENABLE, by_pointer=True),
+    _Switch("mce_kill", (PR_MCE_KILL_GET, 0, 0, 0, 0), (PR_MCE_KILL, PR_MCE_KILL_SET), PR_MCE_KILL_DEFAULT),
+)
+SPECULATION = (
+    ("store_bypass", PR_SPEC_STORE_BYPASS, "speculation_store_bypass"),
+    ("indirect_branch", PR_SPEC_INDIRECT_BRANCH, "speculation_indirect_branch"),
+)
+
+
+class Switches(Attribute):
+    """Settings of a process that are rarely other than they begin."""
+
+    covers = frozenset(
+        {"task:memory_merge", "task:tsc", "task:mce_kill", "task:speculation", "task:mdwe", "task:thp_disable",
+         "task:coredump_filter", "task:io_flusher"}
+    )  # fmt: skip
+
+    def examine(self, task: "DumpTask", dump: "Dump") -> None:
+        if task.stat.flags & PF_IO_FLUSHER:
+            raise task.refusal("it is an I/O flusher (PR_SET_IO_FLUSHER)", "end the storage daemon first")
+
+    def ask(self, task: "DumpTask", program: "Program") -> Any:
+        """Field -> result of the call, and where it put its answer."""
+        assert task.status is not None
+        asked: dict[str, tuple[Result, Pointer | None]] = {}
+        for switch in SWITCHES:
+            space = program.space(4) if switch.by_pointer else None
+            pointer = (space,) if space is not None else ()
+            asked[switch.field] = program.call("prctl", *switch.get, *pointer, may_fail=True), space
+        for field, which, shown in SPECULATION:
+            if getattr(task.status, shown).startswith("thread") or "conditional" in getattr(task.status, shown):
+                asked[field] = program.call("prctl", PR_GET_SPECULATION_CTRL, which, 0, 0, 0, may_fail=True), None
+        asked["mdwe"] = program.call("prctl", PR_GET_MDWE, 0, 0, 0, 0, may_fail=True), None
+        asked["thp_disable"] = program.call("prctl", PR_GET_THP_DISABLE, 0, 0, 0, 0, may_fail=True), None
+        return asked, own.number_file(f"/proc/{task.leader.tid}/coredump_filter", 16)
+
+    def save(self, task: "DumpTask", answer: Any, core: "CoreEntry") -> None:
+        asked, coredump_filter = answer
+        defaults = {switch.field: switch.default for switch in SWITCHES}
+        for field, (result, space) in asked.items():
+            if result.value < 0:
+                continue  # this kernel does not have it
+            value = result.value if space is None else struct.unpack(f"{task.leader.arch.word[0]}i", space.data)[0]
+            if value != defaults.get(field, 0):
+                task.process_extras[field] = value
+        if coredump_filter not in (None, DEFAULT_COREDUMP_FILTER):
+            task.process_extras["coredump_filter"] = coredump_filter
+
+    def check(self, task: "RestoreTask", restore: "Restore") -> None:
+        extra = extras.load(restore, task.pid).process
+        if extra.memory_merge and not own.facts().has(own.CAP_SYS_RESOURCE):
+            raise task.refusal(
+                "it lets its memory be merged (PR_SET_MEMORY_MERGE)",
+                "run Torpor with CAP_SYS_RESOURCE",
+                code="no-rights",
+            )
+
+    def place(self, task: "RestoreTask", program: "Program") -> None:
+        extra = task.extras.process
+        for switch in SWITCHES:
+            value = getattr(extra, switch.field)
+            if value is not None:
+                program.call("prctl", *switch.set, value, *[0] * (4 - len(switch.set)))
+        for field, which, _ in SPECULATION:
+            value = getattr(extra, field)
+            if value is not None and value & PR_SPEC_PRCTL:
+                program.call("prctl", PR_SET_SPECULATION_CTRL, which, value & ~PR_SPEC_PRCTL, 0, 0)
+
+    def last(self, task: "RestoreTask", program: "Program") -> None:
+        extra = task.extras.process
+        disabled = extra.thp_disable if extra.thp_disable is not None else task.mm is not None and task.mm.thp_disabled
+        if disabled:
+            program.call("prctl", PR_SET_THP_DISABLE, 1, int(disabled) & ~1, 0, 0)
+        if extra.mdwe:
+            program.call("prctl", PR_SET_MDWE, extra.mdwe, 0, 0, 0)
+
+    def outside(self, task: "RestoreTask", restore: "Restore") -> None:
+        wanted = task.extras.process.coredump_filter
+        ours = own.facts().coredump_filter
+        if wanted is None and task.extras.ours:
+            wanted = DEFAULT_COREDUMP_FILTER
+        if wanted is None or ours is None or wanted == ours:
+            return
+        try:
+            fd = os.open(f"/proc/{task.pid}/coredump_filter", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, b"%#x" % wanted)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise KernelError(f"cannot set what a core dump of task {task.pid} holds", error) from None
+
+
+ATTRIBUTES = [ParentDeath(), TimerSlack(), Dumpable(), Subreaper(), Membarrier(), OomScore(), LoginUid(), Switches()]

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How threads are scheduled: nice, policy and priority, I/O priority, CPU affinity.  All read and set from outside.
+
+CRIU's images hold policy (with SCHED_RESET_ON_FORK), priority and nice; the rest goes into Torpor's own image.
+A restored task starts as Torpor is: only what differs is set.
+"""
+
+from typing import TYPE_CHECKING
+
+from torpor.errors import ImageError
+from torpor.kernel import sched
+from torpor.kernel.sched import SchedAttr
+from torpor.resources import extras, own
+from torpor.resources.base import Attribute
+
+if TYPE_CHECKING:
+    from torpor.engine.program import Program
+    from torpor.engine.tracee import Tracee
+    from torpor.images.schema.core import CoreEntry, ThreadCoreEntry
+    from torpor.resources.context import DumpTask, Restore, RestoreTask
+
+SCHED_RESET_ON_FORK = 0x40000000  # in the policy of sched_getscheduler(2)
+REAL_TIME = (sched.SCHED_FIFO, sched.SCHED_RR)
+KNOWN = (sched.SCHED_OTHER, sched.SCHED_BATCH, sched.SCHED_IDLE, *REAL_TIME)
+
+
+class Scheduling(Attribute):
+    covers = frozenset({"thread:sched", "thread:nice"})
+
+    def ask_thread(self, task: "DumpTask", thread: "Tracee", program: "Program") -> tuple[SchedAttr, int, bytes]:
+        attr = sched.sched_getattr(thread.tid)
+        if attr.policy not in KNOWN:
+            raise task.refusal(
+                f"thread {thread.tid} runs under "
+                + ("SCHED_DEADLINE" if attr.policy == sched.SCHED_DEADLINE else f"scheduling policy {attr.policy}"),
+                "give it another policy first (chrt)",
+            )
+        return attr, sched.ioprio_get(thread.tid), own.get_affinity(thread.tid)
+
+    def save_thread(
+        self, task: "DumpTask", thread: "Tracee", answer: tuple[SchedAttr, int, bytes], core: "CoreEntry"
+    ) -> None:
+        attr, io_priority, cpus = answer
+        assert core.thread_core is not None
+        core.thread_core.sched_nice = attr.nice
+        core.thread_core.sched_policy = attr.policy | (
+            SCHED_RESET_ON_FORK if attr.flags & sched.SCHED_FLAG_RESET_ON_FORK else 0
+        )
+        if attr.policy in REAL_TIME:
+            core.thread_core.sched_prio = attr.priority
+        extra = extras.of_thread(task, thread.tid)
+        extra.cpus = cpus
+        if io_priority:
+            extra.io_priority = io_priority
+
+    def check(self, task: "RestoreTask", restore: "Restore") -> None:
+        ours = own.facts()
+        for tid, core in task.cores.items():
+            thread = core.thread_core
+            if thread is None:
+                continue
+            wanted = _attr(thread)
+            if wanted.policy not in KNOWN:
+                raise task.refusal(f"thread {tid} ran under scheduling policy {wanted.policy}")
+            if not (-20 <= wanted.nice <= 19 and 0 <= wanted.priority <= 99):
+                raise ImageError(f"the core image of thread {tid} is mangled", "its priority makes no sense")
+            if ours.has(own.CAP_SYS_NICE):
+                continue
+            if wanted.policy in REAL_TIME and wanted.priority > ours.limits[14].soft:
+                raise task.refusal(f"thread {tid} has a real-time priority", "run Torpor with CAP_SYS_NICE")
+            if wanted.nice < ours.sched.nice and 20 - wanted.nice > ours.limits[13].soft:
+                raise task.refusal(f"thread {tid} has the nice value {wanted.nice}", "run Torpor with CAP_SYS_NICE")
+
+    def outside(self, task: "RestoreTask", restore: "Restore") -> None:
+        ours = own.facts()
+        extra = extras.load(restore, task.pid)
+        default = SchedAttr(
+            ours.sched.policy, ours.sched.flags & sched.SCHED_FLAG_RESET_ON_FORK, ours.sched.nice, ours.sched.priority
+        )
+        for tid, core in task.cores.items():
+            if core.thread_core is None:
+                continue
+            wanted = _attr(core.thread_core)
+            if wanted != default:
+                sched.sched_setattr(tid, wanted)
+            more = extra.threads.get(tid)
+            if more is None:
+                continue
+            if (more.io_priority or 0) != ours.io_priority:
+                sched.ioprio_set(tid, more.io_priority or 0)
+            if more.cpus and more.cpus != ours.cpus:
+                _pin(tid, more.cpus)
+
+
+def _attr(thread: "ThreadCoreEntry") -> SchedAttr:
+    policy = thread.sched_policy or 0
+    kind = policy & ~SCHED_RESET_ON_FORK
+    return SchedAttr(
+        kind,
+        sched.SCHED_FLAG_RESET_ON_FORK if policy & SCHED_RESET_ON_FORK else 0,
+        thread.sched_nice or 0,
+        (thread.sched_prio or 0) if kind in REAL_TIME else 0,
+    )
+
+
+def _pin(tid: int, cpus: bytes) -> None:
+    """CPUs that this machine lacks are left out; where it has none of them, the thread may run anywhere."""
+    import errno
+
+    try:
+        own.set_affinity(tid, cpus)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        from torpor import log
+
+        log.warning(f"thread {tid} ran on CPUs that this machine does not have; it may run on any now")
+
+
+ATTRIBUTES = [Scheduling()]

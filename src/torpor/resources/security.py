@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What confines a task and is not restored yet: recognised and refused in words.
+
+Seccomp filters, labels of security modules, system-call dispatch, shadow stacks, port permissions, keyrings of a
+thread or process, 32-bit programs.  A restored task gets Torpor's own label, so only "not confined" passes.
+What cannot be seen from outside is not refused: Landlock rules, a session keyring.
+"""
+
+import errno
+from typing import TYPE_CHECKING
+
+from torpor.errors import Refusal
+from torpor.kernel import ptrace
+from torpor.kernel.procfs import read_all
+from torpor.resources.base import Attribute
+
+if TYPE_CHECKING:
+    from torpor.engine.program import Program, Result
+    from torpor.images.schema.core import CoreEntry
+    from torpor.kernel.fdinfo import FdInfo
+    from torpor.resources.context import Dump, DumpTask, Restore, RestoreTask
+
+NT_386_IOPERM = 0x201
+KEYCTL_GET_KEYRING_ID, KEY_SPEC_THREAD_KEYRING, KEY_SPEC_PROCESS_KEYRING = 0, -1, -2
+UNCONFINED = (b"unconfined", b"kernel", b"_")  # AppArmor, SELinux before its policy is loaded, Smack
+_SECCOMP = {1: "strict", 2: "filter"}
+
+
+class Confinement(Attribute):
+    covers = frozenset(
+        {"thread:seccomp", "task:label", "thread:syscall_dispatch", "task:shadow_stack", "task:ioperm", "task:keyrings",
+         "task:32bit", "task:kernel_thread"}
+    )  # fmt: skip
+
+    def examine(self, task: "DumpTask", dump: "Dump") -> None:
+        status = task.status
+        assert status is not None
+        if status.kernel_thread:
+            raise task.refusal("it is a thread of the kernel", "name a process of your own")
+        for thread in task.threads:
+            seccomp = task.thread_statuses[thread.tid].credentials.seccomp
+            if seccomp:
+                raise task.refusal(
+                    f"it runs under seccomp (mode {_SECCOMP.get(seccomp, seccomp)}), which Torpor does not restore yet",
+                    "start it without a seccomp profile",
+                    code="seccomp",
+                )
+            if ptrace.dispatches_syscalls(thread.tid):
+                raise task.refusal(
+                    f"thread {thread.tid} has its system calls dispatched to a handler of its own "
+                    "(PR_SET_SYSCALL_USER_DISPATCH)"
+                )
+        label = _label(task.leader.tid)
+        if not _is_unconfined(label):
+            why = f"it is confined by a security module ({label.decode(errors='replace')})"
+            raise task.refusal(f"{why}, which Torpor does not restore yet", "run it unconfined", code="label")
+        leader = task.leader
+        if leader.arch.word_size == 8 and len(leader.general) < 128:
+            raise task.refusal("it is a 32-bit program", "only 64-bit programs can be dumped yet", code="32-bit")
+        if status.shadow_stack and "shstk" in status.shadow_stack:
+            raise task.refusal(
+                "it has a shadow stack, which Torpor does not restore yet",
+                "start it without (GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK)",
+            )
+        if leader.arch.name == "x86_64" and _has_ioperm(leader.tid):
+            raise task.refusal("it has permission for I/O ports (ioperm)", "end the program that drives hardware first")
+
+    def ask(self, task: "DumpTask", program: "Program") -> "list[Result]":
+        return [
+            program.call("keyctl", KEYCTL_GET_KEYRING_ID, which, 0, 0, 0, may_fail=True)
+            for which in (KEY_SPEC_THREAD_KEYRING, KEY_SPEC_PROCESS_KEYRING)
+        ]
+
+    def save(self, task: "DumpTask", answer: "list[Result]", core: "CoreEntry") -> None:
+        if any(result.value > 0 for result in answer):
+            raise task.refusal("it has keys in a keyring of its own", "have it drop them (keyctl) first")
+
+    def check(self, task: "RestoreTask", restore: "Restore") -> None:
+        tc = task.core.tc
+        for tid, core in task.cores.items():
+            thread = core.thread_core
+            if (thread is not None and thread.seccomp_mode) or (tc is not None and tc.old_seccomp_mode):
+                raise task.refusal(
+                    f"thread {tid} ran under seccomp, which Torpor does not restore yet", code="seccomp"
+                )
+            creds = thread.creds if thread is not None else None
+            for label in (creds.lsm_profile, creds.lsm_sockcreate) if creds is not None else ():
+                if label and not _is_unconfined(label.encode(errors="surrogateescape")):
+                    raise task.refusal(
+                        f"thread {tid} was confined by a security module ({label}), which Torpor does not restore yet",
+                        code="label",
+                    )
+
+
+def _label(tid: int) -> bytes:
+    try:
+        return read_all(f"/proc/{tid}/attr/current").rstrip(b"\0\n")
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT, errno.EOPNOTSUPP):  # no such module
+            return b""
+        raise
+
+
+def _is_unconfined(label: bytes) -> bool:
+    return not label or label in UNCONFINED or b":unconfined_t:" in label or b":kernel_t:" in label
+
+
+def _has_ioperm(tid: int) -> bool:
+    try:
+        return any(byte != 0xFF for byte in ptrace.get_regset(tid, NT_386_IOPERM))
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EIO):
+            return False
+        raise
+
+
+def refuse_locks(subject: str, info: "FdInfo") -> None:
+    """File locks are the business of neither a file nor a task alone: called for each descriptor at dump."""
+    for lock in info.locks:
+        raise Refusal(
+            subject,
+            f"a file lock ({lock.kind}, {lock.access.lower()}) is held through it, which Torpor does not dump yet",
+            "have the program give up its locks first",
+            code="file-lock",
+        )
+
+
+ATTRIBUTES = [Confinement()]

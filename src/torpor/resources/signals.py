@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signals: what a process does about them, alternate stacks, and those that are pending, with their siginfo.
+
+Masks are the engine's business: it blocks all signals while programs run, and puts the mask back with the registers.
+
+- Handlers belong to the process, alternate stacks to the thread; pending signals are queued for either.
+- Pending signals are read by ptrace without being taken (PTRACE_PEEKSIGINFO).  When the queue was full a signal is
+  pending without a siginfo; the kernel then tells the receiver SI_USER from nobody, and so do we.
+- A process may forge siginfo only to itself, so each thread queues its own.
+- The kernel shows SS_ONSTACK where the stack pointer is inside, and does not want it back.
+"""
+
+import struct
+from typing import TYPE_CHECKING
+
+from torpor.errors import ImageError
+from torpor.images.schema.core import ThreadSasEntry
+from torpor.images.schema.sa import SaEntry
+from torpor.images.schema.siginfo import SiginfoEntry, SignalQueueEntry
+from torpor.kernel import ptrace
+from torpor.resources.base import Attribute
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torpor.engine.program import Pointer, Program
+    from torpor.engine.tracee import Tracee
+    from torpor.images.schema.core import CoreEntry
+    from torpor.resources.context import Dump, DumpTask, Restore, RestoreTask
+
+SIGKILL, SIGSTOP = 9, 19
+NUMBERS = [n for n in range(1, 65) if n not in (SIGKILL, SIGSTOP)]
+SS_ONSTACK, SS_DISABLE, SS_AUTODISARM = 1, 2, 1 << 31
+SHARED = 0  # in DumpTask.pending: the process's queue
+
+
+def _action(word: str) -> struct.Struct:
+    """struct sigaction of the kernel: handler, flags, restorer, mask."""
+    return struct.Struct(f"{word[0]}3{word[1]}Q")
+
+
+class Actions(Attribute):
+    covers = frozenset({"task:sigactions"})
+
+    def ask(self, task: "DumpTask", program: "Program") -> "tuple[Pointer, struct.Struct]":
+        action = _action(task.leader.arch.word)
+        space = program.space(action.size * len(NUMBERS))
+        for i, number in enumerate(NUMBERS):
+            program.call("rt_sigaction", number, 0, space + i * action.size, 8)
+        return space, action
+
+    def save(self, task: "DumpTask", answer: "tuple[Pointer, struct.Struct]", core: "CoreEntry") -> None:
+        assert core.tc is not None
+        space, action = answer
+        core.tc.sigactions = [
+            SaEntry(sigaction=handler, flags=flags, restorer=restorer, mask=mask, compat_sigaction=False)
+            for handler, flags, restorer, mask in action.iter_unpack(space.data)
+        ]
+
+    def check(self, task: "RestoreTask", restore: "Restore") -> None:
+        assert task.core.tc is not None
+        actions = task.core.tc.sigactions
+        if len(actions) not in (0, len(NUMBERS)):
+            raise ImageError(f"the core image of task {task.pid} is mangled", f"it has {len(actions)} signal actions")
+        if any(entry.compat_sigaction for entry in actions):
+            raise task.refusal("it has signal handlers of 32-bit code, which Torpor does not restore yet")
+
+    def place(self, task: "RestoreTask", program: "Program") -> None:
+        """All of them: what Torpor ignores, the task would ignore, too."""
+        assert task.core.tc is not None and task.tracee is not None
+        action = _action(task.tracee.arch.word)
+        blobs: dict[bytes, Pointer] = {}
+        for number, entry in zip(NUMBERS, task.core.tc.sigactions, strict=False):
+            data = action.pack(entry.sigaction, entry.flags, entry.restorer, entry.mask)
+            if data not in blobs:
+                blobs[data] = program.put(data)
+            program.call("rt_sigaction", number, blobs[data], 0, 8)
+
+
+class AltStack(Attribute):
+    covers = frozenset({"thread:altstack"})
+
+    def ask_thread(self, task: "DumpTask", thread: "Tracee", program: "Program") -> "Pointer":
+        space = program.space(3 * thread.arch.word_size)
+        program.call("sigaltstack", 0, space)
+        return space
+
+    def save_thread(self, task: "DumpTask", thread: "Tracee", answer: "Pointer", core: "CoreEntry") -> None:
+        assert core.thread_core is not None
+        address, flags, size = struct.unpack(_stack(thread.arch.word), answer.data)
+        core.thread_core.sas = ThreadSasEntry(ss_sp=address, ss_size=size, ss_flags=flags & ~SS_ONSTACK)
+
+    def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
+        assert core.thread_core is not None and task.tracee is not None
+        stack = core.thread_core.sas
+        if stack is None or stack.ss_flags & SS_DISABLE or not stack.ss_size:
+            return  # as threads begin
+        word = task.tracee.arch.word
+        data = struct.pack(_stack(word), stack.ss_sp, stack.ss_flags & SS_AUTODISARM, stack.ss_size)
+        program.call("sigaltstack", program.put(data), 0)
+
+
+def _stack(word: str) -> str:
+    """struct of stack_t; the flags are an int, padded where words are wider."""
+    return f"{word[0]}{word[1]}I{4 if word[1] == 'Q' else 0}x{word[1]}"
+
+
+class Pending(Attribute):
+    """Queued signals.  ptrace tells them, of tasks that stand still: before programs run in them."""
+
+    covers = frozenset({"task:pending", "thread:pending"})
+
+    def examine(self, task: "DumpTask", dump: "Dump") -> None:
+        assert task.status is not None
+        task.pending[SHARED] = _peek(task.leader.tid, task.status.shared_pending, shared=True)
+        for tid, status in task.thread_statuses.items():
+            if status.pending:
+                task.pending[tid] = _peek(tid, status.pending, shared=False)
+
+    def save(self, task: "DumpTask", answer: None, core: "CoreEntry") -> None:
+        assert core.tc is not None
+        core.tc.signals_s = _entries(task.pending[SHARED])
+
+    def save_thread(self, task: "DumpTask", thread: "Tracee", answer: None, core: "CoreEntry") -> None:
+        assert core.thread_core is not None
+        core.thread_core.signals_p = _entries(task.pending.get(thread.tid, ()))
+
+    def check(self, task: "RestoreTask", restore: "Restore") -> None:
+        for tid, core in task.cores.items():
+            if core.thread_core is not None:
+                _check(core.thread_core.signals_p, f"thread {tid}")
+        assert task.core.tc is not None
+        _check(task.core.tc.signals_s, f"task {task.pid}")
+
+    def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
+        assert core.thread_core is not None
+        for number, info in _siginfos(core.thread_core.signals_p):
+            program.call("rt_tgsigqueueinfo", task.pid, tid, number, program.put(info))
+
+    def last(self, task: "RestoreTask", program: "Program") -> None:
+        assert task.core.tc is not None
+        for number, info in _siginfos(task.core.tc.signals_s):
+            program.call("rt_sigqueueinfo", task.pid, number, program.put(info))
+
+
+def _peek(tid: int, pending: int, shared: bool) -> list[bytes]:
+    if not pending:
+        return []
+    found = ptrace.peek_signals(tid, shared)
+    for info in found:
+        pending &= ~(1 << struct.unpack_from("=i", info)[0] - 1)
+    return found + [struct.pack("=i124x", n) for n in range(1, 65) if pending >> n - 1 & 1]
+
+
+def _entries(found: "Iterable[bytes]") -> SignalQueueEntry:
+    return SignalQueueEntry(signals=[SiginfoEntry(siginfo=info) for info in found])
+
+
+def _check(queue: SignalQueueEntry | None, where: str) -> None:
+    for entry in queue.signals if queue is not None else ():
+        if len(entry.siginfo) != ptrace.SIGINFO_SIZE or not 1 <= struct.unpack_from("=i", entry.siginfo)[0] <= 64:
+            raise ImageError(f"the core image of {where} is mangled", "a pending signal makes no sense")
+
+
+def _siginfos(queue: SignalQueueEntry | None) -> list[tuple[int, bytes]]:
+    return [(struct.unpack_from("=i", e.siginfo)[0], e.siginfo) for e in (queue.signals if queue is not None else ())]
+
+
+ATTRIBUTES = [Actions(), AltStack(), Pending()]

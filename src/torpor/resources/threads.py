@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the C library told the kernel about each thread: robust futexes, clear_child_tid, restartable sequences.
+
+- The robust list's head can be read from outside, clear_child_tid only inside (PR_GET_TID_ADDRESS).
+- A thread that is caught inside a restartable sequence has to abort it.  The engine moves a dumped thread's instruction
+  pointer to the abort address.  CRIU stores the address of the sequence instead: it is written back into the thread's
+  area, last of all, because the kernel clears it at every return to code outside of the sequence; when the thread then
+  goes on inside it, the kernel aborts it.
+"""
+
+import struct
+from typing import TYPE_CHECKING
+
+from torpor.errors import ImageError
+from torpor.images.schema.rseq import RseqEntry
+from torpor.kernel.process import get_robust_list
+from torpor.resources.base import Attribute
+
+if TYPE_CHECKING:
+    from torpor.engine.program import Pointer, Program
+    from torpor.engine.tracee import Tracee
+    from torpor.images.schema.core import CoreEntry
+    from torpor.resources.context import DumpTask, Restore, RestoreTask
+
+PR_GET_TID_ADDRESS = 40
+ROBUST_LIST_SIZE = 24  # struct robust_list_head: three words; the kernel takes no other size
+RSEQ_CS_OFFSET = 8  # of rseq_cs in struct rseq
+_INFOS = (
+    "thread_info", "ti_aarch64", "ti_arm", "ti_ppc64", "ti_s390", "ti_riscv64", "ti_loongarch64", "ti_mips",
+)  # fmt: skip
+
+
+class RobustList(Attribute):
+    covers = frozenset({"thread:robust_list"})
+
+    def ask_thread(self, task: "DumpTask", thread: "Tracee", program: "Program") -> tuple[int, int]:
+        return get_robust_list(thread.tid)
+
+    def save_thread(self, task: "DumpTask", thread: "Tracee", answer: tuple[int, int], core: "CoreEntry") -> None:
+        assert core.thread_core is not None
+        core.thread_core.futex_rla, core.thread_core.futex_rla_len = answer
+
+    def check(self, task: "RestoreTask", restore: "Restore") -> None:
+        for tid, core in task.cores.items():
+            thread = core.thread_core
+            if thread is not None and thread.futex_rla and thread.futex_rla_len != ROBUST_LIST_SIZE:
+                raise ImageError(f"the core image of thread {tid} is mangled", "its robust list has an impossible size")
+
+    def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
+        assert core.thread_core is not None
+        if core.thread_core.futex_rla:
+            program.call("set_robust_list", core.thread_core.futex_rla, core.thread_core.futex_rla_len)
+
+
+class ClearChildTid(Attribute):
+    """The word that is cleared, and a futex on it woken, when the thread ends: how pthread_join knows."""
+
+    covers = frozenset({"thread:clear_child_tid"})
+
+    def ask_thread(self, task: "DumpTask", thread: "Tracee", program: "Program") -> "Pointer":
+        space = program.space(thread.arch.word_size)
+        program.call("prctl", PR_GET_TID_ADDRESS, space)
+        return space
+
+    def save_thread(self, task: "DumpTask", thread: "Tracee", answer: "Pointer", core: "CoreEntry") -> None:
+        task.clear_child_tid[thread.tid] = struct.unpack(thread.arch.word, answer.data)[0]
+
+    def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
+        info = next((info for name in _INFOS if (info := getattr(core, name)) is not None), None)
+        if info is not None:
+            program.call("set_tid_address", info.clear_tid_addr)
+
+
+class Rseq(Attribute):
+    covers = frozenset({"thread:rseq"})
+
+    def save_thread(self, task: "DumpTask", thread: "Tracee", answer: None, core: "CoreEntry") -> None:
+        assert core.thread_core is not None
+        if thread.rseq.pointer:
+            core.thread_core.rseq_entry = RseqEntry(
+                rseq_abi_pointer=thread.rseq.pointer, rseq_abi_size=thread.rseq.size, signature=thread.rseq.signature
+            )
+
+    def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
+        assert core.thread_core is not None
+        entry = core.thread_core.rseq_entry
+        if entry is not None and entry.rseq_abi_pointer:
+            program.call("rseq", entry.rseq_abi_pointer, entry.rseq_abi_size, 0, entry.signature)
+
+    def outside(self, task: "RestoreTask", restore: "Restore") -> None:
+        for tid, core in task.cores.items():
+            entry = core.thread_core.rseq_entry if core.thread_core is not None else None
+            if entry is not None and entry.rseq_abi_pointer and entry.rseq_cs_pointer:
+                task.tracees[tid].write(
+                    entry.rseq_abi_pointer + RSEQ_CS_OFFSET, struct.pack("=Q", entry.rseq_cs_pointer)
+                )
+
+
+ATTRIBUTES = [RobustList(), ClearChildTid(), Rseq()]

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interval timers (setitimer(2)) and POSIX timers (timer_create(2)).  Their time goes on where it stood at the dump.
+
+- /proc/PID/timers tells how a POSIX timer was made, only timer_gettime(2) in the process what it is set to.
+- Ids are given in turn.  prctl(PR_TIMER_CREATE_RESTORE_IDS) (6.15) lets the caller choose; before, timers are made
+  and deleted until the number comes.
+- A timer that notifies a thread needs that thread, so POSIX timers are made when the whole tree stands.  By then the
+  task has given up its rights; only alarm clocks need one (CAP_WAKE_ALARM) and are made earlier.
+"""
+
+import struct
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torpor.errors import ImageError
+from torpor.images.schema.timer import ItimerEntry, PosixTimerEntry, TaskTimersEntry
+from torpor.kernel.proc import Timer, parse_timers
+from torpor.kernel.procfs import read_all
+from torpor.resources import own
+from torpor.resources.base import Attribute
+
+if TYPE_CHECKING:
+    from torpor.engine.program import Pointer, Program
+    from torpor.images.schema.core import CoreEntry
+    from torpor.resources.context import DumpTask, Restore, RestoreTask
+
+ITIMERS = 3  # ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF
+SIGEV_SIGNAL, SIGEV_NONE, SIGEV_THREAD, SIGEV_THREAD_ID = 0, 1, 2, 4
+NOTIFY = {"signal": SIGEV_SIGNAL, "none": SIGEV_NONE, "thread": SIGEV_THREAD}
+CLOCK_REALTIME_ALARM, CLOCK_BOOTTIME_ALARM = 8, 9
+PR_TIMER_CREATE_RESTORE_IDS, OFF, ON, GET = 77, 0, 1, 2
+MAX_TRIES = 4096  # ids that are tried in turn on older kernels
+
+
+class Itimers(Attribute):
+    covers = frozenset({"task:itimers"})
+
+    def ask(self, task: "DumpTask", program: "Program") -> "list[Pointer]":
+        spaces = [program.space(4 * task.leader.arch.word_size) for _ in range(ITIMERS)]
+        for which, space in enumerate(spaces):
+            program.call("getitimer", which, space)
+        return spaces
+
+    def save(self, task: "DumpTask", answer: "list[Pointer]", core: "CoreEntry") -> None:
+        word = task.leader.arch.word
+        entries = []
+        for space in answer:
+            isec, iusec, vsec, vusec = struct.unpack(f"{word[0]}4{word[1]}", space.data)
+            entries.append(ItimerEntry(isec=isec, iusec=iusec, vsec=vsec, vusec=vusec))
+        assert core.tc is not None
+        core.tc.timers = TaskTimersEntry(real=entries[0], virt=entries[1], prof=entries[2])
+
+    def check(self, task: "RestoreTask", restore: "Restore") -> None:
+        for entry in _itimers(task):
+            if max(entry.iusec, entry.vusec) >= 10**6 or max(entry.isec, entry.vsec) >= 1 << 63:
+                raise ImageError(f"the core image of task {task.pid} is mangled", "an interval timer makes no sense")
+
+    def last(self, task: "RestoreTask", program: "Program") -> None:
+        assert task.tracee is not None
+        word = task.tracee.arch.word
+        for which, entry in enumerate(_itimers(task)):
+            if entry.vsec or entry.vusec:
+                spec = struct.pack(f"{word[0]}4{word[1]}", entry.isec, entry.iusec, entry.vsec, entry.vusec)
+                program.call("setitimer", which, program.put(spec), 0)
+
+
+def _itimers(task: "RestoreTask") -> list[ItimerEntry]:
+    timers = task.core.tc.timers if task.core.tc is not None else None
+    return [timers.real, timers.virt, timers.prof] if timers is not None else []
+
+
+class _Asked(NamedTuple):
+    timer: Timer
+    spec: "Pointer"
+    overrun: Any
+
+
+class PosixTimers(Attribute):
+    covers = frozenset({"task:timers"})
+
+    def ask(self, task: "DumpTask", program: "Program") -> list[_Asked]:
+        asked = []
+        for timer in sorted(parse_timers(read_all(f"/proc/{task.pid}/timers"))):
+            spec = program.space(4 * task.leader.arch.word_size)
+            program.call("timer_gettime", timer.id, spec)
+            asked.append(_Asked(timer, spec, program.call("timer_getoverrun", timer.id)))
+        return asked
+
+    def save(self, task: "DumpTask", answer: list[_Asked], core: "CoreEntry") -> None:
+        """Itimers has made tc.timers."""
+        word = task.leader.arch.word
+        assert core.tc is not None and core.tc.timers is not None
+        for timer, space, overrun in answer:
+            isec, insec, vsec, vnsec = struct.unpack(f"{word[0]}4{word[1]}", space.data)
+            core.tc.timers.posix.append(
+                PosixTimerEntry(
+                    it_id=timer.id,
+                    clock_id=timer.clock & 0xFFFFFFFF,
+                    si_signo=timer.signal,
+                    it_sigev_notify=NOTIFY[timer.notify] | (SIGEV_THREAD_ID if timer.to_thread else 0),
+                    sival_ptr=timer.value,
+                    overrun=overrun.value,
+                    isec=isec,
+                    insec=insec,
+                    vsec=vsec,
+                    vnsec=vnsec,
+                    notify_thread_id=timer.target if timer.to_thread else None,
+                )
+            )
+
+    def check(self, task: "RestoreTask", restore: "Restore") -> None:
+        timers = _posix(task)
+        if len({t.it_id for t in timers}) < len(timers) or any(
+            t.it_id >= 1 << 31 or max(t.insec, t.vnsec) >= 10**9 or max(t.isec, t.vsec) >= 1 << 63 for t in timers
+        ):
+            raise ImageError(f"the core image of task {task.pid} is mangled", "a POSIX timer makes no sense")
+        if any(_is_alarm(t) for t in timers) and not own.facts().has(own.CAP_WAKE_ALARM):
+            raise task.refusal("it has a timer on an alarm clock", "run Torpor with CAP_WAKE_ALARM")
+        if timers and not _can_choose() and max(t.it_id for t in timers) >= MAX_TRIES:
+            raise task.refusal(
+                f"this kernel cannot make a timer with the id {max(t.it_id for t in timers)} in bounded time",
+                "restore on Linux 6.15 or later",
+            )
+        if any(map(_is_alarm, timers)) and any(map(_to_thread, timers)) and not _can_choose():
+            raise task.refusal(
+                "this kernel cannot make its timers, some on alarm clocks and some for threads, with their ids",
+                "restore on Linux 6.15 or later",
+            )
+
+    def place(self, task: "RestoreTask", program: "Program") -> None:
+        if any(map(_is_alarm, _posix(task))):
+            self._make([t for t in _posix(task) if not _to_thread(t)], task, program)
+
+    def last(self, task: "RestoreTask", program: "Program") -> None:
+        assert task.tracee is not None
+        word = task.tracee.arch.word
+        early = any(map(_is_alarm, _posix(task)))
+        self._make([t for t in _posix(task) if not early or _to_thread(t)], task, program)
+        for timer in _posix(task):
+            if timer.vsec or timer.vnsec:
+                spec = struct.pack(f"{word[0]}4{word[1]}", timer.isec, timer.insec, timer.vsec, timer.vnsec)
+                program.call("timer_settime", timer.it_id, 0, program.put(spec), 0)
+
+    def _make(self, timers: list[PosixTimerEntry], task: "RestoreTask", program: "Program") -> None:
+        assert task.tracee is not None
+        word = task.tracee.arch.word
+        if not timers:
+            return
+        if _can_choose():
+            program.call("prctl", PR_TIMER_CREATE_RESTORE_IDS, ON, 0, 0, 0)
+            for timer in timers:
+                wish = program.put(struct.pack(f"{word[0]}i", timer.it_id))
+                program.call("timer_create", _clock(timer), _event(timer, word, program), wish)
+            program.call("prctl", PR_TIMER_CREATE_RESTORE_IDS, OFF, 0, 0, 0)
+            return
+        wanted = {timer.it_id: timer for timer in timers}
+        scratch = program.space(4)
+        for number in range(max(wanted) + 1):
+            if number in wanted:
+                timer = wanted[number]
+                program.call("timer_create", _clock(timer), _event(timer, word, program), scratch)
+            else:
+                program.call("timer_create", 1, 0, scratch)
+                program.call("timer_delete", number)
+
+
+def _posix(task: "RestoreTask") -> list[PosixTimerEntry]:
+    timers = task.core.tc.timers if task.core.tc is not None else None
+    return sorted(timers.posix, key=lambda timer: timer.it_id) if timers is not None else []
+
+
+def _is_alarm(timer: PosixTimerEntry) -> bool:
+    return timer.clock_id in (CLOCK_REALTIME_ALARM, CLOCK_BOOTTIME_ALARM)
+
+
+def _to_thread(timer: PosixTimerEntry) -> bool:
+    return bool(timer.it_sigev_notify & SIGEV_THREAD_ID)
+
+
+def _clock(timer: PosixTimerEntry) -> int:
+    """Clocks of processes and threads are negative."""
+    return timer.clock_id - (1 << 32) if timer.clock_id >> 31 else timer.clock_id
+
+
+def _event(timer: PosixTimerEntry, word: str, program: "Program") -> "Pointer":
+    """struct sigevent."""
+    fields = struct.pack(
+        f"{word[0]}{word[1]}iii", timer.sival_ptr, timer.si_signo, timer.it_sigev_notify, timer.notify_thread_id or 0
+    )
+    return program.put(fields.ljust(64, b"\0"))
+
+
+_chooses: bool | None = None
+
+
+def _can_choose() -> bool:
+    """Whether this kernel lets a process choose the ids of its timers."""
+    global _chooses
+    if _chooses is None:
+        from torpor.kernel.process import prctl
+
+        try:
+            prctl(PR_TIMER_CREATE_RESTORE_IDS, GET)
+            _chooses = True
+        except OSError:
+            _chooses = False
+    return _chooses
+
+
+ATTRIBUTES = [Itimers(), PosixTimers()]
