@@ -8,7 +8,7 @@ two must be two.  Neighbouring areas that differ in nothing visible merge or not
 """
 
 import re
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
 Key = tuple[str, ...]
@@ -58,6 +58,23 @@ Value = str | int | frozenset[str] | tuple[int, ...] | Same | Areas
 View = dict[Key, Value]
 
 
+def renumber(seen: View, inodes: dict[int, int]) -> View:
+    """The view, had these files had those inodes."""
+
+    def new(file: str | Same) -> str | Same:
+        device, _, inode = file.partition(" ") if isinstance(file, str) else ("", "", "")
+        return f"{device} {inodes[int(inode)]}" if inode.isdigit() and int(inode) in inodes else file
+
+    changed: View = {}
+    for key, value in seen.items():
+        if isinstance(value, Areas):
+            value = Areas(tuple(area._replace(file=new(area.file)) for area in value.areas))
+        elif key[-1] == "inode" and isinstance(value, str):
+            value = new(value)
+        changed[key] = value
+    return changed
+
+
 def tids(seen: View) -> list[int]:
     """Every thread of every task of a view."""
     found: list[int] = []
@@ -71,11 +88,22 @@ class Tolerance(NamedTuple):
     """A difference that a tool (never Torpor) leaves, and why.
 
     pattern: found in the sentence about it.  flags: words of VmFlags that are not compared.
+    bits: the value is a hexadecimal mask in which these bits may have appeared, and nothing else.
     """
 
     why: str
     pattern: str = ""
     flags: frozenset[str] = frozenset()
+    bits: int = 0
+
+    def covers(self, sentence: str, before: Value | None, after: Value | None) -> bool:
+        if not self.pattern or not re.search(self.pattern, sentence):
+            return False
+        if not self.bits:
+            return True
+        if not isinstance(before, str) or not isinstance(after, str):
+            return False
+        return int(after, 16) & ~self.bits == int(before, 16) & ~self.bits
 
 
 def _with_areas(seen: View, ignored: frozenset[str]) -> View:
@@ -139,7 +167,6 @@ def differences(before: View, after: View, tolerate: Iterable[Tolerance] = ()) -
     before, after = _with_areas(before, ignored), _with_areas(after, ignored)
     names = {key[0]: value for key, value in before.items() if key[1:] == ("comm",)}
     renaming = Renaming()
-    patterns: list[Callable[[str], object]] = [re.compile(one.pattern).search for one in tolerate if one.pattern]
     found: list[str] = []
 
     def tell(key: Key, text: str) -> None:
@@ -147,7 +174,7 @@ def differences(before: View, after: View, tolerate: Iterable[Tolerance] = ()) -
         if len(key) > 2 and (*key[:2], "name") in before:
             who[1] += f" ({before[(*key[:2], 'name')] or 'anonymous'})"
         sentence = ", ".join(who) + ": " + text
-        if not any(search(sentence) for search in patterns):
+        if not any(one.covers(sentence, before.get(key), after.get(key)) for one in tolerate):
             found.append(sentence)
 
     here, there = _prefixes(before), _prefixes(after)

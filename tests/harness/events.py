@@ -101,8 +101,8 @@ def describe(pid: int) -> str:
     lines = []
     for one in tree_of(pid):
         try:
-            comm = Path(f"/proc/{one}/comm").read_text().strip()
-            state = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[0]
+            comm = Path(f"/proc/{one}/comm").read_text(errors="replace").strip()
+            state = Path(f"/proc/{one}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
             wchan = Path(f"/proc/{one}/wchan").read_text()
             call = Path(f"/proc/{one}/syscall").read_text().split()[0]
         except OSError as error:

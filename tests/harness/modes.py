@@ -5,6 +5,7 @@ A mode gets a Case: a started workload, the two tools, a directory for images, a
 what it was at `ready`.  It returns when the workload has given its verdict; anything wrong is an exception.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -64,7 +65,7 @@ class Case:
     def restore(self, *options: str) -> None:
         for pid in procview.tids(self.before):
             if pid_exists(pid):
-                raise PidTaken(f"PID {pid} is in use: {Path(f'/proc/{pid}/comm').read_text().strip()}")
+                raise PidTaken(f"PID {pid} is in use: {Path(f'/proc/{pid}/comm').read_text(errors='replace').strip()}")
         self.restorer.restore(self.images, *options, *self.workload.options("restore"), terminal=self.running.terminal)
 
     def compare(self, when: str, *tolerances: procview.Tolerance) -> None:
@@ -125,17 +126,18 @@ def leave_stopped(case: Case) -> None:
     assert not going, f"not stopped after a dump with --leave-stopped: {going}"
     for pid in tree:
         if pid not in stopped_before:
-            os.kill(pid, signal.SIGCONT)
-    # SIGSTOP and SIGCONT tell the parent: a SIGCHLD (bit 16) may be pending in tasks that block it.
-    pending = procview.Tolerance("SIGCHLD", r"status (ShdPnd|SigPnd): was '\w+', is '\w{11}1\w{4}'")
-    case.compare("after SIGCONT", pending)
+            with contextlib.suppress(ProcessLookupError):  # its parent may have ended it already
+                os.kill(pid, signal.SIGCONT)
+    # Where they are blocked, SIGCONT stays pending, and SIGCHLD, which tells the parent of stop and continuation.
+    news = 1 << (signal.SIGCHLD - 1) | 1 << (signal.SIGCONT - 1)
+    case.compare("after SIGCONT", procview.Tolerance("SIGCONT and SIGCHLD", r"status (ShdPnd|SigPnd): was", bits=news))
     _finish_then_restore(case)
 
 
 def _finish_then_restore(case: Case) -> None:
     case.running.finish()
     case.nursery.sweep(case.nursery.grace)
-    case.running.bring_files_back()
+    case.before = procview.renumber(case.before, case.running.bring_files_back())
     case.restore()
     case.compare_restored()
     case.running.finish()
@@ -145,7 +147,7 @@ def _state(pid: int) -> str:
     """State of a process: of a live thread where the leader is a zombie."""
     states = []
     for tid in os.listdir(f"/proc/{pid}/task"):
-        text = Path(f"/proc/{pid}/task/{tid}/stat").read_text()
+        text = Path(f"/proc/{pid}/task/{tid}/stat").read_text(errors="replace")
         states.append(text.rpartition(") ")[2][0])
     return re.sub("Z", "", "".join(states))[:1] or "Z"
 

@@ -14,10 +14,10 @@ import re
 import signal
 from pathlib import Path
 
-from harness.differences import Area, Areas, Key, Same, Tolerance, Value, View, differences, tids
+from harness.differences import Area, Areas, Key, Same, Tolerance, Value, View, differences, renumber, tids
 from harness.events import tree_of
 
-__all__ = ["Areas", "Same", "Tolerance", "View", "differences", "tids", "view"]
+__all__ = ["Areas", "Same", "Tolerance", "View", "differences", "renumber", "tids", "view"]
 
 # Lines of status that count or measure, or that are about others.
 STATUS_COUNTERS = {

@@ -146,15 +146,16 @@ class Running:
 
     def save_files(self) -> None:
         """Remember the workload's directory as it is at the dump, so that the images fit it once more."""
-        for path in self.directory.rglob("*"):
+        for path in [*self.directory.rglob("*"), *owned_files(self.out)]:
             facts = path.lstat()
             if path.is_symlink():
                 self.saved[path] = (facts, os.readlink(path))
             elif path.is_file():
                 self.saved[path] = (facts, path.read_bytes())
 
-    def bring_files_back(self) -> None:
-        """The directory as save_files saw it: the same inodes where they are still there."""
+    def bring_files_back(self) -> dict[int, int]:
+        """The directory as save_files saw it: the same inodes where they are still there; else old → new."""
+        renumbered = {}
         for path, (facts, content) in self.saved.items():
             if isinstance(content, str):
                 if not path.is_symlink():
@@ -168,6 +169,9 @@ class Running:
             if path.read_bytes() != content:
                 path.write_bytes(content)
             os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+            if path.lstat().st_ino != facts.st_ino:
+                renumbered[facts.st_ino] = path.lstat().st_ino
+        return renumbered
 
     def finish(self) -> None:
         """SIGTERM, then the verdict: exit status 0, last line `pass`, no line `fail`."""
@@ -203,5 +207,11 @@ def remove_owned(out: Path) -> None:
     text = out.read_text(errors="replace") if out.exists() else ""
     for kind, number in re.findall(r"^owns (msg|sem|shm) (\d+)$", text, re.MULTILINE):
         subprocess.run(["ipcrm", {"msg": "-q", "shm": "-m", "sem": "-s"}[kind], number], stderr=subprocess.DEVNULL)
-    for path in re.findall(r"^owns file (/dev/shm/.+)$", text, re.MULTILINE):
-        Path(path).unlink(missing_ok=True)
+    for path in owned_files(out):
+        path.unlink(missing_ok=True)
+
+
+def owned_files(out: Path) -> list[Path]:
+    """What a workload said it owns outside its directory: lines "owns file PATH"."""
+    text = out.read_text(errors="replace") if out.exists() else ""
+    return [Path(path) for path in re.findall(r"^owns file (/dev/shm/.+)$", text, re.MULTILINE)]
