@@ -4,6 +4,7 @@
 TORPOR_MODES=restore,from-criu pytest -k mem_   chooses modes and workloads.
 """
 
+import os
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,7 @@ def in_short(error: AssertionError) -> str:
     return f"{first} {more[0]}" if first.endswith("differences:") and more else first
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @pytest.mark.parametrize("mode_name", selected())
 @pytest.mark.parametrize("workload", all_workloads(), ids=lambda workload: workload.name)
 def test_workload(workload: Workload, mode_name: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from harness import procview
 from harness.events import Nursery, pid_exists, tree_of
-from harness.tools import Tool
+from harness.tools import Tool, ToolFailed
 from harness.workload import Running, Workload, remove_owned
 
 # What CRIU 4.2.1 leaves different after its restore: facts of that tool, found by running it.  None for Torpor.
@@ -63,10 +63,21 @@ class Case:
         self.dumper.dump(self.pid, self.images, *options, *self.workload.options("dump"))
 
     def restore(self, *options: str) -> None:
+        self._need_pids()
+        try:
+            self.restorer.restore(
+                self.images, *options, *self.workload.options("restore"), terminal=self.running.terminal
+            )
+        except ToolFailed:
+            self.nursery.sweep(0)
+            self._need_pids()
+            raise
+
+    def _need_pids(self) -> None:
+        """Are the tree's PIDs and TIDs free?  Others on this machine start processes, too."""
         for pid in procview.tids(self.before):
             if pid_exists(pid):
                 raise PidTaken(f"PID {pid} is in use: {Path(f'/proc/{pid}/comm').read_text(errors='replace').strip()}")
-        self.restorer.restore(self.images, *options, *self.workload.options("restore"), terminal=self.running.terminal)
 
     def compare(self, when: str, *tolerances: procview.Tolerance) -> None:
         """Compare with what the tree was at `ready`.

@@ -13,6 +13,7 @@ A comment `wl: key=value ...` in its first 2,000 characters gives what the harne
 import hashlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,6 +65,8 @@ class Workload:
         cache.mkdir(mode=0o755, exist_ok=True)
         program = cache / f"{self.name}-{digest}"
         if not program.exists():
+            if not shutil.which("gcc"):
+                raise Skipped("no C compiler: install gcc")
             unfinished = f"{program}.{os.getpid()}"
             command = ["gcc", "-o", unfinished, str(self.path), *(flag for flag in flags if flag)]
             done = subprocess.run(command, capture_output=True, text=True)
