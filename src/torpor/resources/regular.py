@@ -74,4 +74,15 @@ class Regular(FileKind):
         )
 
 
+    # -- restore ------------------------------------------------------------------------------------------------------
+    def make(self, entry: FileEntry, restore: "Restore") -> int:
+        reg = entry.reg
+        assert reg is not None
+        never = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_ASYNC
+        fd = os.open(reg.name, reg.flags & ~never | os.O_NOCTTY | os.O_CLOEXEC)
+        if reg.pos:
+            os.lseek(fd, reg.pos, os.SEEK_SET)
+        return fd
+
+
 FILE_KINDS: list[FileKind] = [Regular()]
