@@ -125,17 +125,13 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
     memory: list[Any] = []
     try:
         collect.tasks(session, tree)
-        clock.lap("collect")
-        collect.files(session)
-        clock.lap("files")
+        clock.lap("tasks")
         memory = collect.areas(session)
         clock.lap("areas")
         collect.install(session)
         clock.lap("infect")
-        answers = collect.ask(session, memory)
-        clock.lap("ask")
-        collect.memory(session, memory)
-        clock.lap("memory")
+        answers = collect.gather(session, memory)
+        clock.lap("gather")
         if options.leave_running:
             collect.cure(session)
             clock.lap("cure")

@@ -2,8 +2,10 @@
 """What a dump does between freeze and thaw: look at everything, ask the tasks, put them back."""
 
 import os
+from resource import RLIMIT_NOFILE
 from typing import TYPE_CHECKING, Any
 
+from torpor import dump_files
 from torpor.arch import native
 from torpor.engine.executor import CannotInstall, Executor, blob
 from torpor.engine.program import Program
@@ -12,7 +14,7 @@ from torpor.engine.team import ThreadTeam
 from torpor.engine.waiting import check_cancelled, forget_cancellation
 from torpor.errors import TorporError
 from torpor.images.schema.core import TaskKobjIdsEntry
-from torpor.kernel import fdinfo, pagemap
+from torpor.kernel import pagemap
 from torpor.kernel.maps import read_maps
 from torpor.kernel.proc import parse_stat
 from torpor.kernel.process import comparison
@@ -20,18 +22,17 @@ from torpor.kernel.procfs import read_all
 from torpor.kernel.status import parse_status, parse_thread_status
 from torpor.kernel.syscall import call
 from torpor.memory import segments as shared
-from torpor.memory.dump import AddressSpace, store
+from torpor.memory.dump import AddressSpace
 from torpor.model import identity
-from torpor.resources import extras, registry, regular
-from torpor.resources.context import DumpTask, SeenFile
+from torpor.resources import registry
+from torpor.resources.context import DumpTask
 
 if TYPE_CHECKING:
     from torpor.engine.freeze import FrozenTree
     from torpor.engine.tracee import Tracee
     from torpor.resources.context import Dump
 
-FD_CLOEXEC = 1
-PIDFD_THREAD = os.O_EXCL
+AT_ONCE = 32  # tasks that run programs at the same time
 KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND = range(5)
 NAMESPACES = ("pid", "net", "ipc", "uts", "time", "mnt", "user", "cgroup")  # in the order of their numbers, from 1
 _REMEDY = {
@@ -122,132 +123,37 @@ def namespace_ids() -> dict[str, int]:
     return {f"{name}_ns_id": number for number, name in enumerate(NAMESPACES, 1)}
 
 
-# -- open files -------------------------------------------------------------------------------------------------------
-
-
-def files(dump: "Dump") -> None:
-    """Every open file description once, and each table of descriptors: dump.state["fd tables"]."""
-    tables: dict[int, Table] = {}
-    known: dict[tuple[Any, ...], list[SeenFile]] = {}
-    fs: dict[int, tuple[int, int]] = {}
-    alive = [(task, task.ids) for task in dump.tasks.values() if not task.zombie and task.ids is not None]
-    next_id = max((ids.files_id for _, ids in alive), default=1) + 1
-    for task, ids in alive:
-        check_cancelled()
-        if ids.files_id not in tables:
-            tables[ids.files_id] = _table(dump, task.leader, task.pidfd, known)
-        for thread in task.threads[1:]:
-            if call("kcmp", task.leader.tid, thread.tid, KCMP_FILES, 0, 0):
-                tables[next_id] = _thread_table(dump, task, thread, next_id, known)
-                next_id += 1
-            if call("kcmp", task.leader.tid, thread.tid, KCMP_FS, 0, 0):
-                raise task.refusal(
-                    f"its thread {thread.tid} has a working directory of its own (unshare(CLONE_FS))",
-                    "Torpor cannot save that yet; end that thread first",
-                )
-        fs[task.pid] = _places(dump, task)
-    dump.state["fd tables"] = tables
-    dump.state["fs"] = fs
-
-
-def _places(dump: "Dump", task: DumpTask) -> tuple[int, int]:
-    """Working directory and root."""
-    ids = []
-    for name, what in (("cwd", "its working directory"), ("root", "its root directory")):
-        path = f"/proc/{task.leader.tid}/{name}"
-        ids.append(regular.save_path(dump, f"{task.subject}, {what}", os.readlink(path), path, os.O_RDONLY))
-    return ids[0], ids[1]
-
-
-Known = dict[tuple[Any, ...], list[SeenFile]]
-Table = list[tuple[SeenFile, int, int]]  # what, FD_CLOEXEC or 0, number
-
-
-def _thread_table(dump: "Dump", task: DumpTask, thread: "Tracee", files_id: int, known: Known) -> Table:
-    """A thread that gave up sharing its process's table (unshare(CLONE_FILES)); CRIU's images cannot say that."""
-    task.own_files.add(thread.tid)
-    extras.of_thread(task, thread.tid).files_id = files_id
-    pidfd = call("pidfd_open", thread.tid, PIDFD_THREAD)
-    try:
-        return _table(dump, thread, pidfd, known)
-    finally:
-        os.close(pidfd)
-
-
-def _table(dump: "Dump", task: "Tracee", pidfd: int, known: Known) -> Table:
-    directory = os.open(f"/proc/{task.tid}/fd", os.O_RDONLY | os.O_DIRECTORY)
-    table: Table = []
-    try:
-        for number in sorted(map(int, os.listdir(directory))):
-            name = str(number)
-            link = os.readlink(name, dir_fd=directory)
-            stat = os.stat(name, dir_fd=directory)
-            info = fdinfo.read(task.tid, number)
-            key = (stat.st_dev, stat.st_ino, info.pos, info.status_flags)
-            seen = next((s for s in known.get(key, ()) if _same(s, task, number)), None)
-            if seen is None:
-                seen = SeenFile(dump.new_file_id(), task.tid, number, link, stat, info, pidfd)
-                known.setdefault(key, []).append(seen)
-                _save(dump, seen)
-            table.append((seen, FD_CLOEXEC if info.cloexec else 0, number))
-    finally:
-        os.close(directory)
-    return table
-
-
-def _same(seen: SeenFile, task: "Tracee", number: int) -> bool:
-    return call("kcmp", seen.pid, task.tid, KCMP_FILE, seen.number, number) == 0
-
-
-def _save(dump: "Dump", seen: SeenFile) -> None:
-    import stat as st
-
-    family = None
-    if st.S_ISSOCK(seen.stat.st_mode):
-        import socket
-
-        family = int.from_bytes(_getsockopt(seen.fd, socket.SOL_SOCKET, socket.SO_DOMAIN), "little")
-    key = registry.file_key(seen.link, seen.stat, family)
-    kind = registry.file_kind(key)
-    if kind is None:
-        raise seen.refusal(*registry.REFUSED[key])
-    kind.examine(seen, dump)
-    entry = kind.save(seen, dump)
-    seen_kinds: dict[int, Any] = dump.setdefault("file kinds", {})
-    seen_kinds[id(kind)] = kind
-    dump.file_entries.append(entry)
-    dump.setdefault("fd types", {})[seen.id] = entry.type
-    seen.close()
-
-
-def _getsockopt(fd: int, level: int, option: int) -> bytes:
-    import socket
-
-    with socket.socket(fileno=os.dup(fd)) as sock:
-        return sock.getsockopt(level, option, 4)
-
-
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
 def areas(dump: "Dump") -> list[AddressSpace]:
-    """The areas of each address space, and which pages to store.  Tasks that share one are stored once."""
+    """The areas of each address space, and which pages to store.  Tasks that share one are stored once.
+
+    Also the numbers of all descriptors: from here on, Torpor's own are among them.
+    """
     spaces: dict[int, AddressSpace] = {}
     for task in dump.tasks.values():
-        if task.zombie or task.ids is None or task.ids.vm_id in spaces:
+        if task.zombie or task.ids is None:
             continue
         check_cancelled()
+        task.numbers = {thread.tid: _numbers(thread.tid) for thread in _table_owners(dump, task)}
+        if task.ids.vm_id in spaces:
+            continue
         task.areas = read_maps(task.leader.tid)
-        space = AddressSpace(task)
-        space.look(dump)
+        spaces[task.ids.vm_id] = space = AddressSpace(task)
         space.scan()
-        spaces[task.ids.vm_id] = space
     return list(spaces.values())
 
 
-def memory(dump: "Dump", spaces: list[AddressSpace]) -> None:
-    """Write all pages: of address spaces, then of shared segments."""
-    shared.store(dump, store(dump, spaces))
+def _table_owners(dump: "Dump", task: DumpTask) -> "list[Tracee]":
+    """The leader, and threads with an fd table of their own."""
+    alone = [t for t in task.threads[1:] if call("kcmp", task.leader.tid, t.tid, KCMP_FILES, 0, 0)]
+    task.own_files = {thread.tid for thread in alone}
+    return [task.leader, *alone]
+
+
+def _numbers(tid: int) -> list[int]:
+    return sorted(map(int, os.listdir(f"/proc/{tid}/fd")))
 
 
 # -- running programs -------------------------------------------------------------------------------------------------
@@ -269,15 +175,8 @@ def install(dump: "Dump") -> None:
 
 def _table_full(task: DumpTask) -> bool:
     """Whether the socket pair would not fit into the task's fd table."""
-    import resource
-
-    from torpor.kernel.proc import parse_limits
-
-    limit = parse_limits(read_all(f"/proc/{task.pid}/limits"))[resource.RLIMIT_NOFILE].soft
-    return 0 <= limit < len(os.listdir(f"/proc/{task.pid}/fd")) + 4
-
-
-Answers = dict[int, list[tuple[Any, Any]]]
+    limit = task.limits[RLIMIT_NOFILE].soft
+    return 0 <= limit < len(task.numbers[task.leader.tid]) + 4
 
 
 class Asked:
@@ -288,34 +187,47 @@ class Asked:
         self.thread: dict[int, list[Any]] = {}
 
 
-def ask(dump: "Dump", memory: list[AddressSpace]) -> Asked:
-    """Run what the attributes have to ask, in every task and thread."""
-    attributes = dump.state["attributes"]
+def gather(dump: "Dump", memory: list[AddressSpace]) -> Asked:
+    """Let every task tell what only it can tell, and write its pages; look at everything else meanwhile.
+
+    Some tasks run at a time, all that they have to do in one program each.
+    """
     asked = Asked()
-    running = []
     spaces = {space.task.pid: space for space in memory}
-    for task in dump.tasks.values():
-        if task.zombie or task.runner is None:
-            continue
+    alive = [task for task in dump.tasks.values() if not task.zombie]
+    pages_id = 0
+    for at in range(0, len(alive), AT_ONCE):
         check_cancelled()
-        program = Program()
-        if task.pid in spaces:  # else it lives in another's
-            spaces[task.pid].ask(program)
-        asked.task[task.pid] = [attribute.ask(task, program) for attribute in attributes]
-        asked.thread[task.leader.tid] = [attribute.ask_thread(task, task.leader, program) for attribute in attributes]
-        if isinstance(task.runner, Executor):
-            batches = list(task.runner.batches(program))
-            if len(batches) == 1:
-                task.runner.start(batches[0])
-                running.append(task.runner)
-                continue
-        task.run(program)
-    for runner in running:
-        runner.finish()
-    for task in dump.tasks.values():
+        some = alive[at : at + AT_ONCE]
+        for task in some:
+            program = _questions(dump, task, asked, spaces.get(task.pid))
+            if task.pid in spaces:  # else it lives in another's address space
+                pages_id += 1
+                spaces[task.pid].start(dump, pages_id, program)
+            else:
+                task.run(program)
+        for task in some:
+            dump_files.look(dump, task)
+            if task.pid in spaces:
+                spaces[task.pid].look(dump)
+        for task in some:
+            if task.pid in spaces:
+                spaces[task.pid].join()
+    shared.store(dump, pages_id + 1)
+    for task in alive:
         if len(task.threads) > 1:
-            _ask_threads(task, attributes, asked)
+            _ask_threads(task, dump.state["attributes"], asked)
     return asked
+
+
+def _questions(dump: "Dump", task: DumpTask, asked: Asked, space: AddressSpace | None) -> Program:
+    attributes = dump.state["attributes"]
+    program = Program()
+    if space is not None:
+        space.ask(program)
+    asked.task[task.pid] = [attribute.ask(task, program) for attribute in attributes]
+    asked.thread[task.leader.tid] = [attribute.ask_thread(task, task.leader, program) for attribute in attributes]
+    return program
 
 
 def _ask_threads(task: DumpTask, attributes: list[Any], asked: Asked) -> None:

@@ -14,8 +14,7 @@ from resource import RLIMIT_FSIZE
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.engine.executor import Executor
-from torpor.engine.program import Load32, Program, Result
-from torpor.engine.waiting import check_cancelled
+from torpor.engine.program import Batch, Load32, Program, Result
 from torpor.errors import DumpFailed
 from torpor.images.kinds import PAGEMAP
 from torpor.images.pages import PagemapWriter
@@ -23,7 +22,7 @@ from torpor.images.schema.mm import MmEntry
 from torpor.images.schema.vma import VmaEntry
 from torpor.kernel import pagemap
 from torpor.kernel.maps import Area, kind, parse_vm_flags
-from torpor.kernel.proc import INFINITY, parse_limits
+from torpor.kernel.proc import INFINITY
 from torpor.kernel.procfs import LARGE, read_all
 from torpor.memory import areas as vma
 from torpor.memory import segments
@@ -36,7 +35,6 @@ PAGE = 4096
 MAX_IOVECS = 1024  # UIO_MAXIOV
 CHUNK = 1 << 28  # bytes of one write: a safe point in between, and far below 2 GiB
 COPY = 1 << 20
-AT_ONCE = 32  # tasks that write at the same time
 F_DUPFD_CLOEXEC = 1030
 PR_GET_DUMPABLE, PR_GET_THP_DISABLE = 3, 42
 O_RDONLY, O_RDWR = os.O_RDONLY, os.O_RDWR
@@ -65,6 +63,7 @@ class AddressSpace:
         self.lock_on_fault: list[int] = []
         self.pieces: list[Piece] = []
         self.pagemap: PagemapWriter | None = None
+        self.rest: list[Batch] = []
         self.bytes = 0
 
     def look(self, dump: "Dump") -> None:
@@ -146,15 +145,11 @@ class AddressSpace:
 
     def scan(self) -> None:
         """Frozen: find the pages to store."""
-        private = [
-            (area, entry)
-            for area, entry in zip(self.task.areas, self.entries, strict=True)
-            if vma.is_private_memory(entry)
-        ]
-        others = [a for a, e in zip(self.task.areas, self.entries, strict=True) if not vma.is_private_memory(e)]
+        private = [area for area in self.task.areas if not area.shared and kind(area) not in vma.KERNEL_KINDS]
+        others = [area for area in self.task.areas if area.shared or kind(area) in vma.KERNEL_KINDS]
         fd = pagemap.open_pagemap(self.task.leader.tid)
         try:
-            runs = pagemap.scan_all(fd, [area for area, _ in private], others, guards=self.guards)
+            runs = pagemap.scan_all(fd, private, others, guards=self.guards)
             for area in others:
                 if area.shared:  # guard pages in file mappings: Linux 6.15
                     self.guards += pagemap.guard_runs(fd, area.start, area.end)
@@ -162,7 +157,7 @@ class AddressSpace:
             os.close(fd)
         self.runs = [
             (start, end, bool(area.prot & PROT_READ))
-            for (area, _), found in zip(private, runs, strict=True)
+            for area, found in zip(private, runs, strict=True)
             for start, end in found
         ]
 
@@ -177,19 +172,30 @@ class AddressSpace:
                 self.bytes += length
         self.fd = self.pagemap.open_pages()
 
-    def start(self) -> None:
-        """Frozen: set the task to write its pages, by pwritev, all in one program.  `join` collects."""
+    def start(self, dump: "Dump", pages_id: int, program: Program) -> None:
+        """Frozen: set the task to run `program`, and then to write its pages, by pwritev.  `join` collects."""
+        self.open(dump, pages_id)
         runner = self.task.runner
+        assert runner is not None
         inside = [p for p in self.pieces if p.readable]
         self.left = [p for p in self.pieces if not p.readable]
         self.writing: list[tuple[list[Piece], Result]] = []
-        if not inside:
-            return
-        if not isinstance(runner, Executor) or not self._may_write():
+        if not isinstance(runner, Executor):
+            runner.run(program)
             self.left += inside
             return
+        if not self._may_write():
+            self.left += inside
+            inside = []
+        if inside:
+            self._write(runner, program, inside)
+        first, *self.rest = runner.batches(program)
+        runner.start(first)
+        if inside:
+            runner.post_fds([self.fd])
+
+    def _write(self, runner: Executor, program: Program, inside: list[Piece]) -> None:
         word = self.task.leader.arch.word
-        program = Program()
         numbers = runner.send_fds(program, [self.fd])
         # Its number as a result, so that later batches of the program can use it too.
         remote = program.call("fcntl", Load32(numbers), F_DUPFD_CLOEXEC, 0)
@@ -202,16 +208,12 @@ class AddressSpace:
             )
             self.writing.append((group, result))
         program.call("close", remote)
-        first, *rest = runner.batches(program)
-        runner.start(first)
-        runner.post_fds([self.fd])
-        self.rest = rest
 
     def join(self) -> None:
         """Frozen: wait for the task, then copy what it could not write itself."""
         try:
             runner = self.task.runner
-            if self.writing and isinstance(runner, Executor):
+            if isinstance(runner, Executor):
                 runner.finish()
                 for batch in self.rest:
                     runner.start(batch)
@@ -225,7 +227,7 @@ class AddressSpace:
 
     def _may_write(self) -> bool:
         """A file size limit would kill the task by SIGXFSZ after the dump."""
-        limit = parse_limits(read_all(f"/proc/{self.task.pid}/limits"))[RLIMIT_FSIZE]
+        limit = self.task.limits[RLIMIT_FSIZE]
         return limit.soft in (INFINITY, -1) or limit.soft > self.bytes
 
     def _copy(self, fd: int, piece: Piece) -> None:
@@ -243,19 +245,6 @@ class AddressSpace:
         """After the thaw: the pagemap itself."""
         assert self.pagemap is not None
         self.pagemap.finish()
-
-
-def store(dump: "Dump", spaces: "list[AddressSpace]") -> int:
-    """Frozen: write the pages of all tasks, some of them at the same time; returns the next free pages id."""
-    for at in range(0, len(spaces), AT_ONCE):
-        check_cancelled()
-        some = spaces[at : at + AT_ONCE]
-        for number, space in enumerate(some, at + 1):
-            space.open(dump, number)
-            space.start()
-        for space in some:
-            space.join()
-    return len(spaces) + 1
 
 
 def _unwritten(group: list[Piece], written: int) -> list[Piece]:

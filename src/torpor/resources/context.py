@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torpor.images.schema.torpor import ThreadExtraEntry
     from torpor.kernel.fdinfo import FdInfo
     from torpor.kernel.maps import Area
-    from torpor.kernel.proc import Stat
+    from torpor.kernel.proc import Limit, Stat
     from torpor.kernel.status import Status, ThreadStatus
     from torpor.options import Options
     from torpor.resources.extras import Extras
@@ -81,6 +81,8 @@ class DumpTask:
         self.areas: list[Area] = []
         self.ids: TaskKobjIdsEntry | None = None
         self.pidfd = -1
+        self.numbers: dict[int, list[int]] = {}  # descriptors, by TID of a thread with an fd table of its own
+        self._limits: dict[int, Limit] | None = None
         self.own_files: set[int] = set()  # TIDs of threads with an fd table of their own
         self.runner: Executor | Stepper | None = None
         self.team: ThreadTeam | None = None
@@ -95,6 +97,16 @@ class DumpTask:
     def leader(self) -> "Tracee":
         """The thread in which process-wide programs run."""
         return self.threads[0]
+
+    @property
+    def limits(self) -> "dict[int, Limit]":
+        """Resource limits by RLIMIT_* number."""
+        if self._limits is None:
+            from torpor.kernel.proc import parse_limits
+            from torpor.kernel.procfs import read_all
+
+            self._limits = parse_limits(read_all(f"/proc/{self.leader.tid}/limits"))
+        return self._limits
 
     @property
     def subject(self) -> str:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from torpor.errors import ImageError
 from torpor.images.schema.core import TaskRlimitsEntry
 from torpor.images.schema.rlimit import RlimitEntry
-from torpor.kernel.proc import INFINITY, LIMITS, Limit, parse_limits
-from torpor.kernel.procfs import read_all
+from torpor.kernel.proc import INFINITY, LIMITS, Limit
 from torpor.resources import own
 from torpor.resources.base import Attribute
 
@@ -32,7 +31,7 @@ class Rlimits(Attribute):
     covers = frozenset({"task:rlimits"})
 
     def ask(self, task: "DumpTask", program: "Program") -> dict[int, Limit]:
-        return parse_limits(read_all(f"/proc/{task.leader.tid}/limits"))
+        return task.limits
 
     def save(self, task: "DumpTask", answer: dict[int, Limit], core: "CoreEntry") -> None:
         assert core.tc is not None

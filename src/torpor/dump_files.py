@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open files at dump: every table of descriptors, and each open file description once.
+
+Whether two descriptors share a description only kcmp(2) tells; cheap keys (inode, offset, flags) keep questions few.
+"""
+
+import os
+import socket
+import stat as st
+from typing import TYPE_CHECKING, Any
+
+from torpor.kernel import fdinfo
+from torpor.kernel.process import FileSorter
+from torpor.kernel.syscall import call
+from torpor.resources import extras, registry, regular
+from torpor.resources.context import DumpTask, SeenFile
+
+if TYPE_CHECKING:
+    from torpor.engine.tracee import Tracee
+    from torpor.resources.context import Dump
+
+FD_CLOEXEC = 1
+KCMP_FS = 3
+PIDFD_THREAD = os.O_EXCL
+
+Table = list[tuple[SeenFile, int, int]]  # what, FD_CLOEXEC or 0, number
+
+
+class Descriptions:
+    """The open file descriptions of a dump, and a sorter that knows them apart."""
+
+    def __init__(self) -> None:
+        self.sorter = FileSorter()
+        self.seen: list[SeenFile] = []
+
+
+def look(dump: "Dump", task: DumpTask) -> None:
+    """A task's tables of descriptors, working directory and root; each open file description is saved once."""
+    ids = task.ids
+    assert ids is not None
+    tables: dict[int, Table] = dump.setdefault("fd tables", {})
+    places: dict[int, tuple[int, int]] = dump.setdefault("fs", {})
+    if ids.files_id not in tables:
+        tables[ids.files_id] = _table(dump, task.leader, task.numbers[task.leader.tid], task.pidfd)
+    for thread in task.threads[1:]:
+        if thread.tid in task.own_files:
+            _thread_table(dump, task, thread, tables)
+        if call("kcmp", task.leader.tid, thread.tid, KCMP_FS, 0, 0):
+            raise task.refusal(
+                f"its thread {thread.tid} has a working directory of its own (unshare(CLONE_FS))",
+                "Torpor cannot save that yet; end that thread first",
+            )
+    places[task.pid] = _places(dump, task)
+
+
+def _places(dump: "Dump", task: DumpTask) -> tuple[int, int]:
+    """Working directory and root."""
+    ids = []
+    for name, what in (("cwd", "its working directory"), ("root", "its root directory")):
+        path = f"/proc/{task.leader.tid}/{name}"
+        ids.append(regular.save_path(dump, f"{task.subject}, {what}", os.readlink(path), path, os.O_RDONLY))
+    return ids[0], ids[1]
+
+
+def _thread_table(dump: "Dump", task: DumpTask, thread: "Tracee", tables: dict[int, Table]) -> None:
+    """A thread that gave up sharing its process's table (unshare(CLONE_FILES)); CRIU's images cannot say that."""
+    files_id = THREAD_TABLES + thread.tid
+    extras.of_thread(task, thread.tid).files_id = files_id
+    pidfd = call("pidfd_open", thread.tid, PIDFD_THREAD)
+    try:
+        tables[files_id] = _table(dump, thread, task.numbers[thread.tid], pidfd)
+    finally:
+        os.close(pidfd)
+
+
+THREAD_TABLES = 1 << 30  # ids of such tables begin here: those of processes are counted from 2
+
+
+def _table(dump: "Dump", task: "Tracee", numbers: list[int], pidfd: int) -> Table:
+    known: Descriptions | None = dump.state.get("descriptions")
+    if known is None:
+        known = dump.state["descriptions"] = Descriptions()
+    directory = os.open(f"/proc/{task.tid}/fd", os.O_RDONLY | os.O_DIRECTORY)
+    table: Table = []
+    try:
+        for number in numbers:
+            name = str(number)
+            stat = os.stat(name, dir_fd=directory)
+            info = fdinfo.read(task.tid, number)
+            key = (stat.st_dev, stat.st_ino, info.pos, info.status_flags)
+            index = known.sorter.add((task.tid, number), key, hint=number)
+            if index == len(known.seen):
+                link = os.readlink(name, dir_fd=directory)
+                seen = SeenFile(dump.new_file_id(), task.tid, number, link, stat, info, pidfd)
+                known.seen.append(seen)
+                _save(dump, seen)
+            table.append((known.seen[index], FD_CLOEXEC if info.cloexec else 0, number))
+    finally:
+        os.close(directory)
+    return table
+
+
+def kind_of(seen: SeenFile) -> str:
+    """The registry key of an open file."""
+    family = None
+    if st.S_ISSOCK(seen.stat.st_mode):
+        with socket.socket(fileno=os.dup(seen.fd)) as sock:
+            family = sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
+    return registry.file_key(seen.link, seen.stat, family)
+
+
+def _save(dump: "Dump", seen: SeenFile) -> None:
+    key = kind_of(seen)
+    kind = registry.file_kind(key)
+    if kind is None:
+        raise seen.refusal(*registry.REFUSED[key])
+    kind.examine(seen, dump)
+    entry = kind.save(seen, dump)
+    kinds: dict[int, Any] = dump.setdefault("file kinds", {})
+    kinds[id(kind)] = kind
+    dump.file_entries.append(entry)
+    dump.setdefault("fd types", {})[seen.id] = entry.type
+    seen.close()
