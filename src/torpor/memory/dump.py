@@ -112,9 +112,7 @@ class AddressSpace:
             mm_env_start=stat.env_start,
             mm_env_end=stat.env_end,
             exe_file_id=self.exe_file_id,
-            mm_saved_auxv=list(
-                struct.unpack(f"{word[0]}{len(self.auxv) // struct.calcsize(word)}{word[1]}", self.auxv)
-            ),
+            mm_saved_auxv=_auxv(self.auxv, word),
             vmas=self._with_guards(),
             dumpable=self.dumpable.value,
             thp_disabled=bool(self.thp_disabled.value > 0) or None,
@@ -257,6 +255,14 @@ def _unwritten(group: list[Piece], written: int) -> list[Piece]:
         for p in group
         if (skip := max(0, min(p.length, done - p.offset))) < p.length
     ]
+
+
+def _auxv(data: bytes, word: str) -> list[int]:
+    """Without AT_NULL at the end: CRIU takes 44 words at most, which x86_64 fills without it."""
+    words = list(struct.unpack(f"{word[0]}{len(data) // struct.calcsize(word)}{word[1]}", data))
+    while words[-2:] == [0, 0]:
+        del words[-2:]
+    return words
 
 
 _DISK_ERRORS = frozenset({5, 27, 28, 30, 122})  # EIO EFBIG ENOSPC EROFS EDQUOT

@@ -153,12 +153,13 @@ class RestoreTask:
         self.ids: TaskKobjIdsEntry | None = None
         self.fds: list[FdinfoEntry] = []
         self.children: list[RestoreTask] = []
+        self.memory_from = 0  # PID whose memory it got at birth; 0: nobody's
         self.tracee: Tracee | None = None
         self.runner: Executor | None = None
         self.tracees: dict[int, Tracee] = {}  # all threads, by TID
         # Kept by attributes from one phase to the next:
         self.credentials: Any = None  # creds.py: what threads start as
-        self.extras: Extras = None  # type: ignore[assignment]  # by prctl.py's check
+        self.extras: Extras = None  # type: ignore[assignment]  # by names.py's check
         self.loginuid_written: Result | None = None
 
     @property

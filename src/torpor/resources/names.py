@@ -2,6 +2,8 @@
 """Names of threads (PR_SET_NAME) and the personality of a process (personality(2)).
 
 - A name is 15 bytes of anything but NUL; /proc/PID/stat shows it unescaped.
+- CRIU writes the personality's hexadecimal digits as if they were decimal (0x40000 as 40000; 0 if there are letters)
+  and never sets it back.  Images of ours have the same, and the true number in Torpor's own.
 - The personality belongs to a thread and is inherited by those that it makes.  Restored tasks come from a stub that
   runs with ADDR_NO_RANDOMIZE, so it always has to be set back: left alone, later execs would lose randomisation.
 """
@@ -11,13 +13,14 @@ from typing import TYPE_CHECKING
 
 from torpor.kernel.proc import parse_number
 from torpor.kernel.procfs import read_all
+from torpor.resources import extras
 from torpor.resources.base import Attribute
 
 if TYPE_CHECKING:
     from torpor.engine.program import Pointer, Program
     from torpor.engine.tracee import Tracee
     from torpor.images.schema.core import CoreEntry
-    from torpor.resources.context import DumpTask, RestoreTask
+    from torpor.resources.context import DumpTask, Restore, RestoreTask
 
 PR_SET_NAME = 15
 NAME_LENGTH = 15
@@ -59,11 +62,17 @@ class Personality(Attribute):
 
     def save(self, task: "DumpTask", answer: int, core: "CoreEntry") -> None:
         assert core.tc is not None
-        core.tc.personality = answer
+        digits = f"{answer:x}"
+        core.tc.personality = int(digits) if digits.isdecimal() else 0
+        task.process_extras["personality"] = answer
+
+    def check(self, task: "RestoreTask", restore: "Restore") -> None:
+        task.extras = extras.load(restore, task.pid)
 
     def place(self, task: "RestoreTask", program: "Program") -> None:
         assert task.core.tc is not None
-        program.call("personality", task.core.tc.personality)
+        exact = task.extras.process.personality
+        program.call("personality", int(str(task.core.tc.personality), 16) if exact is None else exact)
 
 
 ATTRIBUTES = [Names(), Personality()]

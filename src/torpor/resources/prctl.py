@@ -69,9 +69,6 @@ class TimerSlack(Attribute):
     def save_thread(self, task: "DumpTask", thread: "Tracee", answer: "Result", core: "CoreEntry") -> None:
         extras.of_thread(task, thread.tid).timer_slack_ns = answer.value
 
-    def check(self, task: "RestoreTask", restore: "Restore") -> None:
-        task.extras = extras.load(restore, task.pid)
-
     def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
         extra = task.extras.threads.get(tid)
         slack = extra.timer_slack_ns if extra is not None else None

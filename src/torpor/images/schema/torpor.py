@@ -38,6 +38,7 @@ class TaskExtraEntry(Message):
     indirect_branch: int | None = optional(6, UINT32, default=None)
     tsc: int | None = optional(7, UINT32, default=None)  # PR_GET_TSC
     mce_kill: int | None = optional(8, UINT32, default=None)  # PR_MCE_KILL_GET
+    personality: int | None = optional(9, UINT32, default=None)
 
 
 class TorporTaskEntry(Message):
