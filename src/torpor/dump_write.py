@@ -98,10 +98,10 @@ def _cores(dump: "Dump", task: "DumpTask", asked: "Asked") -> None:
     for thread in task.threads:
         core = CoreEntry(mtype=0, thread_core=ThreadCoreEntry(futex_rla=0, futex_rla_len=0))
         assert core.thread_core is not None
-        core.thread_core.blk_sigset = thread.mask
-        if thread is task.leader:
+        if thread is not task.leader:
+            core.thread_core.blk_sigset = thread.mask
+        else:
             core.tc = tc
-            core.ids = task.ids
             tc.blk_sigset = thread.mask
             for attribute, answer in zip(attributes, asked.task[task.pid], strict=True):
                 attribute.save(task, answer, core)

@@ -153,9 +153,11 @@ class AddressSpace:
                     self.guards += pagemap.guard_runs(fd, area.start, area.end)
         finally:
             os.close(fd)
+        # The vDSO's text goes with it: whoever restores compares it with that of his kernel.
+        vdso = [(area, [(area.start, area.end)]) for area in others if kind(area) == "vdso"]
         self.runs = [
             (start, end, bool(area.prot & PROT_READ))
-            for area, found in zip(private, runs, strict=True)
+            for area, found in sorted([*zip(private, runs, strict=True), *vdso])
             for start, end in found
         ]
 

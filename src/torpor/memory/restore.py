@@ -60,7 +60,7 @@ class AddressSpace:
 
     def _check_pages(self) -> None:
         """Every stored page lies in a private area of the task's."""
-        private = [area for area in self.areas if vma.is_private_memory(area)]
+        private = [area for area in self.areas if vma.is_private_memory(area) or area.status & vma.VDSO]
         at = 0
         for run, level in self.pages.pieces:
             if level is None:
@@ -81,10 +81,11 @@ class AddressSpace:
 
     def runs(self) -> list[cow.Run]:
         """Stored pages: (address, length, pages image, offset in it)."""
+        text = [(area.start, area.end) for area in self.areas if area.status & vma.VDSO]
         return [
             cow.Run(run.vaddr, run.nr_pages * PAGE, level, run.offset)
             for run, level in self.pages.pieces
-            if level is not None
+            if level is not None and not any(start <= run.vaddr < end for start, end in text)
         ]
 
 
@@ -119,7 +120,7 @@ class AddressSpaces:
         if space is None:
             return
         runner = _runner(task)
-        parent = self.spaces.get(task.ppid)
+        parent = self.spaces.get(task.memory_from)
         inherits = parent is not None and runner.inherited
         if not inherits:
             self._clear(task, space)
