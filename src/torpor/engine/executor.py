@@ -96,6 +96,7 @@ class Executor:
         executor = cls.__new__(cls)
         executor.tracee, executor.arch, executor.socket, executor.fd = tracee, tracee.arch, control, fd
         executor.base, executor.size, executor.area, executor._undo_slot = base, size, area, 0
+        executor.guardian, executor.inherited = None, False
         executor.running, executor._batch = True, Batch([], {}, 2 * tracee.arch.word_size)
         return executor
 
@@ -105,6 +106,14 @@ class Executor:
         program.call("close", self.fd)
         self.fd = number
         self.tracee.write(self.area.fds_address(), struct.pack(f"{self.arch.word[0]}ii", number, number))
+
+    def await_close(self) -> None:
+        """Wait until the task has closed its end, as its last program asked it to."""
+        assert self.socket is not None
+        wait_readable(self.socket.fileno(), self.tracee.notice)
+        if self.socket.recv(8):
+            raise TaskGone(f"task {self.tracee.tid} did not end its work")
+        self.close()
 
     def close(self) -> None:
         """Give up our end of the socket; the task has ended, or is parked for good."""
@@ -208,14 +217,14 @@ class Executor:
         self.tracee.write(self.area.undo_pointer(), struct.pack(self.arch.word, pointer))
 
     # -- descriptors ------------------------------------------------------------------------------------------------
-    def send_fds(self, program: Program, fds: Sequence[int]) -> Pointer:
+    def send_fds(self, program: Program, fds: Sequence[int], flags: int = MSG_CMSG_CLOEXEC) -> Pointer:
         """Queue our descriptors for the task and append the recvmsg that takes them (253 at most, SCM_MAX_FD).
 
         Returns where the numbers will lie, four bytes each: `Load32(pointer + 4 * i)` in later calls of this program
         and, after the run, `received(pointer)`.
         """
         assert self.socket is not None and 0 < len(fds) <= SCM_MAX_FD
-        return append_recvmsg(program, self.arch.word, len(fds), self.fd)
+        return append_recvmsg(program, self.arch.word, len(fds), self.fd, flags)
 
     def post_fds(self, fds: Sequence[int]) -> None:
         """Send the descriptors of `send_fds`; to be called after `start` and before `finish`."""
@@ -265,7 +274,7 @@ def _fetch(pidfd: int, fd: int) -> int:
             os.sched_yield()
 
 
-def append_recvmsg(program: Program, word: str, count: int, fd: int) -> Pointer:
+def append_recvmsg(program: Program, word: str, count: int, fd: int, flags: int = MSG_CMSG_CLOEXEC) -> Pointer:
     """Append recvmsg(2) for `count` descriptors; returns the pointer to the first number."""
     width = struct.calcsize(word)
     order, code = word[0], word[1]
@@ -276,7 +285,7 @@ def append_recvmsg(program: Program, word: str, count: int, fd: int) -> Pointer:
     message = program.put(
         struct.pack(f"{order}7{code}", 0, 0, 0, 1, 0, len(control), 0), [(2 * width, vector), (4 * width, control)]
     )
-    program.call("recvmsg", fd, message, MSG_CMSG_CLOEXEC)
+    program.call("recvmsg", fd, message, flags)
     return control + header
 
 

@@ -202,6 +202,7 @@ class Spawner:
             if birth.flags & CLONE_VM:
                 space.users += 1
             executors.append(self._enter(tracee, space, number, ours, fd))
+            executors[-1].inherited = not birth.flags & CLONE_VM
         for executor in executors:
             executor.finish()
         return executors
@@ -332,6 +333,26 @@ class Spawner:
         executor.close()
         tracee.close()
         del self.tracees[pid]
+
+    def remove_executors(self) -> None:
+        """Take the executors out of all tasks, which stay stopped: sockets closed, pages unmapped."""
+        for executor in self.executors.values():
+            program = Program()
+            program.call("close", executor.fd)
+            program.call("ppoll", 0, 0, 0, 0)  # for ever: all signals are blocked
+            executor.start(next(executor.batches(program)))
+        for pid, executor in self.executors.items():
+            executor.await_close()
+            tracee, space = executor.tracee, self.spaces[pid]
+            tracee.stop_program()
+            space.users -= 1
+            if not space.users:
+                # The call's own instruction is unmapped by it: the task stops before it comes back there.
+                tracee.use_gadget(space.base + _gadget_offset(self.arch))
+                result = tracee.step("munmap", space.base, space.size)
+                if result:
+                    raise KernelError(f"cannot unmap the executor of task {pid}", -result)
+        self.executors.clear()
 
     def kill(self) -> None:
         """End everything that was made, whatever state it is in."""

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of descriptors, working directories and roots at restore.
+
+Every open file description is made once, by the controller, in an order in which nothing comes before what it needs,
+and sent to each table that has it.  The kernel gives a received descriptor the lowest free number.  Sent in the order
+of their final numbers, none lies above its place, so moving them from the last to the first never hits one that still
+has to move; mostly they are in place at once and nothing is moved.  The executors' sockets are put on numbers that the
+table does not use.
+
+Tasks may share a table (CLONE_FILES): it is filled by the first of them.
+"""
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from torpor.engine.executor import MSG_CMSG_CLOEXEC, SCM_MAX_FD, Executor, received
+from torpor.engine.program import Load32, Program
+from torpor.engine.waiting import check_cancelled
+from torpor.errors import ImageError, Refusal, RestoreFailed
+from torpor.images import kinds
+from torpor.images.schema.fdinfo import FdinfoEntry, FileEntry
+from torpor.resources import registry
+
+if TYPE_CHECKING:
+    from torpor.resources.base import FileKind
+    from torpor.resources.context import Restore, RestoreTask
+
+F_SETFD = 2
+FD_CLOEXEC = 1
+MAX_FD = 1 << 30
+_LAST = 0xFFFFFFFF
+
+
+class Files:
+    """All open files of a restore."""
+
+    def __init__(self, restore: "Restore") -> None:
+        self.restore = restore
+        self.kinds: dict[int, FileKind] = {}
+        self.tables: dict[int, list[FdinfoEntry]] = {}  # files_id -> by number
+        self.order: list[int] = []  # ids, needed ones first
+        self.places: dict[int, tuple[RestoreTask, int]] = {}  # id -> its first descriptor
+
+    # -- before anything is created -----------------------------------------------------------------------------------
+    def check(self, limit: int) -> None:
+        """All that the images say of files; `limit`: the hard limit of descriptors.  Raises ImageError, Refusal."""
+        restore = self.restore
+        for entry in restore.files.values():
+            self.kinds[entry.id] = kind = _kind(entry)
+            kind.check(entry, restore)
+        wanted: list[int] = []
+        for task in restore.tasks.values():
+            if task.dead or task.ids is None:
+                continue
+            if task.ids.files_id not in self.tables:
+                self.tables[task.ids.files_id] = self.table(task.ids.files_id, limit)
+            task.fds = self.tables[task.ids.files_id]
+            wanted += [fd.id for fd in task.fds]
+            if task.fs is None:
+                raise ImageError(f"{kinds.FS.file_name(task.pid)} is missing", code="missing-image")
+            for id in (task.fs.cwd_id, task.fs.root_id):
+                if id not in restore.files:
+                    raise ImageError("files.img is incomplete", f"a directory has id {id}, which is not there")
+        self._sort(wanted)
+
+    def table(self, files_id: int, limit: int) -> list[FdinfoEntry]:
+        name = kinds.FDINFO.file_name(files_id)
+        entries = sorted(self.restore.images.entries(kinds.FDINFO, files_id), key=lambda entry: entry.fd)
+        for i, entry in enumerate(entries):
+            if (i and entries[i - 1].fd == entry.fd) or entry.fd >= MAX_FD:
+                raise ImageError(f"{name} is mangled", f"descriptor {entry.fd} is there twice, or cannot be")
+            file = self.restore.files.get(entry.id)
+            if file is None or file.type != entry.type:
+                raise ImageError(
+                    f"{name} is mangled", f"the file {entry.id} of descriptor {entry.fd} is not in files.img"
+                )
+        if entries and entries[-1].fd >= limit:
+            raise Refusal(
+                f"descriptor {entries[-1].fd} in {name}",
+                f"Torpor's own limit of open files is {limit}",
+                "raise it (ulimit -Hn)",
+                code="no-rights",
+            )
+        return entries
+
+    def _sort(self, wanted: Iterable[int]) -> None:
+        """Depth first, by what files need; without recursion, for chains may be long."""
+        state: dict[int, int] = {}  # 1: open, 2: done
+        for first in wanted:
+            stack = [first]
+            while stack:
+                id = stack[-1]
+                if state.get(id) == 2:
+                    stack.pop()
+                    continue
+                if state.get(id) == 1:
+                    state[id] = 2
+                    self.order.append(id)
+                    stack.pop()
+                    continue
+                state[id] = 1
+                entry = self.restore.files.get(id)
+                if entry is None:
+                    raise ImageError("files.img is incomplete", f"file {id} is not there")
+                for need in self.kinds[id].needs(entry, self.restore):
+                    if state.get(need) == 1:
+                        raise ImageError("files.img is mangled", f"files {id} and {need} need each other")
+                    stack.append(need)
+
+    # -- making -------------------------------------------------------------------------------------------------------
+    def make(self) -> None:
+        restore = self.restore
+        for id in self.order:
+            check_cancelled()
+            self.ensure(id)
+        for id in self.order:
+            self.kinds[id].wire(restore.files[id], restore.made[id], restore)
+
+    def ensure(self, id: int) -> int:
+        """Our descriptor of a file, made on first use."""
+        made = self.restore.made
+        if id not in made:
+            entry = self.restore.files[id]
+            try:
+                made[id] = self.kinds[id].make(entry, self.restore)
+            except OSError as error:
+                name = entry.reg.name if entry.reg is not None else type(self.kinds[id]).__name__.lower()
+                where = f" ({error.filename})" if error.filename and error.filename != name else ""
+                raise RestoreFailed(
+                    f"cannot open file {id} ({name}) again", f"{os.strerror(error.errno or 0)}{where}"
+                ) from error
+        return made[id]
+
+    def close(self) -> None:
+        for fd in set(self.restore.made.values()):
+            try:
+                os.close(fd)
+            except OSError:
+                pass
+        self.restore.made.clear()
+
+    # -- placing ------------------------------------------------------------------------------------------------------
+    def fill_tables(self, limit: int) -> None:
+        """Send every table its descriptors."""
+        sharers: dict[int, list[RestoreTask]] = {}
+        for task in self.restore.tasks.values():
+            if not task.dead and task.ids is not None:
+                sharers.setdefault(task.ids.files_id, []).append(task)
+        for files_id, tasks in sharers.items():
+            check_cancelled()
+            runners = [_runner(task) for task in tasks]
+            fill(self.restore, self.tables[files_id], runners, limit)
+            for entry in self.tables[files_id]:
+                self.places.setdefault(entry.id, (tasks[0], entry.fd))
+
+    def place(self, programs: dict[int, Program]) -> None:
+        """What the kinds do inside the first task that has a file."""
+        for id in self.order:
+            if id in self.places:
+                task, number = self.places[id]
+                self.kinds[id].place(self.restore.files[id], task, number, programs[task.pid])
+
+    def last(self) -> None:
+        for id in self.order:
+            self.kinds[id].last(self.restore.files[id], self.restore.made[id], self.restore)
+
+
+def fill(restore: "Restore", table: list[FdinfoEntry], runners: list[Executor], limit: int) -> None:
+    """Fill one table, which these executors share; all that is in it goes."""
+    used = {entry.fd for entry in table}
+    controls = _free_numbers(used | {runner.fd for runner in runners}, len(runners), limit)
+    for runner, number in zip(runners, controls, strict=True):
+        program = Program()
+        runner.move_fd(number, program)
+        runner.run(program)
+    first = runners[0]
+    program = Program()
+    at = 0
+    for number in sorted(controls):
+        if number > at:
+            program.call("close_range", at, number - 1, 0)
+        at = number + 1
+    program.call("close_range", at, _LAST, 0)
+    taken = set(controls)
+    lowest = 0
+    for start in range(0, len(table), SCM_MAX_FD) or [0]:
+        some = table[start : start + SCM_MAX_FD]
+        if not some:
+            first.run(program)
+            return
+        on_exec = sum(entry.flags & FD_CLOEXEC for entry in some) * 2 >= len(some)
+        pointer = first.send_fds(
+            program, [restore.made[entry.id] for entry in some], MSG_CMSG_CLOEXEC if on_exec else 0
+        )
+        numbers = []
+        for _ in some:
+            while lowest in taken:
+                lowest += 1
+            numbers.append(lowest)
+            lowest += 1
+        for entry, number in zip(reversed(some), reversed(numbers), strict=True):
+            if number != entry.fd:
+                program.call("dup3", number, entry.fd, os.O_CLOEXEC if entry.flags & FD_CLOEXEC else 0)
+                program.call("close", number)
+                lowest = min(lowest, number)
+            elif bool(entry.flags & FD_CLOEXEC) != on_exec:
+                program.call("fcntl", number, F_SETFD, entry.flags & FD_CLOEXEC)
+            taken.add(entry.fd)
+        first.run_with_fds(program, [restore.made[entry.id] for entry in some])
+        got = received(pointer, len(some), first.arch.word)
+        if got != numbers:
+            raise RestoreFailed("descriptors came to other numbers than foreseen", f"{got} instead of {numbers}")
+        program = Program()
+
+
+def enter_directories(restore: "Restore", files: Files, programs: dict[int, Program]) -> dict[int, list[int]]:
+    """Append working directory, root and umask; returns the descriptors to be sent with each task's program."""
+    sent: dict[int, list[int]] = {}
+    seen: set[int] = set()
+    ours = os.stat("/")
+    for task in restore.tasks.values():
+        if task.dead or task.fs is None or task.ids is None or task.ids.fs_id in seen:
+            continue
+        seen.add(task.ids.fs_id)
+        program = programs[task.pid]
+        root, cwd = files.ensure(task.fs.root_id), files.ensure(task.fs.cwd_id)
+        there = os.fstat(root)
+        fds = [cwd] if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) else [cwd, root]
+        pointer = _runner(task).send_fds(program, fds)
+        if len(fds) > 1:
+            program.call("fchdir", Load32(pointer + 4))
+            program.call("chroot", program.string("."))
+        program.call("fchdir", Load32(pointer))
+        for i in range(len(fds)):
+            program.call("close", Load32(pointer + 4 * i))
+        if task.fs.umask is not None:
+            program.call("umask", task.fs.umask)
+        sent[task.pid] = fds
+    return sent
+
+
+def _free_numbers(used: set[int], count: int, limit: int) -> list[int]:
+    """`count` numbers that a table does not use: above all that it does, or else in its gaps."""
+    top = max(used, default=-1) + 1
+    if top + count <= limit:
+        return list(range(top, top + count))
+    found = []
+    for number in range(min(limit, top) - 1, -1, -1):
+        if number not in used:
+            found.append(number)
+            if len(found) == count:
+                return found
+    raise Refusal(
+        "a table of descriptors in these images", f"it is full up to Torpor's own limit of {limit} open files",
+        "raise the limit (ulimit -Hn)", code="no-rights",
+    )  # fmt: skip
+
+
+def _kind(entry: FileEntry) -> "FileKind":
+    """Who restores an entry.  Raises Refusal for a kind that nobody does."""
+    try:
+        kind = registry.file_kind_of_type(entry.type)
+    except ModuleNotFoundError:
+        kind = None
+    if kind is None:
+        raise Refusal(f"file {entry.id} in these images", f"Torpor cannot restore files of type {entry.type} yet")
+    return kind
+
+
+def _runner(task: "RestoreTask") -> Executor:
+    assert task.runner is not None
+    return task.runner

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tree of tasks at restore: births, sessions, process groups, helpers, zombies, stopped tasks.
+
+model/restore_plan.py says who makes whom and when; here it is done, by one program for all that a task has to do in a
+row.  Each task's memory is filled before it makes children of its own.
+
+Ends come when all are born, and their news are taken back: whenever a child ends, or stops, the kernel queues SIGCHLD
+for its parent.  The parents are restored with all signals blocked, so it would stay; setting the disposition of SIGCHLD
+to its default throws it away again (and the images say which SIGCHLDs there really were).  A stopped task is stopped
+before its memory and files are brought back: a traced task runs programs in spite of its process being stopped, and
+detached it is simply what it was, without news to anybody.
+"""
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from torpor.engine import stops
+from torpor.engine.program import Program
+from torpor.engine.spawn import Birth, Spawner
+from torpor.engine.stops import Kind
+from torpor.engine.waiting import check_cancelled
+from torpor.errors import RestoreFailed
+from torpor.images.schema.constants import TaskState
+from torpor.kernel import ptrace
+from torpor.kernel.process import CLONE_PARENT, CLONE_VM
+from torpor.model.restore_plan import OUTSIDE, SIBLING, Adopt, Create, End, Lead, Plan, Setsid, Step, Unshare
+
+if TYPE_CHECKING:
+    from torpor.engine.executor import Executor
+    from torpor.memory.restore import AddressSpaces
+    from torpor.resources.context import Restore, RestoreTask
+
+PR_SET_CHILD_SUBREAPER = 36
+WNOHANG, WUNTRACED, WALL = 1, 2, 0x40000000
+_SIGACTION_SIZE = 64  # struct kernel_sigaction of any architecture fits
+
+
+class Tree:
+    """Makes the tree of a plan."""
+
+    def __init__(self, restore: "Restore", plan: Plan, spawner: Spawner, spaces: "AddressSpaces") -> None:
+        self.restore, self.plan, self.spawner, self.spaces = restore, plan, spawner, spaces
+        self.pids: dict[int, int] = {}  # helpers whose PID does not matter: number in the plan -> PID
+        self._bereaved: set[int] = set()  # tasks that got a SIGCHLD
+        self._groups: dict[int, list[RestoreTask]] = {}
+        for task in restore.tasks.values():
+            self._groups.setdefault(task.pgid, []).append(task)
+
+    # -- births -----------------------------------------------------------------------------------------------------
+    def build(self, child_of_front: bool) -> None:
+        """All births, then who joins which group."""
+        steps = self.plan.steps
+        root = steps[0]
+        assert isinstance(root, Create) and root.maker == 0
+        executor = self.spawner.first(root.pid, child_of_front)
+        program = Program()
+        program.call("rt_sigaction", signal.SIGCHLD, program.space(_SIGACTION_SIZE), 0, 8)
+        executor.run(program)
+        self._born(root, executor)
+        at = 1
+        while at < len(steps):
+            check_cancelled()
+            actor = _actor(steps[at])
+            end = at + 1
+            while end < len(steps) and _actor(steps[end]) == actor and not isinstance(steps[end], End):
+                end += 1
+            self._do(actor, steps[at:end])
+            at = end
+        self._join_groups()
+
+    def _runner(self, number: int) -> "Executor":
+        return self.spawner.executors[self.pids.get(number, number)]
+
+    def _do(self, actor: int, steps: list[Step]) -> None:
+        """What one task does in a row, as one program."""
+        if isinstance(steps[0], End):
+            self._end_helper(steps[0].pid, steps[0].parent)
+            steps = steps[1:]
+        program = Program()
+        births: list[Create] = []
+        runner = self._runner(actor) if steps else None
+        for step in steps:
+            assert runner is not None
+            if isinstance(step, Create):
+                births.append(step)
+                continue
+            if births:
+                self._bear(runner, program, births)
+                program, births = Program(), []
+            if isinstance(step, Setsid):
+                program.call("setsid")
+            elif isinstance(step, Lead):
+                program.call("setpgid", 0, 0)
+            elif isinstance(step, Unshare):
+                program.call("unshare", step.flags)
+            elif isinstance(step, Adopt):
+                program.call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        if births:
+            assert runner is not None
+            self._bear(runner, program, births)
+        elif len(program):
+            assert runner is not None
+            runner.run(program)
+
+    def _bear(self, runner: "Executor", program: Program, steps: list[Create]) -> None:
+        births = [Birth(max(step.pid, 0), step.flags | (CLONE_PARENT if step.how == SIBLING else 0)) for step in steps]
+        for step, executor in zip(steps, self.spawner.births(runner, program, births), strict=True):
+            if step.pid < 0:
+                self.pids[step.pid] = executor.tracee.pid
+            self._born(step, executor)
+
+    def _born(self, step: Create, executor: "Executor") -> None:
+        task = self.restore.tasks.get(step.pid)
+        if task is None:
+            return
+        task.tracee, task.runner = executor.tracee, executor
+        task.tracees[task.pid] = executor.tracee
+        maker = step.maker
+        while maker and (maker not in self.restore.tasks or self.restore.tasks[maker].dead):
+            maker = self.plan.makers[maker]
+        task.memory_from = maker
+        if not task.dead and not step.flags & CLONE_VM:
+            self.spaces.fill_before_fork(task)
+
+    def _join_groups(self) -> None:
+        for pid, group in self.plan.joins:
+            program = Program()
+            program.call("setpgid", 0, os.getpgrp() if group == OUTSIDE else group)
+            self._runner(pid).run(program)
+
+    # -- ends -------------------------------------------------------------------------------------------------------
+    def settle(self) -> None:
+        """All are born and in their groups: helpers and zombies end, stopped tasks stop, and nobody has heard of it."""
+        for pid, parent in self.plan.helpers.items():
+            self._end_helper(pid, parent)
+        for task in self.restore.tasks.values():
+            tc = task.core.tc
+            if task.dead:
+                assert tc is not None
+                self.spawner.end(task.pid, tc.exit_code)
+                self._bereaved.add(task.ppid)
+        for task in self.restore.tasks.values():
+            tc = task.core.tc
+            if not task.dead and tc is not None and tc.task_state == TaskState.STOPPED:
+                self._stop(task, tc.stop_signo or signal.SIGSTOP)
+        for pid in self._bereaved:
+            if pid in self.restore.tasks and not self.restore.tasks[pid].dead:
+                program = Program()
+                program.call("rt_sigaction", signal.SIGCHLD, program.space(_SIGACTION_SIZE), 0, 8)
+                self._runner(pid).run(program)
+
+    def _end_helper(self, number: int, parent: int) -> None:
+        pid = self.pids.get(number, number)
+        self.spawner.end(pid, 0)
+        program = Program()
+        program.call("wait4", pid, 0, WALL, 0)
+        self._runner(parent).run(program)
+        self._bereaved.add(parent)
+
+    def _stop(self, task: "RestoreTask", number: int) -> None:
+        """Bring a task's process into the stop of job control, and let the parent have seen it."""
+        tracee = task.tracee
+        assert tracee is not None
+        tracee.stop_program()
+        mask = ptrace.get_signal_mask(task.pid)
+        ptrace.set_signal_mask(task.pid, 0)
+        # Signals of the terminal do not stop a process group that has no parent in its session to continue it.
+        os.kill(task.pid, signal.SIGSTOP if self._is_orphaned(task) else number)
+        ptrace.cont(task.pid)
+        stop = stops.wait(task.pid)
+        if stop.kind is Kind.SIGNAL:
+            ptrace.cont(task.pid, stop.signal)
+            stop = stops.wait(task.pid)
+        if stop.kind is not Kind.GROUP_STOP:
+            raise RestoreFailed(f"cannot stop {task.subject}", f"unexpected stop {stop}")
+        tracee.group_stop = number
+        ptrace.set_signal_mask(task.pid, mask)
+        ptrace.cont(task.pid)
+        tracee.stopped = False
+        parent = self.restore.tasks.get(task.ppid)
+        if parent is not None:
+            program = Program()
+            program.call("wait4", task.pid, 0, WNOHANG | WUNTRACED | WALL, 0, may_fail=True)
+            self._runner(task.ppid).run(program)
+            self._bereaved.add(task.ppid)
+
+    def _is_orphaned(self, task: "RestoreTask") -> bool:
+        """Whether the task's process group is orphaned (setpgid(2))."""
+        tasks = self.restore.tasks
+        for member in self._groups.get(task.pgid, ()):
+            parent = tasks.get(member.ppid)
+            if parent is not None and parent.pgid != task.pgid and parent.sid == task.sid:
+                return False
+        return True
+
+
+def _actor(step: Step) -> int:
+    return step.maker if isinstance(step, Create) else step.pid

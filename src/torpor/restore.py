@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order in which a tree comes back.
+
+    check      all images are read and checked and the plan is made, before anything is created
+    tree       tasks are born, each with its private memory in place before it has children; helpers and zombies end
+    memory     shared and file areas, final protections, the layout
+    files      each open file description once, then every table
+    settings   working directories, attributes of processes, threads, attributes of threads
+    last       the whole tree stands: timers, pending signals, owners
+    release    executors go, registers come, the tree runs
+
+All of it happens in the engine process.  Until the last task has its registers, every task dies with the engine, and
+whatever fails takes everything back: either the whole tree runs, or nothing is left of it.
+"""
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torpor.errors import KernelError, RestoreFailed, TorporError
+
+if TYPE_CHECKING:
+    from torpor.arch.base import Registers
+    from torpor.engine.process import Report
+    from torpor.engine.spawn import Spawner
+    from torpor.engine.tracee import Tracee
+    from torpor.options import Options
+
+
+class RestoreResult(NamedTuple):
+    """What was restored.  Times in seconds; `phases` says where they went."""
+
+    pid: int
+    tasks: int
+    threads: int
+    files: int
+    seconds: float
+    phases: dict[str, float]
+
+
+def restore(options: "Options") -> RestoreResult:
+    """Bring back the tree in options.images_dir.  Raises TorporError; nothing is left of it then.
+
+    The root becomes a child of this process if it is waited for (not restore_detached) or asked for
+    (restore_sibling), else of whoever adopts orphans.
+    """
+    from torpor.engine.process import run_engine
+    from torpor.images.directory import ImageReader
+
+    started = time.monotonic()
+    ours = options.restore_sibling or not options.restore_detached
+    child: list[int] = []
+
+    def on_report(kind: str, value: Any) -> None:
+        if kind == "root":
+            child.append(value)
+
+    with ImageReader.open(options.images_dir) as images:
+        try:
+            result = run_engine(lambda report: _restore(options, images.dir_fd, report, ours), on_report)
+        except BaseException:
+            if ours and child:
+                _reap(child[0])
+            raise
+    return result._replace(seconds=time.monotonic() - started)
+
+
+def _reap(pid: int) -> None:
+    """The root died with the failed restore; it was our child."""
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass
+
+
+def describe(options: "Options") -> str:
+    """What a restore would do: checks everything, creates nothing.  Raises TorporError."""
+    from torpor.engine.process import run_engine
+    from torpor.images.directory import ImageReader
+
+    with ImageReader.open(options.images_dir) as images:
+        return run_engine(lambda _: _describe(options, images.dir_fd))
+
+
+def _describe(options: "Options", dir_fd: int) -> str:
+    work = _Work(options, dir_fd)
+    work.check()
+    return "\n".join(work.plan.lines())
+
+
+def _restore(options: "Options", dir_fd: int, report: "Report", child_of_front: bool) -> RestoreResult:
+    """In the engine process."""
+    work = _Work(options, dir_fd)
+    work.check()
+    try:
+        if child_of_front:
+            report("root", work.plan.root)
+        work.build(child_of_front)
+        work.bring_back()
+        work.release()
+    except BaseException as error:
+        work.undo()
+        if isinstance(error, OSError):
+            where = f" ({error.filename})" if error.filename else ""
+            raise RestoreFailed(
+                "the restore failed", f"{os.strerror(error.errno or 0)}{where}", "see the log (-v4 -o FILE)"
+            ) from error
+        raise
+    return work.result()
+
+
+class _Work:
+    """One restore, phase by phase."""
+
+    def __init__(self, options: "Options", dir_fd: int) -> None:
+        from torpor.images.directory import ImageReader
+        from torpor.resources.context import Restore
+
+        self.restore = Restore(options, ImageReader(dir_fd))
+        self.phases: dict[str, float] = {}
+        self._at = time.monotonic()
+        self.limit = _raise_limit()
+        self.spawner: Spawner | None = None
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.phases[name] = self.phases.get(name, 0.0) + now - self._at
+        self._at = now
+
+    # -- check ------------------------------------------------------------------------------------------------------
+    def check(self) -> None:
+        from torpor import restore_load
+        from torpor.arch import native
+        from torpor.memory.restore import AddressSpaces
+        from torpor.resources import registry
+        from torpor.resources.fdtable import Files
+
+        restore = self.restore
+        self.plan = restore_load.load(restore)
+        self.spaces = AddressSpaces(restore)
+        self.files = Files(restore)
+        self.files.check(self.limit)
+        self.attributes = registry.attributes()
+        for task in restore.tasks.values():
+            if not task.dead:
+                for attribute in self.attributes:
+                    attribute.check(task, restore)
+        self.registers = restore_load.registers(restore, native(), _template())
+        restore_load.check_pids(restore, self.plan)
+        self.lap("check")
+
+    # -- tree -------------------------------------------------------------------------------------------------------
+    def build(self, child_of_front: bool) -> None:
+        from torpor.engine.spawn import Spawner
+        from torpor.resources.tree import Tree
+
+        self.spawner = Spawner(self.spaces.hole)
+        tree = Tree(self.restore, self.plan, self.spawner, self.spaces)
+        tree.build(child_of_front)
+        tree.settle()
+        self.lap("tree")
+
+    # -- memory, files, settings --------------------------------------------------------------------------------------
+    def bring_back(self) -> None:
+        from torpor.engine.program import Program
+        from torpor.engine.waiting import check_cancelled
+        from torpor.memory import segments, sysv
+        from torpor.resources import fdtable
+
+        restore = self.restore
+        living = [task for task in restore.tasks.values() if not task.dead]
+        for task in living:
+            check_cancelled()
+            self.spaces.finish(task)
+        segments.seal(restore)
+        sysv.remove_marked(restore)
+        self.lap("memory")
+        self.files.make()
+        self.files.fill_tables(self.limit)
+        self.lap("files")
+        programs = {task.pid: Program() for task in living}
+        sent = fdtable.enter_directories(restore, self.files, programs)
+        self.files.place(programs)
+        for task in living:
+            for attribute in self.attributes:
+                attribute.place(task, programs[task.pid])
+        for task in living:
+            assert task.runner is not None
+            if task.pid in sent:
+                self._run_with_fds(task.runner, programs[task.pid], sent[task.pid])
+            else:
+                task.runner.run(programs[task.pid])
+        self.lap("settings")
+        for task in living:
+            check_cancelled()
+            self._threads(task)
+        self.lap("threads")
+        for task in living:
+            assert task.runner is not None
+            program = Program()
+            for attribute in self.attributes:
+                attribute.last(task, program)
+            task.runner.run(program)
+        self.files.last()
+        for task in living:
+            for attribute in self.attributes:
+                attribute.outside(task, restore)
+        self.lap("last")
+
+    def _run_with_fds(self, runner: Any, program: Any, fds: list[int]) -> None:
+        """A program that begins by receiving descriptors and may be longer than one batch."""
+        first = True
+        for batch in runner.batches(program):
+            runner.start(batch)
+            if first:
+                runner.post_fds(fds)
+                first = False
+            runner.finish()
+
+    def _threads(self, task: Any) -> None:
+        """Make the other threads; then everything that is a thread's own, the leader's last."""
+        from torpor.engine.program import Program
+        from torpor.engine.team import ThreadTeam
+
+        assert self.spawner is not None
+        others = task.threads[1:]
+        if others:
+            threads = self.spawner.threads(task.runner, others)
+            programs: dict[Tracee, Program] = {}
+            for thread in threads:
+                thread.share_memory(task.tracee)
+                task.tracees[thread.tid] = thread
+                programs[thread] = program = Program()
+                for attribute in self.attributes:
+                    attribute.place_thread(task, thread.tid, task.cores[thread.tid], program)
+            team = ThreadTeam(task.runner)
+            team.run(programs)
+            team.close()
+        program = Program()
+        for attribute in self.attributes:
+            attribute.place_thread(task, task.pid, task.core, program)
+        task.runner.run(program)
+
+    # -- release ----------------------------------------------------------------------------------------------------
+    def release(self) -> None:
+        """Take the executors out, put the registers in, let the tree run."""
+        from torpor.engine import waiting
+        from torpor.kernel import ptrace
+
+        spawner, options = self.spawner, self.restore.options
+        assert spawner is not None
+        spawner.remove_executors()
+        for task in self.restore.tasks.values():
+            if task.dead:
+                continue
+            for tid, thread in task.tracees.items():
+                _load_registers(thread, self.registers[tid])
+                core = task.cores[tid].thread_core
+                assert core is not None and task.core.tc is not None
+                mask = core.blk_sigset if core.blk_sigset is not None else task.core.tc.blk_sigset
+                ptrace.set_signal_mask(tid, mask)
+        waiting.check_cancelled()
+        self._write_pidfile()
+        waiting.forget_cancellation()
+        for tid in spawner.tracees:
+            ptrace.set_options(tid, 0)
+        for task in self.restore.tasks.values():
+            if task.dead:
+                continue
+            if options.leave_stopped:
+                os.kill(task.pid, signal.SIGSTOP)
+            for thread in reversed(task.tracees.values()):
+                thread.detach()
+        self.files.close()
+        self.lap("release")
+        self._write_stats()
+
+    def _write_pidfile(self) -> None:
+        options = self.restore.options
+        if options.pidfile is None:
+            return
+        path = os.path.join(options.work_directory, options.pidfile)
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise KernelError(f"cannot write the PID file {path}", error, "remove it, or name another") from None
+        os.write(fd, b"%d" % self.plan.root)
+        os.close(fd)
+        self._pidfile = path
+
+    def _write_stats(self) -> None:
+        from torpor import log
+        from torpor.images.directory import write_stats
+        from torpor.images.schema.stats import RestoreStatsEntry, StatsEntry
+
+        def micros(seconds: float) -> int:
+            return min(int(seconds * 1e6), 0xFFFFFFFF)
+
+        entry = RestoreStatsEntry(
+            pages_compared=self.restore.state.get("pages compared", 0),
+            pages_skipped_cow=self.restore.state.get("pages skipped", 0),
+            forking_time=micros(self.phases["tree"]),
+            restore_time=micros(sum(self.phases.values())),
+            pages_restored=self.restore.state.get("pages restored", 0),
+        )
+        try:
+            fd = os.open(self.restore.options.work_directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                write_stats(fd, StatsEntry(restore=entry))
+            finally:
+                os.close(fd)
+        except OSError as error:
+            log.warning(f"the statistics could not be written: {error}")
+
+    def undo(self) -> None:
+        """End everything that was made, and take back what was made outside of the tree."""
+        from torpor.engine import waiting
+        from torpor.memory import sysv
+
+        waiting.forget_cancellation()
+        if self.spawner is not None:
+            self.spawner.kill()
+        sysv.undo(self.restore)
+        for undo in self.restore.state.get("undo", ()):
+            try:
+                undo()
+            except (OSError, TorporError):
+                pass
+        self.files.close()
+
+    def result(self) -> RestoreResult:
+        tasks = self.restore.tasks.values()
+        return RestoreResult(
+            pid=self.plan.root,
+            tasks=len(tasks),
+            threads=sum(len(task.threads) for task in tasks if not task.dead),
+            files=len(self.files.order),
+            seconds=0.0,
+            phases=self.phases,
+        )
+
+
+def _load_registers(thread: "Tracee", registers: "Registers") -> None:
+    from torpor.arch.base import NT_PRSTATUS
+    from torpor.kernel import ptrace
+
+    for which, data in registers.others.items():
+        ptrace.set_regset(thread.tid, which, data)
+    ptrace.set_regset(thread.tid, NT_PRSTATUS, registers.general)
+
+
+def _raise_limit() -> int:
+    """Let the engine, and the tasks that come from it, have as many descriptors as they may."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def _template() -> "Registers":
+    """Registers of a process of this machine, whose sizes and reserved fields count: those of a moment's child."""
+    from torpor.engine.tracee import Tracee
+    from torpor.kernel import ptrace
+
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            signal.pause()
+    try:
+        ptrace.seize(pid, ptrace.O_EXITKILL)
+        ptrace.interrupt(pid)
+        os.waitpid(pid, 0x40000000)
+        return Tracee(pid, pid).registers()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0x40000000)

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading and checking images before anything is created: what comes from here can be trusted to make sense."""
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from torpor.errors import ImageError, Refusal, RestoreFailed
+from torpor.images import kinds
+from torpor.images.schema.constants import TaskState
+from torpor.model.restore_plan import Plan, Spec, make_plan
+from torpor.resources.context import RestoreTask
+
+if TYPE_CHECKING:
+    from torpor.arch.base import Arch, Registers
+    from torpor.images.schema.core import TaskKobjIdsEntry
+    from torpor.images.schema.inventory import InventoryEntry
+    from torpor.resources.context import Restore
+
+_NAMESPACES = {
+    "pid": "process IDs", "net": "network", "ipc": "System V IPC", "uts": "host name", "mnt": "mounts", "user": "users",
+    "cgroup": "cgroups", "time": "clocks",
+}  # fmt: skip
+MAX_TASKS = 1 << 16
+MAX_THREADS = 1 << 16
+
+
+def load(restore: "Restore") -> Plan:
+    """Fill in restore.tasks and restore.files; returns the plan of births.  Raises ImageError, Refusal."""
+    images = restore.images
+    inventory = images.inventory()
+    _check_inventory(restore, inventory)
+    entries = images.entries(kinds.PSTREE)
+    if len(entries) > MAX_TASKS:
+        raise ImageError("pstree.img is mangled", f"it has {len(entries)} tasks")
+    for entry in entries:
+        task = RestoreTask(entry.pid, entry.ppid, entry.pgid, entry.sid, list(entry.threads))
+        if entry.pid in restore.tasks or len(task.threads) > MAX_THREADS:
+            raise ImageError("pstree.img is mangled", f"task {entry.pid} is there twice, or has too many threads")
+        task.restore = restore
+        task.cores[entry.pid] = images.one(kinds.CORE, entry.pid)
+        tc = task.core.tc
+        if tc is None or tc.task_state not in (TaskState.ALIVE, TaskState.DEAD, TaskState.STOPPED, TaskState.ZOMBIE):
+            raise ImageError(f"{kinds.CORE.file_name(entry.pid)} is mangled", "it does not say how the task was")
+        restore.tasks[entry.pid] = task
+        if not task.dead:
+            _load_living(restore, task, inventory)
+    specs = [_spec(task) for task in restore.tasks.values()]
+    if specs:
+        specs[0] = specs[0]._replace(ppid=0)
+    plan = make_plan(specs)
+    _check_session(restore, plan)
+    for file in images.entries(kinds.FILES):
+        if file.id in restore.files:
+            raise ImageError("files.img is mangled", f"file {file.id} is there twice")
+        restore.files[file.id] = file
+    return plan
+
+
+def _check_inventory(restore: "Restore", inventory: "InventoryEntry") -> None:
+    images, options = restore.images, restore.options
+    if inventory.pre_dump_mode is not None:
+        raise ImageError("these images are of a pre-dump", "they hold memory only", "give the last, whole dump")
+    if not inventory.fdinfo_per_id:
+        raise ImageError("these images are too old", "their descriptors are numbered by task")
+    if inventory.tcp_close and not options.tcp_close:
+        raise Refusal(
+            "these images", "they were made with --tcp-close: their connections come back closed",
+            "say --tcp-close here, too", code="tcp-close",
+        )  # fmt: skip
+    if inventory.allow_uprobes:
+        raise Refusal("these images", "the tree had uprobes, which Torpor does not restore")
+    if images.exists(kinds.FILE_LOCKS):
+        raise Refusal("these images", "there are file locks in them, which Torpor does not restore yet")
+
+
+def _load_living(restore: "Restore", task: RestoreTask, inventory: "InventoryEntry") -> None:
+    images = restore.images
+    if task.pid not in task.threads:
+        raise ImageError("pstree.img is mangled", f"task {task.pid} has no main thread")
+    task.threads.sort(key=lambda tid: tid != task.pid)
+    for tid in task.threads[1:]:
+        task.cores[tid] = images.one(kinds.CORE, tid)
+    for tid, core in task.cores.items():
+        if core.thread_core is None:
+            raise ImageError(f"{kinds.CORE.file_name(tid)} is mangled", "it says nothing of the thread")
+    task.ids = images.find(kinds.IDS, task.pid) or task.core.ids
+    if task.ids is None:
+        raise ImageError(f"{kinds.IDS.file_name(task.pid)} is missing", code="missing-image")
+    if 0 in (task.ids.vm_id, task.ids.files_id, task.ids.fs_id, task.ids.sighand_id):
+        raise ImageError(f"{kinds.IDS.file_name(task.pid)} is mangled", "a number in it is 0")
+    _check_namespaces(task, task.ids, inventory.root_ids)
+    task.fs = images.one(kinds.FS, task.pid)
+
+
+def _check_namespaces(task: RestoreTask, ids: "TaskKobjIdsEntry", ours: "TaskKobjIdsEntry | None") -> None:
+    for name, what in _NAMESPACES.items():
+        number = getattr(ids, f"{name}_ns_id")
+        if number and ours is not None and number != getattr(ours, f"{name}_ns_id"):
+            raise task.refusal(
+                f"it was in a namespace of its own ({what})", "Torpor restores only trees in its own namespaces, so far"
+            )
+
+
+def _spec(task: RestoreTask) -> Spec:
+    ids = task.ids
+    shared = (ids.vm_id, ids.files_id, ids.fs_id, ids.sighand_id) if ids is not None else (0, 0, 0, 0)
+    threads = tuple(task.threads) if not task.dead else ()
+    return Spec(task.pid, task.ppid, task.pgid, task.sid, task.dead, shared, threads)
+
+
+def _check_session(restore: "Restore", plan: Plan) -> None:
+    root = restore.tasks[plan.root]
+    if root.sid not in restore.tasks and not restore.options.shell_job:
+        raise root.refusal(
+            f"its session {root.sid} is led by a process outside of the tree",
+            "say --shell-job, and it joins the session that you restore it from",
+            code="shell-job",
+        )
+
+
+def check_pids(restore: "Restore", plan: Plan) -> None:
+    """Refuse where a PID that has to be given is in use: as that of a process, a thread, a group or a session."""
+    wanted = [tid for task in restore.tasks.values() for tid in ([task.pid] if task.dead else task.threads)]
+    wanted += [pid for pid in plan.helpers if pid > 0]
+    for pid in wanted:
+        for target in (pid, -pid):
+            try:
+                os.kill(target, 0)
+            except OSError as error:
+                if error.errno == errno.ESRCH:
+                    continue
+            raise pid_taken(pid, target < 0)
+
+
+def pid_taken(pid: int, group: bool) -> RestoreFailed:
+    name = ""
+    try:
+        with open(f"/proc/{pid}/comm") as file:
+            name = f" ({file.read().strip()})"
+    except OSError:
+        pass
+    what = "a process group" if group and not name else "a process"
+    return RestoreFailed(
+        f"PID {pid} is taken{name}",
+        f"it is needed for the tree, and {what} has it already",
+        "end it, or restore in a PID namespace of its own (unshare -fp --mount-proc)",
+        code="pid-taken",
+    )
+
+
+def registers(restore: "Restore", arch: "Arch", template: "Registers") -> dict[int, "Registers"]:
+    """All threads' registers, for this CPU.  Raises ImageError, Refusal."""
+    found = {}
+    for task in restore.tasks.values():
+        if task.dead:
+            continue
+        for tid, core in task.cores.items():
+            if core.mtype != arch.march:
+                raise Refusal(
+                    "these images", f"they are of another architecture ({core.mtype}) than this machine's {arch.name}",
+                    "restore them on a machine like the one they come from", code="foreign-architecture",
+                )  # fmt: skip
+            found[tid], _ = arch.from_core(core, template)
+    return found
