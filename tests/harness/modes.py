@@ -127,6 +127,13 @@ def leave_running(case: Case) -> None:
     _finish_then_restore(case)
 
 
+def goes_on(case: Case) -> None:
+    """Dump with --leave-running, and no restore: does the original notice?"""
+    case.dump("-R")
+    case.compare("while the original goes on")
+    case.running.finish()
+
+
 def leave_stopped(case: Case) -> None:
     """Dump with --leave-stopped: every task is stopped; SIGCONT, and the original passes; then its images do."""
     stopped_before = {pid for pid in tree_of(case.pid) if _state(pid) == "T"}
@@ -182,7 +189,8 @@ MODES: dict[str, Mode] = {
     "leave-stopped": Mode(leave_stopped),
     "from-criu": Mode(dump_and_restore, dumper="criu", excused=True),
     "to-criu": Mode(dump_and_restore, restorer="criu", excused=True),
-    # Not part of a normal run: CRIU alone, the oracle, also to test the harness.
+    # Not part of a normal run: the first half of leave-running; CRIU alone, the oracle, also to test the harness.
+    "goes-on": Mode(goes_on),
     "criu": Mode(dump_and_restore, dumper="criu", restorer="criu"),
     "criu-leave-running": Mode(leave_running, dumper="criu", restorer="criu"),
     "criu-leave-stopped": Mode(leave_stopped, dumper="criu", restorer="criu"),
