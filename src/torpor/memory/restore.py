@@ -148,9 +148,10 @@ class AddressSpaces:
                 parent.runs(), wanted, [(new.start, min(old.end, new.end)) for old, new in plan.keep]
             )
         program = Program()
-        # What is inherited may be protected against the writes to come.
+        # What is inherited may be protected against the writes to come; only where there are any, or neighbours merge.
+        written = _touched([new for _, new in plan.keep], [(run.start, run.start + run.length) for run in wanted])
         for old, new in plan.keep:
-            if not old.prot & PROT_WRITE:
+            if not old.prot & PROT_WRITE and new.start in written:
                 program.call("mprotect", new.start, new.end - new.start, new.prot | PROT_WRITE)
         for start, end in drop:
             program.call("madvise", start, end - start, MADV_DONTNEED)
