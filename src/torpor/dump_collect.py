@@ -35,10 +35,7 @@ if TYPE_CHECKING:
 AT_ONCE = 32  # tasks that run programs at the same time
 KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND = range(5)
 NAMESPACES = ("pid", "net", "ipc", "uts", "time", "mnt", "user", "cgroup")  # in the order of their numbers, from 1
-_REMEDY = {
-    "pid": "run Torpor inside that PID namespace",
-    "net": "run Torpor inside that network namespace",
-}
+_SPELLED = {"pid": "PID", "net": "network", "ipc": "IPC", "uts": "UTS", "mnt": "mount"}
 
 
 def prepare(dump: "Dump") -> None:
@@ -67,24 +64,26 @@ def tasks(dump: "Dump", tree: "FrozenTree") -> None:
             thread.capture()
             task.thread_statuses[thread.tid] = parse_thread_status(read_all(f"/proc/{pid}/task/{thread.tid}/status"))
         task.pidfd = call("pidfd_open", pid, 0)
-    own = _namespaces(os.getpid())
+    own = namespaces(os.getpid())
     for task in dump.tasks.values():
         if task.zombie:
             continue
-        theirs = _namespaces(task.leader.tid)
-        for name, inode in theirs.items():
-            if own.get(name) != inode:
-                raise task.refusal(
-                    f"it lives in another {name} namespace than Torpor",
-                    _REMEDY.get(name, f"run Torpor inside that {name} namespace"),
-                    code="namespace",
-                )
+        refuse_namespaces(dump, task, own)
         for attribute in dump.state["attributes"]:
             attribute.examine(task, dump)
     _assign_ids(dump)
 
 
-def _namespaces(tid: int) -> dict[str, int]:
+def refuse_namespaces(dump: "Dump", task: DumpTask, own: dict[str, int]) -> None:
+    """Refuse namespaces other than `own`."""
+    for name, inode in namespaces(task.leader.tid).items():
+        if own.get(name) != inode:
+            remedy = f"run Torpor inside that {_SPELLED.get(name, name)} namespace"
+            why = f"it lives in another {_SPELLED.get(name, name)} namespace than Torpor"
+            dump.refuse(task.refusal(why, remedy, code="namespace"))
+
+
+def namespaces(tid: int) -> dict[str, int]:
     found = {}
     for name in NAMESPACES:
         try:

@@ -14,9 +14,11 @@ from torpor.kernel.process import FileSorter
 from torpor.kernel.syscall import call
 from torpor.resources import extras, registry, regular
 from torpor.resources.context import DumpTask, SeenFile
+from torpor.resources.security import refuse_locks
 
 if TYPE_CHECKING:
     from torpor.engine.tracee import Tracee
+    from torpor.resources.base import FileKind
     from torpor.resources.context import Dump
 
 FD_CLOEXEC = 1
@@ -87,6 +89,8 @@ def _table(dump: "Dump", task: "Tracee", numbers: list[int], pidfd: int) -> Tabl
             name = str(number)
             stat = os.stat(name, dir_fd=directory)
             info = fdinfo.read(task.tid, number)
+            if info.locks:  # of this table, or of the description: seen through every descriptor that can
+                refuse_locks(f"task {task.pid}, fd {number} ({os.readlink(name, dir_fd=directory)})", info)
             key = (stat.st_dev, stat.st_ino, info.pos, info.status_flags)
             index = known.sorter.add((task.tid, number), key, hint=number)
             if index == len(known.seen):
@@ -109,12 +113,18 @@ def kind_of(seen: SeenFile) -> str:
     return registry.file_key(seen.link, seen.stat, family)
 
 
-def _save(dump: "Dump", seen: SeenFile) -> None:
+def examine(dump: "Dump", seen: SeenFile) -> "FileKind":
+    """The resource for an open file.  Raises Refusal for one that cannot be dumped."""
     key = kind_of(seen)
     kind = registry.file_kind(key)
     if kind is None:
         raise seen.refusal(*registry.REFUSED[key])
     kind.examine(seen, dump)
+    return kind
+
+
+def _save(dump: "Dump", seen: SeenFile) -> None:
+    kind = examine(dump, seen)
     entry = kind.save(seen, dump)
     kinds: dict[int, Any] = dump.setdefault("file kinds", {})
     kinds[id(kind)] = kind

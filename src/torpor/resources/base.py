@@ -31,7 +31,10 @@ class Attribute:
 
     # -- dump: everything is frozen -----------------------------------------------------------------------------------
     def examine(self, task: "DumpTask", dump: "Dump") -> None:
-        """Look from outside, running nothing.  Raises Refusal for what could not be brought back."""
+        """Look from outside, running nothing.  dump.refuse() what could not be brought back, and go on.
+
+        Also called for tasks that are not frozen (`task.running`), by `check -t`: then nothing can be asked by ptrace,
+        but what `ask` and `save` would refuse should be seen already."""
 
     def ask(self, task: "DumpTask", program: "Program") -> Any:
         """Append what has to be asked once a process, in its leader (alive, never a zombie)."""
@@ -75,7 +78,8 @@ class FileKind:
 
     # -- dump ---------------------------------------------------------------------------------------------------------
     def examine(self, seen: "SeenFile", dump: "Dump") -> None:
-        """Raises Refusal for what could not be brought back.  Also called before the freeze by `check -t`."""
+        """Raises Refusal for what could not be brought back: all that `save` would refuse and that can be seen without
+        changing anything.  Also called for tasks that are not frozen, by `check -t`."""
 
     def save(self, seen: "SeenFile", dump: "Dump") -> "FileEntry":
         """The description's entry for files.img, with `id=seen.id` and `type=self.type`.  Frozen: be quick; queues are

@@ -35,7 +35,8 @@ class Cgroups(Attribute):
             if known.get((member.hierarchy, member.controllers)) != member.path:
                 name = ",".join(member.controllers) or "unified"
                 why = f"it is in another cgroup than Torpor ({name}: {member.path})"
-                raise task.refusal(why, REMEDY, code="cgroup")
+                dump.refuse(task.refusal(why, REMEDY, code="cgroup"))
+                return  # the others say the same
 
     def save_thread(self, task: "DumpTask", thread: "Tracee", answer: None, core: "CoreEntry") -> None:
         assert core.thread_core is not None

@@ -69,7 +69,12 @@ class SeenFile:
 
 
 class DumpTask:
-    """A process at dump, frozen.  A zombie has no threads, no areas, no runner."""
+    """A process at dump, frozen.  A zombie has no threads, no areas, no runner.
+
+    running: only looked at before the freeze, or by a check: it is not stopped, so ptrace tells nothing of it.
+    """
+
+    running = False
 
     def __init__(self, frozen: "FrozenProcess", stat: "Stat") -> None:
         self.pid, self.ppid, self.frozen, self.stat = frozen.pid, frozen.ppid, frozen, stat
@@ -130,6 +135,10 @@ class Dump:
         self.file_entries: list[FileEntry] = []
         self.state: dict[str, Any] = {}
         self._next_file_id = 0
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Something cannot be dumped.  A dump ends here; a check (survey.py) collects, so whoever calls this goes on."""
+        raise refusal
 
     def new_file_id(self) -> int:
         """A number for files.img: also for mapped files, executables, working directories."""

@@ -229,7 +229,7 @@ class Switches(Attribute):
 
     def examine(self, task: "DumpTask", dump: "Dump") -> None:
         if task.stat.flags & PF_IO_FLUSHER:
-            raise task.refusal("it is an I/O flusher (PR_SET_IO_FLUSHER)", "end the storage daemon first")
+            dump.refuse(task.refusal("it is an I/O flusher (PR_SET_IO_FLUSHER)", "end the storage daemon first"))
 
     def ask(self, task: "DumpTask", program: "Program") -> Any:
         """Field -> result of the call, and where it put its answer."""

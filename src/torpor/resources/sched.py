@@ -7,17 +7,19 @@ A restored task starts as Torpor is: only what differs is set.
 
 from typing import TYPE_CHECKING
 
-from torpor.errors import ImageError
+from torpor.errors import ImageError, Refusal
 from torpor.kernel import sched
 from torpor.kernel.sched import SchedAttr
 from torpor.resources import extras, own
 from torpor.resources.base import Attribute
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torpor.engine.program import Program
     from torpor.engine.tracee import Tracee
     from torpor.images.schema.core import CoreEntry, ThreadCoreEntry
-    from torpor.resources.context import DumpTask, Restore, RestoreTask
+    from torpor.resources.context import Dump, DumpTask, Restore, RestoreTask
 
 SCHED_RESET_ON_FORK = 0x40000000  # in the policy of sched_getscheduler(2)
 REAL_TIME = (sched.SCHED_FIFO, sched.SCHED_RR)
@@ -27,14 +29,14 @@ KNOWN = (sched.SCHED_OTHER, sched.SCHED_BATCH, sched.SCHED_IDLE, *REAL_TIME)
 class Scheduling(Attribute):
     covers = frozenset({"thread:sched", "thread:nice"})
 
+    def examine(self, task: "DumpTask", dump: "Dump") -> None:
+        if task.running:
+            for thread in task.threads:
+                _refuse_policy(task, thread.tid, sched.sched_getattr(thread.tid), dump.refuse)
+
     def ask_thread(self, task: "DumpTask", thread: "Tracee", program: "Program") -> tuple[SchedAttr, int, bytes]:
         attr = sched.sched_getattr(thread.tid)
-        if attr.policy not in KNOWN:
-            raise task.refusal(
-                f"thread {thread.tid} runs under "
-                + ("SCHED_DEADLINE" if attr.policy == sched.SCHED_DEADLINE else f"scheduling policy {attr.policy}"),
-                "give it another policy first (chrt)",
-            )
+        _refuse_policy(task, thread.tid, attr, _raise)
         return attr, sched.ioprio_get(thread.tid), own.get_affinity(thread.tid)
 
     def save_thread(
@@ -90,6 +92,16 @@ class Scheduling(Attribute):
                 sched.ioprio_set(tid, more.io_priority or 0)
             if more.cpus and more.cpus != ours.cpus:
                 _pin(tid, more.cpus)
+
+
+def _refuse_policy(task: "DumpTask", tid: int, attr: SchedAttr, refuse: "Callable[[Refusal], None]") -> None:
+    if attr.policy not in KNOWN:
+        policy = "SCHED_DEADLINE" if attr.policy == sched.SCHED_DEADLINE else f"scheduling policy {attr.policy}"
+        refuse(task.refusal(f"thread {tid} runs under {policy}", "give it another policy first (chrt)"))
+
+
+def _raise(refusal: Refusal) -> None:
+    raise refusal
 
 
 def _attr(thread: "ThreadCoreEntry") -> SchedAttr:

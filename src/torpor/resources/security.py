@@ -7,6 +7,7 @@ What cannot be seen from outside is not refused: Landlock rules, a session keyri
 """
 
 import errno
+import os
 from typing import TYPE_CHECKING
 
 from torpor.errors import Refusal
@@ -36,34 +37,27 @@ class Confinement(Attribute):
         status = task.status
         assert status is not None
         if status.kernel_thread:
-            raise task.refusal("it is a thread of the kernel", "name a process of your own")
-        for thread in task.threads:
-            seccomp = task.thread_statuses[thread.tid].credentials.seccomp
-            if seccomp:
-                raise task.refusal(
-                    f"it runs under seccomp (mode {_SECCOMP.get(seccomp, seccomp)}), which Torpor does not restore yet",
-                    "start it without a seccomp profile",
-                    code="seccomp",
-                )
-            if ptrace.dispatches_syscalls(thread.tid):
-                raise task.refusal(
-                    f"thread {thread.tid} has its system calls dispatched to a handler of its own "
-                    "(PR_SET_SYSCALL_USER_DISPATCH)"
-                )
+            dump.refuse(task.refusal("it is a thread of the kernel", "name a process of your own"))
+            return
+        modes = {thread.credentials.seccomp for thread in task.thread_statuses.values()}
+        for mode in modes - {0, None}:
+            why = f"it runs under seccomp (mode {_SECCOMP.get(mode or 0, mode)}), which Torpor does not restore yet"
+            dump.refuse(task.refusal(why, "start it without a seccomp profile", code="seccomp"))
         label = _label(task.leader.tid)
         if not _is_unconfined(label):
             why = f"it is confined by a security module ({label.decode(errors='replace')})"
-            raise task.refusal(f"{why}, which Torpor does not restore yet", "run it unconfined", code="label")
-        leader = task.leader
-        if leader.arch.word_size == 8 and len(leader.general) < 128:
-            raise task.refusal("it is a 32-bit program", "only 64-bit programs can be dumped yet", code="32-bit")
+            dump.refuse(task.refusal(f"{why}, which Torpor does not restore yet", "run it unconfined", code="label"))
         if status.shadow_stack and "shstk" in status.shadow_stack:
-            raise task.refusal(
-                "it has a shadow stack, which Torpor does not restore yet",
-                "start it without (GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK)",
+            dump.refuse(
+                task.refusal(
+                    "it has a shadow stack, which Torpor does not restore yet",
+                    "start it without (GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK)",
+                )
             )
-        if leader.arch.name == "x86_64" and _has_ioperm(leader.tid):
-            raise task.refusal("it has permission for I/O ports (ioperm)", "end the program that drives hardware first")
+        if _is_32bit(task):
+            dump.refuse(task.refusal("it is a 32-bit program", "only 64-bit programs can be dumped yet", code="32-bit"))
+        if not task.running:
+            _examine_stopped(task, dump)
 
     def ask(self, task: "DumpTask", program: "Program") -> "list[Result]":
         return [
@@ -80,9 +74,7 @@ class Confinement(Attribute):
         for tid, core in task.cores.items():
             thread = core.thread_core
             if (thread is not None and thread.seccomp_mode) or (tc is not None and tc.old_seccomp_mode):
-                raise task.refusal(
-                    f"thread {tid} ran under seccomp, which Torpor does not restore yet", code="seccomp"
-                )
+                raise task.refusal(f"thread {tid} ran under seccomp, which Torpor does not restore yet", code="seccomp")
             creds = thread.creds if thread is not None else None
             for label in (creds.lsm_profile, creds.lsm_sockcreate) if creds is not None else ():
                 if label and not _is_unconfined(label.encode(errors="surrogateescape")):
@@ -90,6 +82,33 @@ class Confinement(Attribute):
                         f"thread {tid} was confined by a security module ({label}), which Torpor does not restore yet",
                         code="label",
                     )
+
+
+def _is_32bit(task: "DumpTask") -> bool:
+    leader = task.leader
+    if leader.arch.word_size != 8:
+        return False
+    if not task.running:
+        return len(leader.general) < 128
+    try:  # good enough for a look from outside: how its program was built
+        fd = os.open(f"/proc/{leader.tid}/exe", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.pread(fd, 5, 0) == b"\x7fELF\x01"
+    finally:
+        os.close(fd)
+
+
+def _examine_stopped(task: "DumpTask", dump: "Dump") -> None:
+    """What only ptrace tells."""
+    for thread in task.threads:
+        if ptrace.dispatches_syscalls(thread.tid):
+            why = f"thread {thread.tid} has its system calls dispatched to a handler of its own"
+            dump.refuse(task.refusal(f"{why} (PR_SET_SYSCALL_USER_DISPATCH)", "start the program without that"))
+    if task.leader.arch.name == "x86_64" and _has_ioperm(task.leader.tid):
+        why = "it has permission for I/O ports (ioperm)"
+        dump.refuse(task.refusal(why, "end the program that drives hardware first"))
 
 
 def _label(tid: int) -> bytes:

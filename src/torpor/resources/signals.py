@@ -111,6 +111,8 @@ class Pending(Attribute):
     covers = frozenset({"task:pending", "thread:pending"})
 
     def examine(self, task: "DumpTask", dump: "Dump") -> None:
+        if task.running:
+            return
         assert task.status is not None
         task.pending[SHARED] = _peek(task.leader.tid, task.status.shared_pending, shared=True)
         for tid, status in task.thread_statuses.items():
