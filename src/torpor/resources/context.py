@@ -137,7 +137,7 @@ class Dump:
         self._next_file_id = 0
 
     def refuse(self, refusal: Refusal) -> None:
-        """Something cannot be dumped.  A dump ends here; a check (survey.py) collects, so whoever calls this goes on."""
+        """Something cannot be dumped.  A dump ends here; a check collects them: go on after it."""
         raise refusal
 
     def new_file_id(self) -> int:

@@ -38,23 +38,33 @@ class Inet(Described):
     type = INETSK
     field = "isk"
 
-    def save(self, seen: "SeenFile", dump: "Dump") -> FileEntry:
+    def examine(self, seen: "SeenFile", dump: "Dump") -> None:
         with socket_options.opened(seen.fd) as sock:
             protocol = sock.getsockopt(socket.SOL_SOCKET, SO_PROTOCOL)
             if (sock.type, protocol) not in ((socket.SOCK_STREAM, TCP), (socket.SOCK_DGRAM, UDP)):
                 raise seen.refusal(
                     f"sockets of type {sock.type}, protocol {protocol} cannot be dumped", "close it first"
                 )
+            socket_options.refuse_filter(sock, seen)
+            if protocol != TCP:
+                return
+            state = _state(sock)
+            if state == LISTEN:
+                _listening(seen, dump)
+            elif state != CLOSE and not dump.options.tcp_close:
+                raise seen.refusal(
+                    f"it is connected to {_peer(sock)}",
+                    "close the connection, or use --tcp-close (it comes back closed)",
+                )
+
+    def save(self, seen: "SeenFile", dump: "Dump") -> FileEntry:
+        with socket_options.opened(seen.fd) as sock:
+            protocol = sock.getsockopt(socket.SOL_SOCKET, SO_PROTOCOL)
             state = _state(sock)
             listening = None
             if protocol == TCP and state == LISTEN:
                 listening = _listening(seen, dump)
             elif protocol == TCP and state != CLOSE:
-                if not dump.options.tcp_close:
-                    raise seen.refusal(
-                        f"it is connected to {_peer(sock)}",
-                        "close the connection, or use --tcp-close (it comes back closed)",
-                    )
                 state = CLOSE
             bound = state != CLOSE or protocol == UDP or not _has_peer(sock)
             source, source_port = _split(sock.family, sock.getsockname()) if bound else (_nowhere(sock.family), 0)

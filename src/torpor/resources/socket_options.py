@@ -40,14 +40,19 @@ def opened(fd: int) -> socket.socket:
     return socket.socket(fileno=os.dup(fd))
 
 
+def refuse_filter(sock: socket.socket, seen: "SeenFile") -> None:
+    """Raises Refusal for a filter program."""
+    if _filter_length(sock.fileno()):
+        raise seen.refusal("a filter program is attached to it", "detach it first (SO_DETACH_FILTER)")
+
+
 def save(sock: socket.socket, seen: "SeenFile") -> SkOptsEntry:
     """All general options.  Raises Refusal for a filter program."""
 
     def number(option: int) -> int:
         return sock.getsockopt(SOL, option)
 
-    if _filter_length(sock.fileno()):
-        raise seen.refusal("a filter program is attached to it", "detach it first (SO_DETACH_FILTER)")
+    refuse_filter(sock, seen)
     send_s, send_us = _TIMES.unpack(sock.getsockopt(SOL, SO_SNDTIMEO, 16))
     receive_s, receive_us = _TIMES.unpack(sock.getsockopt(SOL, SO_RCVTIMEO, 16))
     on, linger = struct.unpack("=ii", sock.getsockopt(SOL, SO_LINGER, 8))
