@@ -61,7 +61,7 @@ class ThreadTeam:
         self.leader.run(program)
 
     def run(self, programs: Mapping[Tracee, Program]) -> None:
-        """Run each thread's program (one small batch each) and stop the threads again, registers not yet put back.
+        """Run each thread's program and stop the threads again, registers put back.  Small ones run in one go.
 
         Raises CallFailed for the first that failed.
         """
@@ -77,14 +77,24 @@ class ThreadTeam:
             self._run_some({t: programs[t] for t in threads[at : at + self._slots]})
 
     def _run_some(self, programs: Mapping[Tracee, Program]) -> None:
+        arch = self.leader.arch
+        todo: list[tuple[Tracee, Area, list[Batch]]] = []
+        for slot, (thread, program) in enumerate(programs.items()):
+            size = frame_size(arch, thread.registers())
+            area = Area(arch, self._at + slot * self._slot_size, self._slot_size, size, 0)
+            todo.append((thread, area, list(batches(program, arch.word, area.room))))
+        while todo:
+            self._round([(thread, area, left.pop(0)) for thread, area, left in todo])
+            todo = [(thread, area, left) for thread, area, left in todo if left]
+
+    def _round(self, parts: list[tuple[Tracee, Area, Batch]]) -> None:
+        """One batch in each thread."""
         assert self.socket is not None
         arch = self.leader.arch
         memory = self.leader.tracee
         running: dict[int, tuple[Tracee, Area, Batch]] = {}
-        for slot, (thread, program) in enumerate(programs.items()):
+        for thread, area, batch in parts:
             registers = thread.registers()
-            area = Area(arch, self._at + slot * self._slot_size, self._slot_size, frame_size(arch, registers), 0)
-            (batch,) = batches(program, arch.word, area.room)
             frame, home = area.home_frame(registers, thread.mask)
             whole = (area.header(self.fd, self.fd, thread.tid, home) + frame).ljust(area.work - area.base, b"\0")
             memory.write(area.base, whole + batch.encode(area.work, arch))

@@ -33,7 +33,7 @@ PR_GET_SPECULATION_CTRL, PR_SET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, PR_SPEC_
 PR_SET_MDWE, PR_GET_MDWE = 65, 66
 PR_SET_MEMORY_MERGE, PR_GET_MEMORY_MERGE = 67, 68
 PR_SPEC_PRCTL = 1  # of what PR_GET_SPECULATION_CTRL answers: this task's own setting is in the other bits
-MEMBARRIER_GET_REGISTRATIONS = 1 << 9
+MEMBARRIER_PRIVATE, MEMBARRIER_REGISTER_PRIVATE, MEMBARRIER_GET_REGISTRATIONS = 1 << 3, 1 << 4, 1 << 9
 PF_IO_FLUSHER = 0x00080000  # PF_MEMALLOC_NOIO
 DEFAULT_COREDUMP_FILTER = 0x33
 O_WRONLY, AT_FDCWD = 1, -100
@@ -106,16 +106,21 @@ class Subreaper(Attribute):
 
 class Membarrier(Attribute):
     """Registrations for membarrier(2); asked since Linux 6.3, before that they are lost, and a program's next barrier
-    fails with EPERM."""
+    fails with EPERM.  The kernel shows a registration for SYNC_CORE or RSEQ as one for PRIVATE_EXPEDITED, too; whether
+    there is one only such a barrier tells.
+    """
 
     covers = frozenset({"task:membarrier"})
 
-    def ask(self, task: "DumpTask", program: "Program") -> "Result":
-        return program.call("membarrier", MEMBARRIER_GET_REGISTRATIONS, 0, 0, may_fail=True)
+    def ask(self, task: "DumpTask", program: "Program") -> "tuple[Result, Result]":
+        registered = program.call("membarrier", MEMBARRIER_GET_REGISTRATIONS, 0, 0, may_fail=True)
+        return registered, program.call("membarrier", MEMBARRIER_PRIVATE, 0, 0, may_fail=True)
 
-    def save(self, task: "DumpTask", answer: "Result", core: "CoreEntry") -> None:
+    def save(self, task: "DumpTask", answer: "tuple[Result, Result]", core: "CoreEntry") -> None:
         assert core.tc is not None
-        core.tc.membarrier_registration_mask = answer.value if answer.value > 0 else None
+        registered, private = answer
+        mask = max(registered.value, 0) & (~MEMBARRIER_REGISTER_PRIVATE if private.value < 0 else ~0)
+        core.tc.membarrier_registration_mask = mask or None
 
     def place(self, task: "RestoreTask", program: "Program") -> None:
         assert task.core.tc is not None

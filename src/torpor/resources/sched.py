@@ -2,7 +2,8 @@
 """How threads are scheduled: nice, policy and priority, I/O priority, CPU affinity.  All read and set from outside.
 
 CRIU's images hold policy (with SCHED_RESET_ON_FORK), priority and nice; the rest goes into Torpor's own image.
-A restored task starts as Torpor is: only what differs is set.
+A restored task starts as Torpor is: only what differs is set.  The nice value of a real-time thread sleeps until it is
+one no more: sched_setattr(2) neither shows nor sets it.
 """
 
 from typing import TYPE_CHECKING
@@ -37,6 +38,8 @@ class Scheduling(Attribute):
     def ask_thread(self, task: "DumpTask", thread: "Tracee", program: "Program") -> tuple[SchedAttr, int, bytes]:
         attr = sched.sched_getattr(thread.tid)
         _refuse_policy(task, thread.tid, attr, _raise)
+        if attr.policy in REAL_TIME:
+            attr = attr._replace(nice=sched.getpriority(thread.tid))
         return attr, sched.ioprio_get(thread.tid), own.get_affinity(thread.tid)
 
     def save_thread(
@@ -83,6 +86,8 @@ class Scheduling(Attribute):
             if core.thread_core is None:
                 continue
             wanted = _attr(core.thread_core)
+            if wanted.policy in REAL_TIME and wanted.nice != default.nice:
+                sched.sched_setattr(tid, SchedAttr(sched.SCHED_OTHER, nice=wanted.nice))
             if wanted != default:
                 sched.sched_setattr(tid, wanted)
             more = extra.threads.get(tid)
