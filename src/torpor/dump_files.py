@@ -10,7 +10,7 @@ import stat as st
 from typing import TYPE_CHECKING, Any
 
 from torpor.kernel import fdinfo
-from torpor.kernel.process import FileSorter
+from torpor.kernel.process import FileSorter, statfs_type
 from torpor.kernel.syscall import call
 from torpor.resources import extras, registry, regular
 from torpor.resources.context import DumpTask, SeenFile
@@ -110,7 +110,16 @@ def kind_of(seen: SeenFile) -> str:
     if st.S_ISSOCK(seen.stat.st_mode):
         with socket.socket(fileno=os.dup(seen.fd)) as sock:
             family = sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
-    return registry.file_key(seen.link, seen.stat, family)
+    device = seen.stat.st_dev
+    file_system = 0
+    if st.S_ISREG(seen.stat.st_mode) and os.major(device) == 0:
+        if device not in _file_systems:
+            _file_systems[device] = statfs_type(seen.fd)
+        file_system = _file_systems[device]
+    return registry.file_key(seen.link, seen.stat, family, file_system)
+
+
+_file_systems: dict[int, int] = {}  # by device number
 
 
 def examine(dump: "Dump", seen: SeenFile) -> "FileKind":

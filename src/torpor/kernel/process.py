@@ -125,6 +125,13 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
     return call("pidfd_getfd", pidfd, fd, 0)
 
 
+def statfs_type(fd: int) -> int:
+    """f_type of fstatfs(2): which file system it is.  Python's statvfs leaves that out."""
+    buffer = ctypes.create_string_buffer(256)
+    call("fstatfs", fd, ctypes.addressof(buffer))
+    return int(struct.unpack_from("=l" if ctypes.sizeof(ctypes.c_long) == 4 else "=q", buffer)[0]) & 0xFFFFFFFF
+
+
 def clone_args(
     flags: int,
     *,

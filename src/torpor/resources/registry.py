@@ -53,17 +53,33 @@ REFUSED: dict[str, tuple[str, str]] = {
     "fd:netlink": ("netlink sockets cannot be dumped yet", "close them first"),
     "fd:packet": ("packet sockets cannot be dumped yet", "close them first"),
     "fd:vsock": ("vsock sockets cannot be dumped", "close them first"),
+    "fd:alg": ("sockets of the kernel's cryptography (AF_ALG) cannot be dumped", "close them first"),
     "fd:socket": ("this family of sockets cannot be dumped", "close it first"),
     "fd:namespace": ("descriptors of namespaces cannot be dumped yet", "close them first"),
     "fd:secretmem": ("secret memory cannot be read from outside, so not dumped", "close it first"),
     "fd:chardev": ("this device keeps state that Torpor cannot save", "close it first"),
     "fd:blockdev": ("block devices cannot be dumped", "close it first"),
+    "fd:tun": ("network tunnels (tun, tap) cannot be dumped yet", "close it first"),
+    "fd:fuse": ("a file system served by the program (FUSE) cannot be dumped", "unmount it first"),
+    "fd:loop_control": ("the control of loop devices cannot be dumped", "close it first"),
     "fd:mqueue": ("POSIX message queues cannot be dumped yet", "close it first"),
+    "fd:seccomp_notify": ("the supervisor of a seccomp filter cannot be dumped", "end the supervised program first"),
+    "fd:landlock": ("a Landlock ruleset cannot be dumped", "let the program enforce and close it first"),
+    "fd:mount_api": ("a file system that is being mounted (fsopen) cannot be dumped", "try again in a moment"),
+    "fd:cachefiles": ("on-demand cache files cannot be dumped", "close them first"),
+    "fd:sync_file": ("fences of a graphics device cannot be dumped", "close the device first"),
+    "fd:dmabuf": ("DMA buffers cannot be dumped", "close the device first"),
+    "fd:ntsync": ("NT synchronisation objects (ntsync) cannot be dumped", "run the program without /dev/ntsync"),
+    "fd:kvm": ("virtual machines of the kernel's hypervisor cannot be dumped", "save the machine by its own means"),
+    "fd:vfio": ("devices given to a program (VFIO, iommufd) cannot be dumped", "close the device first"),
+    "fd:hardware": ("handles of hardware cannot be dumped", "close the device first"),
     "fd:anon": ("this kind of descriptor is unknown to Torpor", "close it first"),
 }
 
 MEMORY_DEVICES = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9)})  # null, zero, full, random, urandom
 _TTY_MAJORS = frozenset({4, 5, 136, 137, 138, 139, 140, 141, 142, 143})
+# What stands behind "anon_inode:" in /proc/PID/fd, of all of Linux 6.18 (the names that are given to anon_inode_getfd,
+# anon_inode_getfile, anon_inode_create_getfile and anon_inode_getfile_fmode; pidfs shows itself so, too).
 _ANON = {
     "[eventfd]": "fd:eventfd",
     "[eventpoll]": "fd:eventpoll",
@@ -78,30 +94,79 @@ _ANON = {
     "bpf-map": "fd:bpf",
     "bpf-prog": "fd:bpf",
     "bpf_link": "fd:bpf",
+    "bpf_iter": "fd:bpf",
+    "bpf-iter": "fd:bpf",
+    "bpf-stats": "fd:bpf",
+    "btf": "fd:bpf",
+    "seccomp notify": "fd:seccomp_notify",
+    "[landlock-ruleset]": "fd:landlock",
+    "[fscontext]": "fd:mount_api",
+    "fscontext": "fd:mount_api",
+    "[cachefiles]": "fd:cachefiles",
+    "sync_file": "fd:sync_file",
+    "syncobj_file": "fd:sync_file",
+    "ntsync": "fd:ntsync",
+    "drm_lease": "fd:hardware",
+    "request": "fd:hardware",  # of the media subsystem
+    "[secretmem]": "fd:secretmem",
 }
+# Names that go on with a number, or come in families.
+_ANON_FAMILIES = {
+    "kvm": "fd:kvm",
+    "[kvm": "fd:kvm",
+    "mshv": "fd:kvm",
+    "[mshv": "fd:kvm",
+    "[vfio": "fd:vfio",
+    "vfio": "fd:vfio",
+    "[iommufd": "fd:vfio",
+    "iio:": "fd:hardware",
+    "gpio": "fd:hardware",
+    "[infinibandevent]": "fd:hardware",
+    "[i915": "fd:hardware",
+    "i915": "fd:hardware",
+    "[xe": "fd:hardware",
+    "[papr": "fd:hardware",
+    "[ioasid]": "fd:hardware",
+    "bpf": "fd:bpf",
+}
+_SOCKETS = {1: "fd:unix", 2: "fd:inet", 10: "fd:inet", 16: "fd:netlink", 17: "fd:packet", 38: "fd:alg", 40: "fd:vsock"}
+_DEVICES = {(10, 200): "fd:tun", (10, 229): "fd:fuse", (10, 232): "fd:kvm", (10, 237): "fd:loop_control"}
+# File systems that are no storage (statfs.f_type); whatever is open there would come back as something else.
+MQUEUE_MAGIC, SECRETMEM_MAGIC = 0x19800202, 0x5345434D
+_FILE_SYSTEMS = {MQUEUE_MAGIC: "fd:mqueue", SECRETMEM_MAGIC: "fd:secretmem"}
 
 
-def file_key(link: str, stat: os.stat_result, socket_family: int | None = None) -> str:
-    """The registry key of an open file: from its link text, its stat and, for a socket, its address family."""
-    mode = stat.st_mode
+def key_of_link(link: str) -> str:
+    """The registry key of an open file as far as its link in /proc tells; "" where it does not."""
     if link.startswith("anon_inode:"):
-        return _ANON.get(link[11:], "fd:anon")
+        name = link[11:]
+        if name in _ANON:
+            return _ANON[name]
+        return next((key for start, key in _ANON_FAMILIES.items() if name.startswith(start)), "fd:anon")
+    if link.startswith("/"):
+        return "fd:dmabuf" if link.startswith("/dmabuf:") else ""
+    if link.startswith("pidfd:["):
+        return "fd:pidfd"
+    if link.endswith("]") and ":[" in link and not link.startswith(("socket:[", "pipe:[")):
+        return "fd:namespace"
+    return ""
+
+
+def file_key(link: str, stat: os.stat_result, socket_family: int | None = None, file_system: int = 0) -> str:
+    """The registry key of an open file: from its link text and its stat; of a socket also its address family, of a
+    regular file the type of its file system (statfs.f_type), where the kernel may have made that up."""
+    mode = stat.st_mode
+    by_link = key_of_link(link)
+    if by_link:
+        return by_link
     if st.S_ISSOCK(mode):
-        return {1: "fd:unix", 2: "fd:inet", 10: "fd:inet", 16: "fd:netlink", 17: "fd:packet", 40: "fd:vsock"}.get(
-            socket_family or 0, "fd:socket"
-        )
+        return _SOCKETS.get(socket_family or 0, "fd:socket")
     if st.S_ISFIFO(mode):
         return "fd:pipe" if link.startswith("pipe:[") else "fd:fifo"
     if link.startswith("/memfd:") and st.S_ISREG(mode):
         return "fd:memfd"
-    if link.startswith("/secretmem"):
-        return "fd:secretmem"
-    if link.startswith("pidfd:["):
-        return "fd:pidfd"
-    if ":[" in link and link.endswith("]") and not link.startswith("/"):
-        return "fd:namespace"
     if st.S_ISREG(mode):
-        return "fd:regular"
+        return _FILE_SYSTEMS.get(file_system, "fd:regular")
     if st.S_ISDIR(mode):
         return "fd:directory"
     if st.S_ISLNK(mode):
@@ -110,7 +175,7 @@ def file_key(link: str, stat: os.stat_result, socket_family: int | None = None) 
         device = (os.major(stat.st_rdev), os.minor(stat.st_rdev))
         if device in MEMORY_DEVICES:
             return "fd:device"
-        return "fd:tty" if device[0] in _TTY_MAJORS else "fd:chardev"
+        return "fd:tty" if device[0] in _TTY_MAJORS else _DEVICES.get(device, "fd:chardev")
     if st.S_ISBLK(mode):
         return "fd:blockdev"
     return "fd:anon"
