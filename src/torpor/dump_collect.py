@@ -65,6 +65,7 @@ def tasks(dump: "Dump", tree: "FrozenTree") -> None:
             task.thread_statuses[thread.tid] = parse_thread_status(read_all(f"/proc/{pid}/task/{thread.tid}/status"))
         task.pidfd = call("pidfd_open", pid, 0)
     own = namespaces(os.getpid())
+    refuse_session(dump, dump.tasks)
     for task in dump.tasks.values():
         if task.zombie:
             continue
@@ -72,6 +73,15 @@ def tasks(dump: "Dump", tree: "FrozenTree") -> None:
         for attribute in dump.state["attributes"]:
             attribute.examine(task, dump)
     _assign_ids(dump)
+
+
+def refuse_session(dump: "Dump", tasks: dict[int, DumpTask]) -> None:
+    """As CRIU: a tree whose session is led from outside (a shell's job) is dumped only where that is said."""
+    root = next(iter(tasks.values()))
+    if root.sid not in tasks and not dump.options.shell_job:
+        why = f"its session {root.sid} is led by a process outside of the tree"
+        remedy = "say --shell-job, here and at restore, where it joins the session that it is restored from"
+        dump.refuse(root.refusal(why, remedy, code="shell-job"))
 
 
 def refuse_namespaces(dump: "Dump", task: DumpTask, own: dict[str, int]) -> None:
