@@ -138,6 +138,7 @@ class _Work:
 
         restore = self.restore
         self.plan = restore_load.load(restore)
+        restore.state["executor areas"] = restore_load.executor_areas(restore)
         self.spaces = AddressSpaces(restore)
         self.files = Files(restore)
         self.files.check(self.limit)
@@ -222,25 +223,35 @@ class _Work:
         """Make the other threads; then everything that is a thread's own, the leader's last."""
         from torpor.engine.program import Program
         from torpor.engine.team import ThreadTeam
+        from torpor.resources.fdtable import thread_tables
 
         assert self.spawner is not None
         others = task.threads[1:]
         if others:
+            tables = thread_tables(self.restore, task)
             threads = self.spawner.threads(task.runner, others)
             programs: dict[Tracee, Program] = {}
             for thread in threads:
-                thread.share_memory(task.tracee)
                 task.tracees[thread.tid] = thread
-                programs[thread] = program = Program()
-                for attribute in self.attributes:
-                    attribute.place_thread(task, thread.tid, task.cores[thread.tid], program)
+                if thread.tid in tables:
+                    thread.share_memory(task.tracee)
+                    runner = self.spawner.enter_thread(task.runner, thread)
+                    program = self.files.fill_thread(task, runner, tables[thread.tid], self.limit)
+                    self._place_thread(task, thread.tid, program)
+                    runner.run(program)
+                else:
+                    programs[thread] = Program()
+                    self._place_thread(task, thread.tid, programs[thread])
             team = ThreadTeam(task.runner)
             team.run(programs)
             team.close()
         program = Program()
-        for attribute in self.attributes:
-            attribute.place_thread(task, task.pid, task.core, program)
+        self._place_thread(task, task.pid, program)
         task.runner.run(program)
+
+    def _place_thread(self, task: Any, tid: int, program: Any) -> None:
+        for attribute in self.attributes:
+            attribute.place_thread(task, tid, task.cores[tid], program)
 
     # -- release ----------------------------------------------------------------------------------------------------
     def release(self) -> None:

@@ -10,6 +10,7 @@ from torpor.images import kinds
 from torpor.images.schema.constants import TaskState
 from torpor.model.restore_plan import Plan, Spec, make_plan
 from torpor.resources.context import RestoreTask
+from torpor.resources.fdtable import thread_tables
 
 if TYPE_CHECKING:
     from torpor.arch.base import Arch, Registers
@@ -117,6 +118,17 @@ def _check_session(restore: "Restore", plan: Plan) -> None:
             "say --shell-job, and it joins the session that you restore it from",
             code="shell-job",
         )
+
+
+def executor_areas(restore: "Restore") -> int:
+    """How many executors at most will live in one address space: of tasks that share it, and of threads with a table of
+    descriptors of their own."""
+    counts: dict[int, int] = {}
+    for task in restore.tasks.values():
+        if task.ids is not None:
+            more = 1 + len(thread_tables(restore, task))
+            counts[task.ids.vm_id] = counts.get(task.ids.vm_id, 0) + more
+    return max(counts.values(), default=1)
 
 
 def check_pids(restore: "Restore", plan: Plan) -> None:

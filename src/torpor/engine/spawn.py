@@ -116,8 +116,8 @@ class Spawner:
         self.arch = native()
         self.hole = hole
         self.tracees: dict[int, Tracee] = {}
-        self.executors: dict[int, Executor] = {}  # by PID
-        self.spaces: dict[int, Space] = {}  # by PID
+        self.executors: dict[int, Executor] = {}  # by TID
+        self.spaces: dict[int, Space] = {}  # by TID
         self._area_number: dict[int, int] = {}
         self._general = b""
         self._entry: dict[int, bytes] = {}
@@ -216,11 +216,7 @@ class Spawner:
         for birth in births:
             numbers.append(self._area_number[maker.tracee.pid])
             if birth.flags & CLONE_VM:
-                numbers[-1] = space.areas
-                at = space.area_at(space.areas)
-                flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
-                program.call("mmap", at, LEADER_AREA, PROT_READ | PROT_WRITE, flags, -1, 0)
-                space.areas += 1
+                numbers[-1] = self._map_area(program, space)
         fds = maker.send_fds(program, [end.fileno() for end in ends])
         results = []
         for birth in births:
@@ -280,9 +276,9 @@ class Spawner:
         ptrace.set_regset(tracee.tid, 1, self._entry[number])
         ptrace.cont(tracee.tid)
         tracee.stopped = False
-        self.executors[tracee.pid] = executor
-        self.spaces[tracee.pid] = space
-        self._area_number[tracee.pid] = number
+        self.executors[tracee.tid] = executor
+        self.spaces[tracee.tid] = space
+        self._area_number[tracee.tid] = number
         return executor
 
     # -- threads ----------------------------------------------------------------------------------------------------
@@ -308,6 +304,36 @@ class Spawner:
             await_first_stop(thread)
             thread.use_gadget(leader.base + _gadget_offset(self.arch))
         return threads
+
+    def enter_thread(self, leader: Executor, thread: Tracee) -> Executor:
+        """Start an executor in a thread that is to have a table of descriptors of its own, and let it have that."""
+        space = self.spaces[leader.tracee.tid]
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            program = Program()
+            fds = leader.send_fds(program, [theirs.fileno()])
+            number = self._map_area(program, space)
+            leader.run_with_fds(program, [theirs.fileno()])
+        finally:
+            theirs.close()
+        (fd,) = received(fds, 1, self.arch.word)
+        space.users += 1
+        executor = self._enter(thread, space, number, ours, fd)
+        executor.finish()
+        program = Program()
+        program.call("unshare", CLONE_FILES)
+        executor.run(program)
+        program = Program()
+        program.call("close", fd)
+        leader.run(program)
+        return executor
+
+    def _map_area(self, program: Program, space: Space) -> int:
+        """Append the mapping of one more data area; returns its number."""
+        number, space.areas = space.areas, space.areas + 1
+        flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
+        program.call("mmap", space.area_at(number), LEADER_AREA, PROT_READ | PROT_WRITE, flags, -1, 0)
+        return number
 
     # -- the ends ---------------------------------------------------------------------------------------------------
     def end(self, pid: int, status: int) -> None:
@@ -345,7 +371,7 @@ class Spawner:
             executor.await_close()
             tracee, space = executor.tracee, self.spaces[pid]
             tracee.stop_program()
-            space.users -= 1
+            space.users -= 1  # the last of those who share it unmaps it
             if not space.users:
                 # The call's own instruction is unmapped by it: the task stops before it comes back there.
                 tracee.use_gadget(space.base + _gadget_offset(self.arch))

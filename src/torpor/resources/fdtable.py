@@ -20,7 +20,7 @@ from torpor.engine.waiting import check_cancelled
 from torpor.errors import ImageError, Refusal, RestoreFailed
 from torpor.images import kinds
 from torpor.images.schema.fdinfo import FdinfoEntry, FileEntry
-from torpor.resources import registry
+from torpor.resources import extras, registry
 
 if TYPE_CHECKING:
     from torpor.resources.base import FileKind
@@ -57,6 +57,11 @@ class Files:
                 self.tables[task.ids.files_id] = self.table(task.ids.files_id, limit)
             task.fds = self.tables[task.ids.files_id]
             wanted += [fd.id for fd in task.fds]
+            for tid, files_id in thread_tables(restore, task).items():
+                self.tables[files_id] = self.table(files_id, limit)
+                wanted += [fd.id for fd in self.tables[files_id]]
+                if tid not in task.cores:
+                    raise ImageError(f"{kinds.TORPOR_TASK.file_name(task.pid)} is mangled", f"it has no thread {tid}")
             if task.fs is None:
                 raise ImageError(f"{kinds.FS.file_name(task.pid)} is missing", code="missing-image")
             for id in (task.fs.cwd_id, task.fs.root_id):
@@ -161,9 +166,25 @@ class Files:
                 task, number = self.places[id]
                 self.kinds[id].place(self.restore.files[id], task, number, programs[task.pid])
 
+    def fill_thread(self, task: "RestoreTask", runner: Executor, files_id: int, limit: int) -> Program:
+        """Fill the table of a thread that has its own; returns what the kinds have to do there."""
+        fill(self.restore, self.tables[files_id], [runner], limit)
+        program = Program()
+        for entry in self.tables[files_id]:
+            if entry.id not in self.places:
+                self.places[entry.id] = task, entry.fd
+                self.kinds[entry.id].place(self.restore.files[entry.id], task, entry.fd, program)
+        return program
+
     def last(self) -> None:
         for id in self.order:
             self.kinds[id].last(self.restore.files[id], self.restore.made[id], self.restore)
+
+
+def thread_tables(restore: "Restore", task: "RestoreTask") -> dict[int, int]:
+    """Threads that have a table of their own: TID -> files_id.  CRIU's images have none."""
+    threads = extras.load(restore, task.pid).threads
+    return {tid: extra.files_id for tid, extra in threads.items() if extra.files_id is not None}
 
 
 def fill(restore: "Restore", table: list[FdinfoEntry], runners: list[Executor], limit: int) -> None:

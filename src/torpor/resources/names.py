@@ -17,7 +17,7 @@ from torpor.resources import extras
 from torpor.resources.base import Attribute
 
 if TYPE_CHECKING:
-    from torpor.engine.program import Pointer, Program
+    from torpor.engine.program import Program
     from torpor.engine.tracee import Tracee
     from torpor.images.schema.core import CoreEntry
     from torpor.resources.context import DumpTask, Restore, RestoreTask
@@ -36,13 +36,13 @@ class Names(Attribute):
     def place(self, task: "RestoreTask", program: "Program") -> None:
         """Threads inherit the leader's name."""
         assert task.core.tc is not None
-        program.call("prctl", PR_SET_NAME, _name(program, _leaders(task)))
+        set_name(program, _leaders(task))
 
     def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
         assert core.thread_core is not None
         name = core.thread_core.comm
         if name is not None and name != _leaders(task):
-            program.call("prctl", PR_SET_NAME, _name(program, name))
+            set_name(program, name)
 
 
 def _leaders(task: "RestoreTask") -> str:
@@ -50,8 +50,9 @@ def _leaders(task: "RestoreTask") -> str:
     return task.core.tc.comm
 
 
-def _name(program: "Program", name: str) -> "Pointer":
-    return program.string(os.fsencode(name)[:NAME_LENGTH].split(b"\0")[0])
+def set_name(program: "Program", name: str) -> None:
+    """Also for zombies, which keep the name that they die with."""
+    program.call("prctl", PR_SET_NAME, program.string(os.fsencode(name)[:NAME_LENGTH].split(b"\0")[0]))
 
 
 class Personality(Attribute):

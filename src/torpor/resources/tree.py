@@ -25,6 +25,7 @@ from torpor.images.schema.constants import TaskState
 from torpor.kernel import ptrace
 from torpor.kernel.process import CLONE_PARENT, CLONE_VM
 from torpor.model.restore_plan import OUTSIDE, SIBLING, Adopt, Create, End, Lead, Plan, Setsid, Step, Unshare
+from torpor.resources import names
 
 if TYPE_CHECKING:
     from torpor.engine.executor import Executor
@@ -138,6 +139,9 @@ class Tree:
             tc = task.core.tc
             if task.dead:
                 assert tc is not None
+                program = Program()
+                names.set_name(program, tc.comm)
+                self._runner(task.pid).run(program)
                 self.spawner.end(task.pid, tc.exit_code)
                 self._bereaved.add(task.ppid)
         for task in self.restore.tasks.values():
