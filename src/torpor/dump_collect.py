@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 AT_ONCE = 32  # tasks that run programs at the same time
 KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND = range(5)
 NAMESPACES = ("pid", "net", "ipc", "uts", "time", "mnt", "user", "cgroup")  # in the order of their numbers, from 1
-_SPELLED = {"pid": "PID", "net": "network", "ipc": "IPC", "uts": "UTS", "mnt": "mount"}
+FOR_CHILDREN = ("pid_for_children", "time_for_children")
+_SPELLED = {"pid_for_children": "PID", "time_for_children": "time", "pid": "PID", "net": "network", "ipc": "IPC", "uts": "UTS", "mnt": "mount"}
 
 
 def prepare(dump: "Dump") -> None:
@@ -87,7 +88,12 @@ def refuse_session(dump: "Dump", tasks: dict[int, DumpTask]) -> None:
 def refuse_namespaces(dump: "Dump", task: DumpTask, own: dict[str, int]) -> None:
     """Refuse namespaces other than `own`."""
     for name, inode in namespaces(task.leader.tid).items():
-        if own.get(name) != inode:
+        if own.get(name, inode) == inode:
+            continue
+        if name in FOR_CHILDREN:
+            why = f"its next child will be in another {_SPELLED[name]} namespace than Torpor (unshare)"
+            dump.refuse(task.refusal(why, "run Torpor and the program in one such namespace", code="namespace"))
+        elif own.get(f"{name}_for_children") != inode:
             remedy = f"run Torpor inside that {_SPELLED.get(name, name)} namespace"
             why = f"it lives in another {_SPELLED.get(name, name)} namespace than Torpor"
             dump.refuse(task.refusal(why, remedy, code="namespace"))
@@ -95,7 +101,7 @@ def refuse_namespaces(dump: "Dump", task: DumpTask, own: dict[str, int]) -> None
 
 def namespaces(tid: int) -> dict[str, int]:
     found = {}
-    for name in NAMESPACES:
+    for name in (*NAMESPACES, *FOR_CHILDREN):
         try:
             found[name] = os.stat(f"/proc/{tid}/ns/{name}").st_ino
         except FileNotFoundError:

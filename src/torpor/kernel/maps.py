@@ -22,6 +22,7 @@ What only it has is the page size of a hugetlb area and an unescaped path, which
 
 import mmap
 import os
+import re
 from typing import NamedTuple
 
 from torpor.kernel.procfs import LARGE, ParseError, read_all
@@ -116,6 +117,7 @@ def read_maps(pid: int) -> list[Area]:
 def parse_vm_flags(data: bytes) -> dict[int, frozenset[str]]:
     """From the content of smaps: start address -> two-letter flags (Documentation/filesystems/proc.rst, VmFlags).
 
+    Also "pkey" where the area has a protection key (pkeys(7)), which smaps shows on a line of its own.
     The flags of an area that smaps shows without any (the [vsyscall] page has them too) are an empty set.
     """
     found: dict[int, frozenset[str]] = {}
@@ -136,7 +138,20 @@ def parse_vm_flags(data: bytes) -> dict[int, frozenset[str]]:
                 found[start] = frozenset()
     except ValueError:
         raise ParseError("smaps", line) from None
+    if _KEYS.search(data):
+        _add_keys(data, found)
     return found
+
+
+_KEYS = re.compile(rb"^ProtectionKey: +[1-9]", re.M)
+PROTECTION_KEY = "pkey"  # not one of the kernel's flags: the area has a protection key other than 0
+
+
+def _add_keys(data: bytes, found: dict[int, frozenset[str]]) -> None:
+    for part in re.split(rb"^(?=[0-9a-f]+-)", data, flags=re.M):
+        if _KEYS.search(part):
+            start = int(part.partition(b"-")[0], 16)
+            found[start] |= {PROTECTION_KEY}
 
 
 def read_vm_flags(pid: int) -> dict[int, frozenset[str]]:
