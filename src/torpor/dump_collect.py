@@ -87,16 +87,18 @@ def refuse_session(dump: "Dump", tasks: dict[int, DumpTask]) -> None:
 
 def refuse_namespaces(dump: "Dump", task: DumpTask, own: dict[str, int]) -> None:
     """Refuse namespaces other than `own`."""
-    for name, inode in namespaces(task.leader.tid).items():
+    theirs = namespaces(task.leader.tid)
+    for name, inode in theirs.items():
         if own.get(name, inode) == inode:
             continue
-        if name in FOR_CHILDREN:
-            why = f"its next child will be in another {_SPELLED[name]} namespace than Torpor (unshare)"
-            dump.refuse(task.refusal(why, "run Torpor and the program in one such namespace", code="namespace"))
-        elif own.get(f"{name}_for_children") != inode:
-            remedy = f"run Torpor inside that {_SPELLED.get(name, name)} namespace"
-            why = f"it lives in another {_SPELLED.get(name, name)} namespace than Torpor"
-            dump.refuse(task.refusal(why, remedy, code="namespace"))
+        spelled = _SPELLED.get(name, name)
+        if name not in FOR_CHILDREN:
+            why = f"it lives in another {spelled} namespace than Torpor"
+        elif theirs.get(name.removesuffix("_for_children")) != inode:
+            why = f"its children will live in another {spelled} namespace than itself (unshare, setns)"
+        else:
+            continue  # said already
+        dump.refuse(task.refusal(why, f"run Torpor inside that {spelled} namespace", code="namespace"))
 
 
 def namespaces(tid: int) -> dict[str, int]:
