@@ -18,7 +18,9 @@ from torpor.images.schema.core import ThreadSasEntry
 from torpor.images.schema.sa import SaEntry
 from torpor.images.schema.siginfo import SiginfoEntry, SignalQueueEntry
 from torpor.kernel import ptrace
+from torpor.resources import overruns
 from torpor.resources.base import Attribute
+from torpor.resources.timers import pending_periodic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -136,12 +138,12 @@ class Pending(Attribute):
 
     def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
         assert core.thread_core is not None
-        for number, info in _siginfos(core.thread_core.signals_p):
+        for number, info in _siginfos(task, core.thread_core.signals_p):
             program.call("rt_tgsigqueueinfo", task.pid, tid, number, program.put(info))
 
     def last(self, task: "RestoreTask", program: "Program") -> None:
         assert task.core.tc is not None
-        for number, info in _siginfos(task.core.tc.signals_s):
+        for number, info in _siginfos(task, task.core.tc.signals_s):
             program.call("rt_sigqueueinfo", task.pid, number, program.put(info))
 
 
@@ -164,8 +166,20 @@ def _check(queue: SignalQueueEntry | None, where: str) -> None:
             raise ImageError(f"the core image of {where} is mangled", "a pending signal makes no sense")
 
 
-def _siginfos(queue: SignalQueueEntry | None) -> list[tuple[int, bytes]]:
-    return [(struct.unpack_from("=i", e.siginfo)[0], e.siginfo) for e in (queue.signals if queue is not None else ())]
+def _siginfos(task: "RestoreTask", queue: SignalQueueEntry | None) -> list[tuple[int, bytes]]:
+    """Signals to be queued.  Not those of periodic timers, which do that themselves."""
+    infos = [entry.siginfo for entry in (queue.signals if queue is not None else ())]
+    if not infos:
+        return []
+    timers = pending_periodic(task)
+    found = []
+    for info in infos:
+        told = overruns.notice(info)
+        if told is None:
+            found.append((struct.unpack_from("=i", info)[0], info))
+        elif told.timer not in timers:
+            found.append((told.signal, overruns.with_overrun(info, told.overrun)))
+    return found
 
 
 ATTRIBUTES = [Actions(), AltStack(), Pending()]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Interval timers (setitimer(2)) and POSIX timers (timer_create(2)).  Their time goes on where it stood at the dump.
 
+- ITIMER_REAL is started anew when its SIGALRM is taken: while that is pending, a periodic one shows no time left.  It
+  comes back by being let fire at once: the second SIGALRM is the same as the first.
 - /proc/PID/timers tells how a POSIX timer was made, only timer_gettime(2) in the process what it is set to.
 - Ids are given in turn.  prctl(PR_TIMER_CREATE_RESTORE_IDS) (6.15) lets the caller choose; before, timers are made
   and deleted until the number comes.
@@ -15,18 +17,21 @@ from torpor.errors import ImageError
 from torpor.images.schema.timer import ItimerEntry, PosixTimerEntry, TaskTimersEntry
 from torpor.kernel.proc import Timer, parse_timers
 from torpor.kernel.procfs import read_all
-from torpor.resources import own
+from torpor.resources import extras, overruns, own
 from torpor.resources.base import Attribute
 
 if TYPE_CHECKING:
     from torpor.engine.program import Pointer, Program
+    from torpor.engine.tracee import Tracee
     from torpor.images.schema.core import CoreEntry
     from torpor.resources.context import DumpTask, Restore, RestoreTask
 
+SIGALRM = 14
 ITIMERS = 3  # ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF
 SIGEV_SIGNAL, SIGEV_NONE, SIGEV_THREAD, SIGEV_THREAD_ID = 0, 1, 2, 4
 NOTIFY = {"signal": SIGEV_SIGNAL, "none": SIGEV_NONE, "thread": SIGEV_THREAD}
 CLOCK_REALTIME_ALARM, CLOCK_BOOTTIME_ALARM = 8, 9
+THREAD_CLOCK = -2  # CPU time of the thread that made the timer
 PR_TIMER_CREATE_RESTORE_IDS, OFF, ON, GET = 77, 0, 1, 2
 MAX_TRIES = 4096  # ids that are tried in turn on older kernels
 
@@ -46,6 +51,8 @@ class Itimers(Attribute):
         for space in answer:
             isec, iusec, vsec, vusec = struct.unpack(f"{word[0]}4{word[1]}", space.data)
             entries.append(ItimerEntry(isec=isec, iusec=iusec, vsec=vsec, vusec=vusec))
+        if task.status is not None and task.status.shared_pending >> SIGALRM - 1 & 1:
+            _fire_at_once(entries[0])
         assert core.tc is not None
         core.tc.timers = TaskTimersEntry(real=entries[0], virt=entries[1], prof=entries[2])
 
@@ -57,10 +64,21 @@ class Itimers(Attribute):
     def last(self, task: "RestoreTask", program: "Program") -> None:
         assert task.tracee is not None
         word = task.tracee.arch.word
-        for which, entry in enumerate(_itimers(task)):
+        entries = _itimers(task)
+        queue = task.core.tc.signals_s if task.core.tc is not None else None
+        infos = [entry.siginfo for entry in queue.signals] if queue is not None else []
+        if entries and any(overruns.SIGINFO.unpack_from(info)[0] == SIGALRM for info in infos):
+            _fire_at_once(entries[0])
+        for which, entry in enumerate(entries):
             if entry.vsec or entry.vusec:
                 spec = struct.pack(f"{word[0]}4{word[1]}", entry.isec, entry.iusec, entry.vsec, entry.vusec)
                 program.call("setitimer", which, program.put(spec), 0)
+
+
+def _fire_at_once(entry: ItimerEntry) -> None:
+    """A periodic timer that waits for its signal to be taken."""
+    if (entry.isec or entry.iusec) and not (entry.vsec or entry.vusec):
+        entry.vusec = 1
 
 
 def _itimers(task: "RestoreTask") -> list[ItimerEntry]:
@@ -79,11 +97,33 @@ class PosixTimers(Attribute):
 
     def ask(self, task: "DumpTask", program: "Program") -> list[_Asked]:
         asked = []
-        for timer in sorted(parse_timers(read_all(f"/proc/{task.pid}/timers"))):
+        timers = sorted(parse_timers(read_all(f"/proc/{task.pid}/timers")))
+        overruns.count_pending(task, timers)
+        if len(task.threads) > 1:
+            task.thread_timers = [timer.id for timer in timers if timer.clock == THREAD_CLOCK]
+        for timer in timers:
             spec = program.space(4 * task.leader.arch.word_size)
             program.call("timer_gettime", timer.id, spec)
             asked.append(_Asked(timer, spec, program.call("timer_getoverrun", timer.id)))
         return asked
+
+    def ask_thread(self, task: "DumpTask", thread: "Tracee", program: "Program") -> "list[tuple[int, Pointer]]":
+        """Whose CPU time a timer counts, nothing tells: but only in that thread does it run while we look."""
+        asked = []
+        for number in task.thread_timers:
+            twice = program.space(8 * thread.arch.word_size)
+            program.call("timer_gettime", number, twice)
+            program.call("timer_gettime", number, twice + 4 * thread.arch.word_size)
+            asked.append((number, twice))
+        return asked
+
+    def save_thread(
+        self, task: "DumpTask", thread: "Tracee", answer: "list[tuple[int, Pointer]]", core: "CoreEntry"
+    ) -> None:
+        for number, twice in answer:
+            half = len(twice.data) // 2
+            if twice.data[:half] != twice.data[half:] and thread is not task.leader:
+                extras.of_thread(task, thread.tid).cpu_timers.append(number)
 
     def save(self, task: "DumpTask", answer: list[_Asked], core: "CoreEntry") -> None:
         """Itimers has made tc.timers."""
@@ -130,13 +170,25 @@ class PosixTimers(Attribute):
         if any(map(_is_alarm, _posix(task))):
             self._make([t for t in _posix(task) if not _to_thread(t)], task, program)
 
+    def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
+        """Timers that count this thread's time."""
+        numbers = _cpu_timers(task, tid) if _can_choose() else []
+        self._make([t for t in _posix(task) if t.it_id in numbers], task, program)
+
     def last(self, task: "RestoreTask", program: "Program") -> None:
         assert task.tracee is not None
         word = task.tracee.arch.word
-        early = any(map(_is_alarm, _posix(task)))
-        self._make([t for t in _posix(task) if not early or _to_thread(t)], task, program)
-        for timer in _posix(task):
-            if timer.vsec or timer.vnsec:
+        timers = _posix(task)
+        early = any(map(_is_alarm, timers))
+        made = {n for tid in task.threads for n in _cpu_timers(task, tid)} if _can_choose() else set()
+        self._make([t for t in timers if t.it_id not in made and (not early or _to_thread(t))], task, program)
+        pending = pending_periodic(task)
+        for timer in timers:
+            if timer.it_id in pending and overruns.arm(timer, pending[timer.it_id], word, program):
+                continue
+            if timer.overrun and _may_take(task, timer) and overruns.arm(timer, timer.overrun, word, program):
+                overruns.take(timer, word, program)
+            elif timer.vsec or timer.vnsec:
                 spec = struct.pack(f"{word[0]}4{word[1]}", timer.isec, timer.insec, timer.vsec, timer.vnsec)
                 program.call("timer_settime", timer.it_id, 0, program.put(spec), 0)
 
@@ -166,6 +218,34 @@ class PosixTimers(Attribute):
 def _posix(task: "RestoreTask") -> list[PosixTimerEntry]:
     timers = task.core.tc.timers if task.core.tc is not None else None
     return sorted(timers.posix, key=lambda timer: timer.it_id) if timers is not None else []
+
+
+def pending_periodic(task: "RestoreTask") -> dict[int, int]:
+    """Timers that will queue their pending signals themselves, and how many overruns those have."""
+    suited = {timer.it_id for timer in _posix(task) if overruns.is_suited(timer)}
+    if not suited:
+        return {}
+    queues = [core.thread_core.signals_p for core in task.cores.values() if core.thread_core is not None]
+    if task.core.tc is not None:
+        queues.append(task.core.tc.signals_s)
+    notices = [overruns.notice(entry.siginfo) for queue in queues if queue is not None for entry in queue.signals]
+    return {n.timer: max(n.overrun, 0) for n in notices if n is not None and n.timer in suited}
+
+
+def _may_take(task: "RestoreTask", timer: PosixTimerEntry) -> bool:
+    """Whether the leader can take the timer's signal and surely no other."""
+    leader = task.core.thread_core
+    queued = leader.signals_p.signals if leader is not None and leader.signals_p is not None else []
+    return (
+        overruns.is_suited(timer)
+        and timer.it_sigev_notify == SIGEV_SIGNAL
+        and not any(overruns.SIGINFO.unpack_from(entry.siginfo)[0] == timer.si_signo for entry in queued)
+    )
+
+
+def _cpu_timers(task: "RestoreTask", tid: int) -> list[int]:
+    extra = task.extras.threads.get(tid)
+    return extra.cpu_timers if extra is not None else []
 
 
 def _is_alarm(timer: PosixTimerEntry) -> bool:

@@ -25,6 +25,7 @@ class ThreadExtraEntry(Message):
     io_priority: int | None = optional(4, UINT32, default=None)
     files_id: int | None = optional(5, UINT32, default=None)  # where the thread has an fd table of its own
     cpus: bytes | None = optional(6, BYTES, default=None)  # sched_getaffinity(2), without zeros at the end
+    cpu_timers: list[int] = repeated(7, UINT32, default_factory=list)  # ids of POSIX timers on this thread's CPU clock
 
 
 class TaskExtraEntry(Message):
@@ -48,4 +49,5 @@ class TorporTaskEntry(Message):
     threads: list[ThreadExtraEntry] = repeated(2, "torpor.ThreadExtraEntry", default_factory=list)
     sealed: list[int] = repeated(3, UINT64, default_factory=list)  # areas under mseal(2), by start
     lock_on_fault: list[int] = repeated(4, UINT64, default_factory=list)  # mlock2(MLOCK_ONFAULT), by start
+    lock_future: int | None = optional(6, UINT32, default=None)  # MCL_FUTURE, MCL_ONFAULT of mlockall(2)
     process: TaskExtraEntry | None = optional(5, "torpor.TaskExtraEntry", default=None)
