@@ -128,6 +128,7 @@ def _extras(dump: "Dump", task: "DumpTask", space: "AddressSpace | None") -> Non
                 threads=list(task.thread_extras.values()),
                 sealed=space.sealed if space else [],
                 lock_on_fault=space.lock_on_fault if space else [],
+                lock_future=(space.lock_future or None) if space else None,
                 process=TaskExtraEntry(**task.process_extras),
             )
         ],

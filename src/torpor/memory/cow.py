@@ -121,6 +121,15 @@ def _bytes(run: Run, at: int, size: int, descriptors: dict[int, int]) -> bytes:
     return os.pread(fd, size, run.offset + at)
 
 
+def split(runs: Sequence[Run], spans: Sequence[Span]) -> tuple[list[Run], list[Run]]:
+    """Runs outside of the spans, and inside of them; both sorted by address."""
+    if not spans:
+        return list(runs), []
+    inside = list(_clip(runs, spans))
+    gaps = zip([0, *(end for _, end in spans)], [*(start for start, _ in spans), 1 << 64], strict=True)
+    return list(_clip(runs, [(start, end) for start, end in gaps if start < end])), inside
+
+
 def by_level(runs: Sequence[Run]) -> "list[tuple[PagemapReader, list[Run]]]":
     """Runs by the pages image that has them."""
     found: dict[int, tuple[PagemapReader, list[Run]]] = {}

@@ -36,9 +36,10 @@ MAX_IOVECS = 1024  # UIO_MAXIOV
 CHUNK = 1 << 28  # bytes of one write: a safe point in between, and far below 2 GiB
 COPY = 1 << 20
 F_DUPFD_CLOEXEC = 1030
+MCL_FUTURE, MCL_ONFAULT = 2, 4
 PR_GET_DUMPABLE, PR_GET_THP_DISABLE = 3, 42
 O_RDONLY, O_RDWR = os.O_RDONLY, os.O_RDWR
-PROT_READ, PROT_WRITE = 1, 2
+PROT_READ = 1
 
 
 class Piece(NamedTuple):
@@ -59,6 +60,7 @@ class AddressSpace:
         self.runs: list[tuple[int, int, bool]] = []
         self.guards: list[tuple[int, int]] = []
         self.names: dict[int, str] = {}
+        self.lock_future = 0  # MCL_* flags of mlockall(2)
         self.sealed: list[int] = []  # starts of areas under mseal
         self.lock_on_fault: list[int] = []
         self.pieces: list[Piece] = []
@@ -73,6 +75,10 @@ class AddressSpace:
         exe = f"/proc/{task.pid}/exe"
         self.exe_file_id = regular.save_path(dump, f"{task.subject}, its executable", os.readlink(exe), exe, O_RDONLY)
         flags = parse_vm_flags(read_all(f"/proc/{task.pid}/smaps", LARGE))
+        if isinstance(task.runner, Executor):
+            # New mappings of a task under mlockall(MCL_FUTURE) are locked: ours tells, nothing else does.
+            ours = flags.get(task.runner.base, frozenset())
+            self.lock_future = (MCL_FUTURE if "lo" in ours else 0) | (MCL_ONFAULT if "lf" in ours else 0)
         for area in task.areas:
             what = kind(area)
             marks = flags.get(area.start, frozenset())
@@ -82,7 +88,7 @@ class AddressSpace:
             if "lf" in marks:
                 self.lock_on_fault.append(area.start)
             if what == "file":
-                self._enter_file(dump, area, entry)
+                self._enter_file(dump, area, entry, may_write="mw" in marks)
             elif what in ("shmem", "memfd", "sysv"):
                 segments.enter(dump, task, area, what, entry)
             elif area.path.startswith("[anon:"):
@@ -133,9 +139,10 @@ class AddressSpace:
             for start, end in self.guards
         ]
 
-    def _enter_file(self, dump: "Dump", area: Area, entry: VmaEntry) -> None:
+    def _enter_file(self, dump: "Dump", area: Area, entry: VmaEntry, may_write: bool) -> None:
         task = self.task
-        access = O_RDWR if area.shared and area.prot & PROT_WRITE else O_RDONLY
+        # A shared mapping that may become writable tells that its file was opened for writing.
+        access = O_RDWR if area.shared and may_write else O_RDONLY
         path = f"/proc/{task.pid}/map_files/{area.start:x}-{area.end:x}"
         subject = f"{task.subject}, area {area.start:#x}-{area.end:#x}"
         entry.shmid = regular.save_path(dump, subject, area.path, path, access)

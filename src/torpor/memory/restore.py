@@ -9,6 +9,7 @@ arguments, auxiliary vector) come when the whole tree exists.
 The task reads its pages itself: one preadv(2) fills up to 1,024 runs from the page cache.
 """
 
+import fcntl
 import os
 import struct
 from collections.abc import Sequence
@@ -29,11 +30,13 @@ from torpor.memory.layout import PAGE, Span
 if TYPE_CHECKING:
     from torpor.resources.context import Restore, RestoreTask
 
-PROT_WRITE = 2
+PROT_WRITE, PROT_EXEC = 2, 4
+COPY = 1 << 20
 MAP_FIXED, MAP_FIXED_NOREPLACE = 0x10, 0x100000
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 MADV_DONTNEED, MADV_GUARD_INSTALL = 4, 102
 MLOCK_ONFAULT = 1
+MCL_FUTURE, MCL_ONFAULT = 2, 4
 PR_SET_MM, PR_SET_MM_MAP = 35, 14
 PR_SET_VMA, PR_SET_VMA_ANON_NAME = 0x53564D41, 0
 MAX_IOVECS, CHUNK = 1024, 1 << 30
@@ -95,6 +98,7 @@ class AddressSpaces:
     def __init__(self, restore: "Restore") -> None:
         self.restore = restore
         self.spaces: dict[int, AddressSpace] = {}
+        self.writable: dict[int, int] = {}
         for task in restore.tasks.values():
             if not task.dead and restore.images.exists(kinds.MM, task.pid):
                 self.spaces[task.pid] = AddressSpace(restore, task)
@@ -102,7 +106,7 @@ class AddressSpaces:
             if not task.dead and task.pid not in self.spaces and not self._shares(task):
                 raise ImageError(f"{kinds.MM.file_name(task.pid)} is missing", code="missing-image")
         spans = [(area.start, area.end) for space in self.spaces.values() for area in space.areas]
-        self.hole = layout.find_hole(AREA_PAGE + LEADER_AREA, spans + STUB_LAYOUT)
+        self.hole = layout.find_hole(AREA_PAGE + LEADER_AREA * restore.state["executor areas"], spans + STUB_LAYOUT)
         segments.check(restore)
 
     def _shares(self, task: "RestoreTask") -> bool:
@@ -151,12 +155,28 @@ class AddressSpaces:
         # What is inherited may be protected against the writes to come; only where there are any, or neighbours merge.
         written = _touched([new for _, new in plan.keep], [(run.start, run.start + run.length) for run in wanted])
         for old, new in plan.keep:
-            if not old.prot & PROT_WRITE and new.start in written:
+            if not old.prot & PROT_WRITE and new.start in written and not _poked(new):
                 program.call("mprotect", new.start, new.end - new.start, new.prot | PROT_WRITE)
         for start, end in drop:
             program.call("madvise", start, end - start, MADV_DONTNEED)
         runner.run(program)
-        self._read(task, wanted)
+        poked = [(area.start, area.end) for area in space.areas if _poked(area)]
+        inside, outside = cow.split(wanted, poked)
+        self._read(task, inside)
+        self._poke(task, outside)
+
+    def _poke(self, task: "RestoreTask", runs: Sequence[cow.Run]) -> None:
+        """Write changed pages of program text from outside: to map it writable would leave traces (VM_ACCOUNT)."""
+        assert task.tracee is not None
+        for level, some in cow.by_level(runs):
+            fd = level.open_pages()
+            try:
+                for run in some:
+                    for at in range(0, run.length, COPY):
+                        size = min(COPY, run.length - at)
+                        task.tracee.write(run.start + at, os.pread(fd, size, run.offset + at))
+            finally:
+                os.close(fd)
 
     def _clear(self, task: "RestoreTask", space: AddressSpace) -> None:
         """Unmap everything that a fresh stub has, but the vDSO, which goes to its place."""
@@ -232,23 +252,32 @@ class AddressSpaces:
                 _mmap(anonymous, area, -1, writable=vma.is_private_memory(area))
         runner.run(anonymous)
         needing = [area for area in areas if _descriptor_id(area)]
-        with_pages = _touched(needing, filled)
+        with_pages = _touched(needing, filled) - {area.start for area in needing if _poked(area)}
         for at in range(0, len(needing), SCM_MAX_FD):
             some = needing[at : at + SCM_MAX_FD]
-            ids = sorted({_descriptor_id(area) for area in some})
+            wanted = sorted({(_descriptor_id(area), _for_writing(area)) for area in some})
             program = Program()
-            fds = [self._open(id) for id in ids]
+            fds = [self._open(id, writing) for id, writing in wanted]
             numbers = runner.send_fds(program, fds)
-            place = {id: Load32(numbers + 4 * i) for i, id in enumerate(ids)}
+            place = {key: Load32(numbers + 4 * i) for i, key in enumerate(wanted)}
             for area in some:
                 writable = vma.is_private_memory(area) and area.start in with_pages
-                _mmap(program, area, place[_descriptor_id(area)], writable=writable)
-            for id in ids:
-                program.call("close", place[id])
+                _mmap(program, area, place[_descriptor_id(area), _for_writing(area)], writable=writable)
+            for number in place.values():
+                program.call("close", number)
             runner.run_with_fds(program, fds)
 
-    def _open(self, id: int) -> int:
-        """Our descriptor of a mapped file; kept in restore.made for all tasks."""
+    def _open(self, id: int, writing: bool = False) -> int:
+        """Our descriptor of a mapped file, kept for all tasks."""
+        fd = self._make(id)
+        if not writing or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
+            return fd
+        # CRIU enters a file once, however it is mapped.
+        if id not in self.writable:
+            self.writable[id] = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        return self.writable[id]
+
+    def _make(self, id: int) -> int:
         from torpor.resources import registry
 
         made = self.restore.made
@@ -256,6 +285,9 @@ class AddressSpaces:
             entry = self.restore.files.get(id)
             if entry is None:
                 raise ImageError("files.img is incomplete", f"a mapped file has id {id}, which is not there")
+            if entry.memfd is not None:  # always open for both: what a mapping may do is in its protection
+                made[id] = os.dup(segments.open_segment(self.restore, entry.memfd.inode_id))
+                return made[id]
             file_kind = registry.file_kind_of_type(entry.type)
             if file_kind is None:
                 raise ImageError("files.img is mangled", f"file {id}, type {entry.type}, cannot be mapped")
@@ -302,8 +334,10 @@ class AddressSpaces:
         program = Program()
         with_pages = _touched(space.areas, [(r.vaddr, r.vaddr + r.nr_pages * PAGE) for r, _ in space.pages.pieces])
         for area in space.areas:
-            if vma.is_private_memory(area) and (
-                not _descriptor_id(area) or area.start in with_pages or runner.inherited
+            if (
+                vma.is_private_memory(area)
+                and (not _descriptor_id(area) or area.start in with_pages or runner.inherited)
+                and not _poked(area)
             ):
                 program.call("mprotect", area.start, area.end - area.start, area.prot)
         for area in space.areas:
@@ -326,6 +360,8 @@ class AddressSpaces:
                     program.call(
                         "prctl", PR_SET_VMA, PR_SET_VMA_ANON_NAME, name.start, ends[name.start] - name.start, text
                     )
+        if space.extras and space.extras.lock_future:
+            program.call("mlockall", space.extras.lock_future & (MCL_FUTURE | MCL_ONFAULT))
         runner.run(program)
         self._set_layout(task, space)
 
@@ -369,6 +405,15 @@ def _descriptor_id(area: VmaEntry) -> int:
     if area.status & (vma.FILE_PRIVATE | vma.FILE_SHARED):
         return area.shmid
     return 0
+
+
+def _poked(area: VmaEntry) -> bool:
+    """Whether changed pages are written through /proc/PID/mem: program text with a debugger's breakpoint, say."""
+    return bool(area.status & vma.FILE_PRIVATE) and area.prot & PROT_EXEC != 0 and not area.prot & PROT_WRITE
+
+
+def _for_writing(area: VmaEntry) -> bool:
+    return bool(area.flags & vma.MAP_SHARED) and (bool(area.prot & PROT_WRITE) or (area.fdflags or 0) & 3 == os.O_RDWR)
 
 
 def _mappable(area: VmaEntry) -> bool:
