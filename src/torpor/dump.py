@@ -47,7 +47,7 @@ def dump(options: "Options") -> DumpResult:
     pid = options.tree
     if pid is None:
         raise UsageError("dump needs a process", "no -t PID was given", "name the tree's root with -t PID")
-    _refuse_ourselves(pid)
+    refuse_target(pid)
     dir_fd = _open_images(options.images_dir)
     try:
         result = run_engine(lambda report: _dump(options, dir_fd, report))
@@ -56,7 +56,8 @@ def dump(options: "Options") -> DumpResult:
     return result._replace(seconds=time.monotonic() - started)
 
 
-def _refuse_ourselves(pid: int) -> None:
+def refuse_target(pid: int) -> None:
+    """Raises UsageError for Torpor itself, its ancestors and init, TaskGone where there is no such process."""
     from torpor.kernel.proc import parse_stat
     from torpor.kernel.procfs import read_all
 

@@ -48,11 +48,13 @@ def look(dump: "Dump", task: DumpTask) -> None:
         if thread.tid in task.own_files:
             _thread_table(dump, task, thread, tables)
         if call("kcmp", task.leader.tid, thread.tid, KCMP_FS, 0, 0):
-            raise task.refusal(
-                f"its thread {thread.tid} has a working directory of its own (unshare(CLONE_FS))",
-                "Torpor cannot save that yet; end that thread first",
-            )
+            refuse_own_directory(dump, task, thread.tid)
     places[task.pid] = _places(dump, task)
+
+
+def refuse_own_directory(dump: "Dump", task: DumpTask, tid: int) -> None:
+    why = f"its thread {tid} has a working directory of its own (unshare(CLONE_FS))"
+    dump.refuse(task.refusal(why, "Torpor cannot save that yet; end that thread first"))
 
 
 def _places(dump: "Dump", task: DumpTask) -> tuple[int, int]:
