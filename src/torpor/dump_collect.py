@@ -230,6 +230,7 @@ def gather(dump: "Dump", memory: list[AddressSpace]) -> Asked:
         for task in some:
             if task.pid in spaces:
                 spaces[task.pid].join()
+    dump_files.settle(dump)
     shared.store(dump, pages_id + 1)
     for task in alive:
         if len(task.threads) > 1:

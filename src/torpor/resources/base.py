@@ -86,6 +86,10 @@ class FileKind:
         peeked at here, but what can be written later is kept for `late` (e.g. in dump.state)."""
         raise NotImplementedError
 
+    def settle(self, dump: "Dump") -> None:
+        """Once per dump, when all descriptions of all kinds have been saved; still frozen.  What depends on others is
+        decided here.  Raises Refusal."""
+
     def late(self, dump: "Dump") -> None:
         """Once per dump, after the thaw where the tree goes on: write images of this kind's own."""
 

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UNIX sockets: pairs, listening, connected, waiting in a backlog, bound or not, and what is in their queues.  unix(7).
+
+A socket's peer, what waits in a backlog and the inode behind a name are told by sock_diag alone, which is asked once a
+dump.  Both ends of a connection must be in the tree.  Surprising facts:
+
+- A client that nobody has accepted yet has no peer that could be named; the listener's list of clients tells.  CRIU's
+  images give it the listener as its peer.  What it has sent already is in a socket that only accept(2) brings out: it
+  is refused.
+- An accepted socket has its listener's name, and shares its file.
+- A datagram socket is ESTABLISHED as soon as somebody else has connected to it, so its state says nothing.
+- SO_PEERCRED is who made the pair, or called listen(2) or connect(2), with the ids of that moment.
+
+Making them again is in unix_restore.py, queues in unix_queue.py, names in unix_names.py.
+"""
+
+import os
+import select
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from torpor.images import kinds
+from torpor.images.schema.fdinfo import FileEntry
+from torpor.images.schema.sk_packet import ScmEntry, SkPacketEntry
+from torpor.images.schema.sk_unix import FilePermsEntry, UnixSkEntry
+from torpor.images.schema.torpor_file import SenderEntry
+from torpor.kernel.sockdiag import CLOSE, ESTABLISHED, LISTEN, SockDiag, UnixSocket
+from torpor.resources import socket_options, unix_names, unix_queue
+from torpor.resources.description import Described, extra, save_owner
+
+if TYPE_CHECKING:
+    from torpor.images.schema.torpor_file import TorporFileEntry
+    from torpor.resources.context import Dump, Restore, SeenFile
+
+UNIXSK = 5  # FdTypes
+NET_NS = 2  # number of the network namespace in the images
+STREAM, DGRAM, SEQPACKET = socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET
+RECEIVE_SHUT = 1
+SO_PEERCRED = 17
+SOL = socket.SOL_SOCKET
+# SO_TIMESTAMP, SO_TIMESTAMPNS, SO_TIMESTAMPING, SO_RXQ_OVFL, SO_PASSPIDFD, SO_PASSRIGHTS and what they are at first
+MORE_OPTIONS = {29: 0, 35: 0, 37: 0, 40: 0, 76: 0, 83: 1}
+
+
+class Unix(Described):
+    covers = frozenset({"fd:unix"})
+    type = UNIXSK
+    field = "usk"
+
+    # -- dump ---------------------------------------------------------------------------------------------------------
+    def save(self, seen: "SeenFile", dump: "Dump") -> FileEntry:
+        facts = _facts(seen, dump)
+        name = facts.name or b""
+        with socket_options.opened(seen.fd) as sock:
+            own = extra(dump, seen.id)
+            entry = UnixSkEntry(
+                id=seen.id,
+                ino=facts.ino,
+                type=facts.type,
+                state=facts.state,
+                flags=seen.info.status_flags,
+                uflags=0,
+                backlog=facts.wqueue,
+                peer=facts.peer or 0,
+                fown=save_owner(seen.fd),
+                opts=socket_options.save(sock, seen),
+                name=name,
+                shutdown=facts.shutdown or None,
+                ns_id=NET_NS,
+            )
+            entry.opts.so_passcred = bool(sock.getsockopt(SOL, socket_options.SO_PASSCRED))
+            entry.opts.so_passsec = bool(sock.getsockopt(SOL, socket_options.SO_PASSSEC))
+            if unix_names.is_path(name):
+                self._file(seen, facts, entry, own)
+            if facts.state == LISTEN:
+                self._backlog(seen, dump, facts, own)
+            else:
+                self._peer_gone(sock, facts, own)
+                self._queue(sock, seen, dump, facts)
+            _more_options(sock, own)
+            if seen.stat.st_uid or seen.stat.st_gid:
+                own.uid, own.gid = seen.stat.st_uid, seen.stat.st_gid
+        dump.setdefault("unix seen", {})[facts.ino] = (seen, entry)
+        return FileEntry(type=UNIXSK, id=seen.id, usk=entry)
+
+    @staticmethod
+    def _file(seen: "SeenFile", facts: UnixSocket, entry: UnixSkEntry, own: "TorporFileEntry") -> None:
+        try:
+            file = unix_names.look(seen.fd, entry.name, facts.vfs, seen.pid)
+        except (OSError, ValueError) as error:
+            shown = unix_names.printable(entry.name)
+            raise seen.refusal(f"the file of its name {shown} cannot be found: {error}", "close it first") from None
+        entry.file_perms = FilePermsEntry(mode=file.mode, uid=file.uid, gid=file.gid)
+        entry.name_dir = file.place.directory
+        entry.deleted = file.deleted or None
+        own.name_root, own.socket_file = file.place.root, file.moved
+
+    @staticmethod
+    def _backlog(seen: "SeenFile", dump: "Dump", facts: UnixSocket, own: "TorporFileEntry") -> None:
+        if not facts.backlog:
+            return
+        clients: dict[int, int] = dump.setdefault("unix clients", {})
+        listeners: list[tuple[SeenFile, UnixSocket]] = dump.setdefault("unix listeners", [])
+        listeners.append((seen, facts))
+        clients.update((ino, facts.ino) for ino in facts.backlog)
+        own.waiting = list(facts.backlog)
+
+    @staticmethod
+    def _peer_gone(sock: socket.socket, facts: UnixSocket, own: "TorporFileEntry") -> None:
+        """The socket is connected to one that was closed: what can still be seen of that."""
+        pid, uid, gid = struct.unpack("=iII", sock.getsockopt(SOL, SO_PEERCRED, 12))
+        if pid > 0:
+            own.peer_pid, own.peer_uid, own.peer_gid = pid, uid, gid
+        if facts.peer or facts.state != ESTABLISHED:
+            return
+        try:
+            name = unix_queue.name_of(sock.getpeername())
+        except OSError:
+            return  # somebody connected to it, that is all
+        own.peer_gone = True
+        own.peer_name = name
+        if facts.type != DGRAM:
+            poll = select.poll()
+            poll.register(sock, 0)
+            own.reset = any(events & select.POLLERR for _, events in poll.poll(0)) or None
+
+    @staticmethod
+    def _queue(sock: socket.socket, seen: "SeenFile", dump: "Dump", facts: UnixSocket) -> None:
+        offset = sock.getsockopt(SOL, unix_queue.SO_PEEK_OFF)
+        if offset >= 0:
+            extra(dump, seen.id).peek_offset = offset
+        if facts.type != DGRAM and facts.state == CLOSE:
+            return
+        messages = unix_queue.look(sock, seen, facts.rqueue, bool(facts.shutdown & RECEIVE_SHUT))
+        if not messages:
+            return
+        dump.setdefault("unix queues", {})[seen.id] = messages
+        for index, message in enumerate(messages):
+            if message.sender is not None or message.credentials is not None:
+                pid, uid, gid = message.credentials or (None, None, None)
+                sender = SenderEntry(index=index, name=message.sender, pid=pid, uid=uid, gid=gid)
+                extra(dump, seen.id).senders.append(sender)
+
+    def settle(self, dump: "Dump") -> None:
+        """All open files are known: is every peer among them?"""
+        known: dict[int, tuple[SeenFile, UnixSkEntry]] = dump.state.get("unix seen", {})
+        clients: dict[int, int] = dump.state.get("unix clients", {})
+        for seen, facts in dump.state.get("unix listeners", []):
+            strangers = [ino for ino in facts.backlog if ino not in known]
+            if strangers and not dump.options.skip_in_flight:
+                raise seen.refusal(
+                    f"a connection from outside the tree waits to be accepted{_owner(strangers[0])}",
+                    "try again, or use --skip-in-flight (it is lost)",
+                )
+            own = extra(dump, seen.id)
+            own.waiting = [ino for ino in own.waiting if ino in known]
+        listed: dict[int, UnixSocket] = dump.state.get("unix", {})
+        for ino, (seen, entry) in known.items():
+            if entry.peer:
+                if entry.peer not in known:
+                    raise seen.refusal(
+                        f"it is connected to a socket outside the tree{_owner(entry.peer)}",
+                        "dump that process too (with a common parent), or close the connection first",
+                    )
+            elif ino in clients:
+                if listed[ino].wqueue:
+                    raise seen.refusal(
+                        "it has sent data over a connection that nobody has accepted yet",
+                        "try again when it was accepted",
+                    )
+                entry.peer = clients[ino]
+                extra(dump, seen.id).peer_gone = extra(dump, seen.id).peer_name = None
+
+    def late(self, dump: "Dump") -> None:
+        queues: dict[int, list[unix_queue.Message]] = dump.state.get("unix queues", {})
+        rights: dict[int, list[list[int]]] = dump.state.get("unix rights", {})
+        dump.images.write(
+            kinds.SK_QUEUES,
+            (
+                (
+                    SkPacketEntry(
+                        id_for=id,
+                        length=len(message.data),
+                        scm=[ScmEntry(type=unix_queue.SCM_RIGHTS, rights=rights[id][i])] if message.rights else [],
+                    ),
+                    message.data,
+                )
+                for id, messages in queues.items()
+                for i, message in enumerate(messages)
+            ),
+        )
+
+    # -- restore ------------------------------------------------------------------------------------------------------
+    def check(self, entry: FileEntry, restore: "Restore") -> None:
+        from torpor.resources import unix_plan, unix_restore
+
+        unix_plan.check(entry, restore)
+        unix_restore.sockets(restore)
+
+    def needs(self, entry: FileEntry, restore: "Restore") -> list[int]:
+        from torpor.resources import unix_restore
+
+        return unix_restore.sockets(restore).plan.needs(entry.id)
+
+    def make(self, entry: FileEntry, restore: "Restore") -> int:
+        from torpor.resources import unix_restore
+
+        return unix_restore.sockets(restore).make(entry.id)
+
+    def wire(self, entry: FileEntry, fd: int, restore: "Restore") -> None:
+        from torpor.resources import unix_finish, unix_restore
+
+        unix_finish.finish(unix_restore.sockets(restore))
+
+
+def _facts(seen: "SeenFile", dump: "Dump") -> UnixSocket:
+    """What sock_diag says of a socket.  It is asked once a dump: frozen tasks' sockets do not move."""
+    if "unix" not in dump.state:
+        with SockDiag() as diag:
+            dump.state["unix"] = diag.unix()
+    facts: UnixSocket | None = dump.state["unix"].get(seen.stat.st_ino & 0xFFFFFFFF)
+    if facts is None:
+        raise seen.refusal(
+            "the kernel does not list it in Torpor's network namespace", "run Torpor in the one it was made in"
+        )
+    return facts
+
+
+def _more_options(sock: socket.socket, own: "TorporFileEntry") -> None:
+    for option, usual in MORE_OPTIONS.items():
+        try:
+            value = sock.getsockopt(SOL, option)
+        except OSError:
+            continue  # the kernel does not know it
+        if value != usual:
+            own.option_numbers.append(option)
+            own.option_values.append(value & 0xFFFFFFFF)
+
+
+def _owner(ino: int) -> str:
+    """Who has this socket, for people; "" if nobody can be found."""
+    if not ino:
+        return ", whose process is gone"
+    wanted = f"socket:[{ino}]"
+    for pid in os.listdir("/proc"):
+        if not pid.isdecimal():
+            continue
+        try:
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                if os.readlink(f"/proc/{pid}/fd/{number}") == wanted:
+                    with open(f"/proc/{pid}/comm") as comm:
+                        return f" (fd {number} of process {pid}, {comm.read().strip()})"
+        except OSError:
+            continue
+    return ""
+
+
+FILE_KINDS = [Unix()]
