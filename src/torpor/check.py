@@ -4,11 +4,14 @@
 The kernel's part: the probes of `torpor.kernel.probe`, run in a process of their own.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torpor.errors import Refusal, UsageError
 from torpor.kernel.probe import EXPERIMENTAL, OPTIONAL, REQUIRED, Finding, features, probes, run
 from torpor.options import Options
+
+if TYPE_CHECKING:
+    from torpor.check_tree import TreeReport
 
 GOOD = "Looks good."
 NOT_ALL = (
@@ -86,11 +89,11 @@ def check_feature(name: str) -> Finding:
     return run_engine(lambda _: run([probe]))[0]._replace(name=name)
 
 
-def check_tree(options: Options) -> Report:
+def check_tree(options: Options) -> "TreeReport":
     """Can this tree be dumped?"""
-    raise Refusal("check -t PID", "Torpor cannot look at a tree without dumping it yet",
-                  "torpor dump refuses in words what it cannot dump, and leaves the tree as it was",
-                  code="not-implemented")  # fmt: skip
+    from torpor.check_tree import check
+
+    return check(options)
 
 
 def check_images(options: Options) -> Report:

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``torpor check -t PID``: what a tree owns, whether it can be dumped, what is in the way, and what a dump would cost.
+
+Nothing is stopped.  What only a stopped task tells is left to the dump, which refuses it in the same words: I/O port
+permissions, system-call dispatch, keyrings, threads' working directories, data in the queues of some sockets.
+"""
+
+import os
+from collections import Counter
+from typing import Any, NamedTuple
+
+from torpor import costs, dump_files
+from torpor import dump_collect as collect
+from torpor import survey as looking
+from torpor.dump import refuse_target
+from torpor.errors import Refusal, TaskGone, UsageError
+from torpor.kernel.process import comparison
+from torpor.kernel.syscall import call
+from torpor.model.identity import Sorter
+from torpor.options import Options
+from torpor.progress import duration, quantity
+from torpor.resources.context import DumpTask
+from torpor.resources.words import file_words
+
+MANY = 40  # processes, or obstacles, that are listed
+
+
+class TaskFacts(NamedTuple):
+    """One process."""
+
+    pid: int
+    ppid: int
+    name: str
+    state: str  # as in /proc/PID/stat
+    threads: int
+    uid: int
+    exe: str
+
+
+class TreeReport(NamedTuple):
+    """What a tree owns.  `memory`: by kind (mapped, to be stored), in bytes; `files`: descriptions by registry key."""
+
+    root: int
+    tasks: tuple[TaskFacts, ...]
+    memory: dict[str, tuple[int, int]]
+    areas: int
+    files: dict[str, int]
+    descriptors: int
+    obstacles: tuple[Refusal, ...]
+    image_bytes: int
+    frozen_seconds: float
+
+    @property
+    def ok(self) -> bool:
+        return not self.obstacles
+
+    @property
+    def threads(self) -> int:
+        return sum(task.threads for task in self.tasks)
+
+    def lines(self) -> list[str]:
+        first = self.tasks[0]
+        lines = [f"{first.name} ({self.root}): {_count(len(self.tasks), 'process', 'processes')}, "
+                 f"{_count(self.threads, 'thread')}, {_count(self.descriptors, 'descriptor')}"]  # fmt: skip
+        lines += ["", "processes", *self._tree()]
+        if self.memory:
+            lines += ["", f"memory: {_count(self.areas, 'area')}"]
+            for kind, (mapped, stored) in sorted(self.memory.items(), key=lambda item: -item[1][1]):
+                lines.append(f"  {kind:18} {quantity(mapped):>12}, of which {quantity(stored)} to be stored")
+        if self.files:
+            lines += ["", f"open files: {_count(sum(self.files.values()), 'description')}"]
+            lines += [f"  {file_words(key, number)}" for key, number in Counter(self.files).most_common()]
+        lines.append("")
+        if self.obstacles:
+            lines.append(f"in the way: {_count(len(self.obstacles), 'thing')}")
+            lines += [f"  {text}" for text in grouped(self.obstacles)]
+        else:
+            lines.append(
+                f"a dump would write about {quantity(self.image_bytes)} "
+                f"and stop the tree for about {duration(self.frozen_seconds)}"
+            )
+        lines += ["", "Cannot be dumped as it is." if self.obstacles else "Can be dumped."]
+        return lines
+
+    def _tree(self) -> list[str]:
+        depth = {0: -1}
+        lines: list[str] = []
+        children: dict[int, list[TaskFacts]] = {}
+        for task in self.tasks:
+            children.setdefault(task.ppid, []).append(task)
+        stack = list(reversed(children.get(0, [])))
+        while stack and len(lines) < MANY:
+            task = stack.pop()
+            depth[task.pid] = depth[task.ppid] + 1
+            about = [_count(task.threads, "thread")] if task.threads > 1 else []
+            about += [{"Z": "zombie", "T": "stopped", "t": "traced"}.get(task.state, "")]
+            about += [f"uid {task.uid}"] if task.uid else []
+            about += [task.exe]
+            words = ", ".join(_clean(word) for word in about if word)
+            indent = "  " * (min(depth[task.pid], MANY) + 1)
+            lines.append(f"{indent}{task.pid} {_clean(task.name)}{f': {words}' if words else ''}")
+            stack += reversed(children.get(task.pid, []))
+        if len(self.tasks) > len(lines):
+            lines.append(f"  … and {len(self.tasks) - len(lines):,} more")
+        return lines
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "tasks": [task._asdict() for task in self.tasks],
+            "threads": self.threads,
+            "memory": {kind: {"mapped": both[0], "stored": both[1]} for kind, both in self.memory.items()},
+            "areas": self.areas,
+            "files": self.files,
+            "descriptors": self.descriptors,
+            "obstacles": [
+                {"code": one.code, "what": one.what, "why": one.why, "remedy": one.remedy} for one in self.obstacles
+            ],
+            "estimate": {"image_bytes": self.image_bytes, "frozen_seconds": self.frozen_seconds},
+        }
+
+
+def grouped(obstacles: "tuple[Refusal, ...]") -> list[str]:
+    """One line an obstacle; what is in the way in the same words more than three times is counted."""
+    alike: dict[tuple[str, str], list[Refusal]] = {}
+    for one in obstacles:
+        alike.setdefault((one.why, one.remedy), []).append(one)
+    lines = []
+    for (why, remedy), some in alike.items():
+        if len(some) > 3:
+            what = f"{some[0].what} and {len(some) - 1:,} more"
+            lines.append(f"{what}: {why}; {remedy}" if remedy else f"{what}: {why}")
+        else:
+            lines += [str(one) for one in some]
+    if len(lines) > MANY:
+        lines[MANY:] = [f"… and {len(lines) - MANY:,} more kinds of obstacles (--json lists them)"]
+    return [_clean(line) for line in lines]
+
+
+def check(options: Options) -> TreeReport:
+    """Look at the tree options.tree.  Raises TaskGone, UsageError."""
+    if options.tree is None:
+        raise UsageError("no process is named", remedy="give the root of the tree by -t PID")
+    survey = looking.Survey(options)
+    with survey.looking(f"process {options.tree}"):
+        try:
+            refuse_target(options.tree)
+        except UsageError as error:
+            survey.refuse(Refusal(f"process {options.tree}", error.why, error.remedy, code=error.code))
+    tasks = looking.tree(options.tree)
+    survey.tasks = tasks
+    collect.refuse_session(survey, tasks)
+    own = collect.namespaces(os.getpid())
+    files, memory = looking.Files(survey), looking.Memory(survey)
+    known = _Known()
+    facts = []
+    for task in tasks.values():
+        uid, exe = 0, ""
+        if not task.zombie:
+            with survey.looking(task.subject):
+                looking.status(task)
+                looking.examine(survey, task, own)
+                _look(survey, task, files, memory, known)
+                exe = os.readlink(f"/proc/{task.leader.tid}/exe")
+            uid = task.status.credentials.uids[0] if task.status else 0
+        facts.append(TaskFacts(task.pid, task.ppid, os.fsdecode(task.stat.comm), task.stat.state,
+                               max(len(task.threads), 1), uid, exe))  # fmt: skip
+    if not facts:
+        raise TaskGone(f"there is no process {options.tree}", remedy="check the PID given with -t")
+    kinds = {kind: (both[0], both[1]) for kind, both in memory.kinds.items()}
+    amounts = costs.Amounts(
+        processes=len(facts),
+        threads=sum(task.threads for task in facts),
+        areas=memory.areas,
+        descriptors=files.descriptors,
+        memory=sum(stored for _, stored in kinds.values()),
+        ghosts=sum((memory.ghosts | files.ghosts).values()),
+    )
+    return TreeReport(
+        root=options.tree,
+        tasks=tuple(facts),
+        memory=kinds,
+        areas=memory.areas,
+        files=dict(Counter(files.seen)),
+        descriptors=files.descriptors,
+        obstacles=tuple(survey.refusals),
+        image_bytes=costs.image_bytes(amounts),
+        frozen_seconds=costs.frozen_seconds(amounts),
+    )
+
+
+class _Known:
+    """Tells address spaces and tables of descriptors apart; cheap keys keep the questions to the kernel few."""
+
+    def __init__(self) -> None:
+        self._memory = Sorter(comparison(collect.KCMP_VM))
+        self._files = Sorter(comparison(collect.KCMP_FILES))
+
+    def new_memory(self, task: DumpTask) -> bool:
+        stat, before = task.stat, len(self._memory.classes)
+        return self._memory.add(task.leader.tid, (stat.startstack, stat.start_brk, stat.vsize)) == before
+
+    def new_files(self, tid: int) -> bool:
+        before = len(self._files.classes)
+        return self._files.add(tid, len(os.listdir(f"/proc/{tid}/fd"))) == before
+
+
+def _look(survey: looking.Survey, task: DumpTask, files: looking.Files, memory: looking.Memory, known: _Known) -> None:
+    """Descriptors, working directory and memory of one task."""
+    if known.new_memory(task):
+        memory.look(task)
+    for thread in task.threads:
+        if thread is task.leader or call("kcmp", task.leader.tid, thread.tid, collect.KCMP_FILES, 0, 0):
+            with survey.looking(task.subject):
+                if known.new_files(thread.tid):
+                    files.look(task, thread.tid)
+        if thread is not task.leader and call("kcmp", task.leader.tid, thread.tid, collect.KCMP_FS, 0, 0):
+            dump_files.refuse_own_directory(survey, task, thread.tid)
+    for name, what in (("cwd", "its working directory"), ("root", "its root directory")):
+        with survey.looking(task.subject):
+            path = f"/proc/{task.leader.tid}/{name}"
+            memory.examine_path(f"{task.subject}, {what}", os.readlink(path), path)
+
+
+def _count(number: int, noun: str, nouns: str = "") -> str:
+    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def _clean(text: str) -> str:
+    """Names come from the tree: nothing in them reaches the terminal as a control character."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

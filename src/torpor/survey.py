@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looking at a tree that runs: nothing is stopped, nothing is changed.
+
+The dump looks before it freezes, so that most of what it cannot do is refused before the victim notices anything;
+``check -t`` looks at everything and collects.  Both ask the same resources as the dump proper, whose answers count, as
+what runs can change at any moment.  So whatever has vanished when we come to look at it is left out, silently.
+
+Our descriptors of a task's files (pidfd_getfd) are closed at once; until then a pipe that the task closes stays open.
+"""
+
+import errno
+import os
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from torpor import dump_collect as collect
+from torpor import dump_files
+from torpor.engine.freeze import FrozenProcess
+from torpor.engine.tracee import Tracee
+from torpor.errors import Refusal, TaskGone
+from torpor.kernel import fdinfo
+from torpor.kernel.maps import Area, kind, parse_vm_flags, read_maps
+from torpor.kernel.proc import parse_pids, parse_stat
+from torpor.kernel.process import FileSorter
+from torpor.kernel.procfs import LARGE, read_all
+from torpor.kernel.status import parse_status, parse_thread_status
+from torpor.kernel.syscall import call
+from torpor.memory import areas as vma
+from torpor.memory.dump import AddressSpace
+from torpor.resources import ghost, link_remap, registry, regular
+from torpor.resources.context import Dump, DumpTask, SeenFile
+from torpor.resources.security import refuse_locks
+
+if TYPE_CHECKING:
+    from torpor.images.directory import ImageWriter
+    from torpor.options import Options
+
+_VANISHED = frozenset({errno.ENOENT, errno.ESRCH, errno.EBADF, errno.EINVAL})
+ZOMBIE = "ZX"
+
+
+class Survey(Dump):
+    """A dump that never happens: refusals are collected."""
+
+    def __init__(self, options: "Options") -> None:
+        super().__init__(options, _no_images())
+        self.refusals: list[Refusal] = []
+        self.state["attributes"] = registry.attributes()
+
+    def refuse(self, refusal: Refusal) -> None:
+        self.refusals.append(refusal)
+
+    @contextmanager
+    def looking(self, subject: str) -> Iterator[None]:
+        """What is refused inside is noted, what has vanished is passed over, and missing rights are a refusal."""
+        try:
+            yield
+        except Refusal as refusal:
+            self.refuse(refusal)
+        except TaskGone:
+            pass
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.EACCES):
+                self.refuse(Refusal(subject, "no permission to look at it", "run as root, or with CAP_SYS_PTRACE",
+                                    code="no-rights"))  # fmt: skip
+            elif error.errno not in _VANISHED:
+                raise
+
+
+def _no_images() -> "ImageWriter":
+    """What a survey writes images with: whatever it is asked for is a mistake."""
+    return None  # type: ignore[return-value]
+
+
+def tree(root: int) -> dict[int, DumpTask]:
+    """The tasks below and with process `root` as they are now, parents before children.  Raises TaskGone."""
+    found: dict[int, DumpTask] = {}
+    queue = deque([(root, 0)])
+    while queue:
+        pid, ppid = queue.popleft()
+        try:
+            task, children = _task(pid, ppid)
+        except (OSError, TaskGone):
+            if pid == root:
+                raise TaskGone(f"there is no process {root}", remedy="check the PID given with -t") from None
+            continue
+        found[pid] = task
+        queue += [(child, pid) for child in children if child not in found]
+    return found
+
+
+def _task(pid: int, ppid: int) -> tuple[DumpTask, list[int]]:
+    stat = parse_stat(read_all(f"/proc/{pid}/stat"))
+    tids = sorted(map(int, os.listdir(f"/proc/{pid}/task")), key=lambda tid: (tid != pid, tid))
+    children: list[int] = []
+    for tid in tids:
+        try:
+            children += parse_pids(read_all(f"/proc/{pid}/task/{tid}/children"))
+        except OSError:
+            pass  # that thread has ended
+    zombie = stat.state in ZOMBIE  # of the leader; other threads may live
+    threads = {tid: Tracee(tid, pid) for tid in tids if not (zombie and tid == pid)}
+    task = DumpTask(FrozenProcess(pid, ppid, threads, zombie, children), stat)
+    task.running = True
+    return task, children
+
+
+def foresee(dump: Dump, root: int) -> None:
+    """Before the freeze: refuse at once what needs no second look.  Whatever cannot be seen yet is left to the dump."""
+    own = collect.namespaces(os.getpid())
+    tasks = tree(root)
+    collect.refuse_session(dump, tasks)
+    for task in tasks.values():
+        if task.zombie:
+            continue
+        try:
+            status(task, all_threads=False)
+            examine(dump, task, own)
+            _foresee_files(task)
+        except (OSError, TaskGone):
+            pass
+    dump.state.pop("own cgroups", None)
+
+
+def _foresee_files(task: DumpTask) -> None:
+    """By the links alone: 3 µs a descriptor."""
+    directory = f"/proc/{task.leader.tid}/fd"
+    for name in os.listdir(directory):
+        try:
+            link = os.readlink(f"{directory}/{name}")
+        except OSError:
+            continue
+        if link[0] != "/" and (key := registry.key_of_link(link)) in registry.REFUSED:
+            raise Refusal(f"task {task.pid}, fd {name} ({link})", *registry.REFUSED[key])
+
+
+def status(task: DumpTask, all_threads: bool = True) -> None:
+    """Read /proc/PID/status, of each thread or of the first.  Raises OSError, TaskGone."""
+    leader = task.leader.tid
+    task.status = parse_status(read_all(f"/proc/{leader}/status"))
+    for thread in task.threads if all_threads else task.threads[:1]:
+        try:
+            data = read_all(f"/proc/{task.pid}/task/{thread.tid}/status")
+        except OSError:
+            continue  # it has ended
+        task.thread_statuses[thread.tid] = parse_thread_status(data)
+
+
+def examine(dump: Dump, task: DumpTask, own: dict[str, int]) -> None:
+    """What the dump will examine of a task that runs.  Its status must have been read."""
+    assert task.status is not None
+    if task.status.tracer and task.status.tracer != os.getpid():
+        why = f"process {task.status.tracer} traces it already (a debugger, strace, or another dump)"
+        dump.refuse(task.refusal(why, "end the tracer first", code="traced"))
+    collect.refuse_namespaces(dump, task, own)
+    for attribute in dump.state["attributes"]:
+        attribute.examine(task, dump)
+
+
+def examine_path(survey: Survey, subject: str, link: str, stat: os.stat_result) -> None:
+    """What saving a file by its path would refuse.  Raises Refusal."""
+    name, gone = regular.locate(survey, subject, link, stat)
+    if gone and stat.st_nlink == 0:
+        ghost.examine(survey, f"{subject} ({link})", stat)
+    elif gone:
+        link_remap.examine(survey, f"{subject} ({link})", name, stat)
+
+
+class Files:
+    """The open files of a tree.  `seen`: registry key of each description."""
+
+    def __init__(self, survey: Survey) -> None:
+        self.survey = survey
+        self.sorter = FileSorter()
+        self.seen: list[str] = []
+        self.descriptors = 0
+        self.ghosts: dict[tuple[int, int], int] = {}  # inode -> bytes of files without a name
+
+    def look(self, task: DumpTask, tid: int) -> None:
+        """The table of a thread: examine each description that was not met before."""
+        pidfd = call("pidfd_open", task.pid, 0) if tid == task.pid else call("pidfd_open", tid, dump_files.PIDFD_THREAD)
+        directory = -1
+        try:
+            directory = os.open(f"/proc/{tid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            for number in sorted(map(int, os.listdir(directory))):
+                with self.survey.looking(f"task {task.pid}, fd {number}"):
+                    self._look(task, tid, number, directory, pidfd)
+        finally:
+            os.close(pidfd)
+            if directory >= 0:
+                os.close(directory)
+
+    def _look(self, task: DumpTask, tid: int, number: int, directory: int, pidfd: int) -> None:
+        name = str(number)
+        stat = os.stat(name, dir_fd=directory)
+        info = fdinfo.read(tid, number)
+        link = os.readlink(name, dir_fd=directory)
+        self.descriptors += 1
+        if info.locks:
+            with self.survey.looking(""):
+                refuse_locks(f"task {task.pid}, fd {number} ({link})", info)
+        key = (stat.st_dev, stat.st_ino, info.pos, info.status_flags)
+        if self.sorter.add((tid, number), key, hint=number) < len(self.seen):
+            return
+        seen = SeenFile(len(self.seen) + 1, task.pid, number, link, stat, info, pidfd)
+        self.seen.append("fd:anon")
+        try:
+            self.seen[-1] = dump_files.kind_of(seen)
+            dump_files.examine(self.survey, seen)
+            if registry.FILES.get(self.seen[-1]) in ("regular", "fifo"):
+                examine_path(self.survey, f"task {task.pid}, fd {number}", link, stat)
+                if stat.st_nlink == 0:
+                    self.ghosts[stat.st_dev, stat.st_ino] = stat.st_blocks * 512
+        finally:
+            seen.close()
+
+
+class Memory:
+    """The address spaces of a tree.  `kinds`: of each kind of area (mapped, to be stored), in bytes."""
+
+    def __init__(self, survey: Survey) -> None:
+        self.survey = survey
+        self.areas = 0
+        self.kinds: dict[str, list[int]] = {}
+        self._segments: set[tuple[tuple[int, int], int]] = set()
+        self.ghosts: dict[tuple[int, int], int] = {}
+
+    def look(self, task: DumpTask) -> None:
+        """One task's memory; not for tasks that live in another's."""
+        pid = task.leader.tid
+        task.areas = read_maps(pid)
+        self.areas += len(task.areas)
+        flags = parse_vm_flags(read_all(f"/proc/{pid}/smaps", LARGE))
+        exe = f"/proc/{pid}/exe"
+        with self.survey.looking(task.subject):
+            self.examine_path(f"{task.subject}, its executable", os.readlink(exe), exe)
+        for area in task.areas:
+            what = kind(area)
+            with self.survey.looking(task.subject):
+                vma.describe(task, area, what, flags.get(area.start, frozenset()))
+            if what == "file":
+                with self.survey.looking(task.subject):
+                    self._examine_file(task, area)
+        self._count(task)
+
+    def _examine_file(self, task: DumpTask, area: Area) -> None:
+        if not (area.deleted or area.path.startswith("/proc/")):
+            return  # 3 µs of stat for each of 10,000 areas would find the same: its name is there
+        path = f"/proc/{task.leader.tid}/map_files/{area.start:x}-{area.end:x}"
+        self.examine_path(f"{task.subject}, area {area.start:#x}-{area.end:#x}", area.path, path)
+
+    def examine_path(self, subject: str, link: str, path: str) -> None:
+        stat = os.stat(path)
+        examine_path(self.survey, subject, link, stat)
+        if stat.st_nlink == 0:
+            self.ghosts[stat.st_dev, stat.st_ino] = stat.st_blocks * 512
+
+    def _count(self, task: DumpTask) -> None:
+        space = AddressSpace(task)
+        space.scan()
+        stored = iter(space.runs)
+        run = next(stored, None)
+        for area in task.areas:
+            entry = self.kinds.setdefault(_WORDS.get(kind(area), kind(area)), [0, 0])
+            entry[0] += area.size
+            if area.shared:
+                entry[1] += self._shared(task, area)
+            while run is not None and run[0] < area.end:
+                entry[1] += run[1] - run[0]
+                run = next(stored, None)
+
+    def _shared(self, task: DumpTask, area: Area) -> int:
+        """Bytes of a shared segment, the first time that it is met."""
+        key = (area.dev, area.inode)
+        if kind(area) not in ("shmem", "memfd", "sysv") or key in self._segments:
+            return 0
+        self._segments.add(key)
+        try:
+            return os.stat(f"/proc/{task.leader.tid}/map_files/{area.start:x}-{area.end:x}").st_blocks * 512
+        except OSError:
+            return 0
+
+
+_WORDS = {
+    "anon": "anonymous", "shmem": "shared anonymous", "sysv": "System V", "file": "files", "vdso": "kernel's",
+    "vvar": "kernel's", "vvar_vclock": "kernel's", "vsyscall": "kernel's",
+}  # fmt: skip
