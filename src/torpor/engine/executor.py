@@ -100,12 +100,20 @@ class Executor:
         executor.running, executor._batch = True, Batch([], {}, 2 * tracee.arch.word_size)
         return executor
 
-    def move_fd(self, number: int, program: Program) -> None:
-        """Append to `program`, which must be run at once, what moves the task's end of the socket to `number`."""
+    def move_fd(self, number: int) -> None:
+        """Move the task's end of the socket to `number`.
+
+        The bell of a program rings before the executor reads again, perhaps from the number it has just looked up: both
+        numbers have to be good until it has done another program.
+        """
+        program = Program()
         program.call("dup3", self.fd, number, os.O_CLOEXEC)
-        program.call("close", self.fd)
-        self.fd = number
+        self.run(program)
         self.tracee.write(self.area.fds_address(), struct.pack(f"{self.arch.word[0]}ii", number, number))
+        program = Program()
+        program.call("close", self.fd)
+        self.run(program)
+        self.fd = number
 
     def await_close(self) -> None:
         """Wait until the task has closed its end, as its last program asked it to."""

@@ -192,9 +192,7 @@ def fill(restore: "Restore", table: list[FdinfoEntry], runners: list[Executor], 
     used = {entry.fd for entry in table}
     controls = _free_numbers(used | {runner.fd for runner in runners}, len(runners), limit)
     for runner, number in zip(runners, controls, strict=True):
-        program = Program()
-        runner.move_fd(number, program)
-        runner.run(program)
+        runner.move_fd(number)
     first = runners[0]
     program = Program()
     at = 0
