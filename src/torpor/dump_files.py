@@ -124,9 +124,9 @@ def kind_of(seen: SeenFile) -> str:
 _file_systems: dict[int, int] = {}  # by device number
 
 
-def examine(dump: "Dump", seen: SeenFile) -> "FileKind":
+def examine(dump: "Dump", seen: SeenFile, key: str = "") -> "FileKind":
     """The resource for an open file.  Raises Refusal for one that cannot be dumped."""
-    key = kind_of(seen)
+    key = key or kind_of(seen)
     kind = registry.file_kind(key)
     if kind is None:
         raise seen.refusal(*registry.REFUSED[key])

@@ -190,8 +190,13 @@ def file_kind(key: str) -> "FileKind | None":
     """The resource for a registry key of an open file; None: refused (see REFUSED)."""
     if key not in FILES:
         return None
-    kinds: list[FileKind] = import_resource(FILES[key]).FILE_KINDS
-    return next(kind for kind in kinds if key in kind.covers)
+    if key not in _kinds:
+        kinds: list[FileKind] = import_resource(FILES[key]).FILE_KINDS
+        _kinds[key] = next(kind for kind in kinds if key in kind.covers)
+    return _kinds[key]
+
+
+_kinds: "dict[str, FileKind]" = {}  # what was imported already
 
 
 def file_kind_of_type(fd_type: int) -> "FileKind | None":
