@@ -102,7 +102,7 @@ class Inet(Described):
         where = f"files.img, socket {entry.id}"
         if isk is None:
             raise ImageError(where, "it has no entry")
-        words = {socket.AF_INET: 1, socket.AF_INET6: 4}.get(isk.family)
+        words = {int(socket.AF_INET): 1, int(socket.AF_INET6): 4}.get(isk.family)
         if words is None or len(isk.src_addr) != words or len(isk.dst_addr) != words:
             raise ImageError(where, "impossible address")
         if (isk.type, isk.proto) not in ((socket.SOCK_STREAM, TCP), (socket.SOCK_DGRAM, UDP)):
