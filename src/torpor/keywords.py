@@ -115,6 +115,14 @@ class CheckKeywords(TypedDict, total=False):
     work_dir: str | os.PathLike[str]
     log_file: str | os.PathLike[str]
     verbosity: int
+    shell_job: bool
+    tcp_close: bool
+    skip_in_flight: bool
+    link_remap: bool
+    ghost_limit: int | str
+    file_validation: str
+    skip_file_rwx_check: bool
+    manage_cgroups: str
     unprivileged: bool
     feature: Sequence[str]
     extra: bool

@@ -23,7 +23,7 @@ from torpor.errors import Refusal, TaskGone
 from torpor.kernel import fdinfo
 from torpor.kernel.maps import Area, kind, parse_vm_flags, read_maps
 from torpor.kernel.proc import parse_pids, parse_stat
-from torpor.kernel.process import FileSorter
+from torpor.kernel.process import compare_files
 from torpor.kernel.procfs import LARGE, read_all
 from torpor.kernel.status import parse_status, parse_thread_status
 from torpor.kernel.syscall import call
@@ -173,7 +173,8 @@ class Files:
 
     def __init__(self, survey: Survey) -> None:
         self.survey = survey
-        self.sorter = FileSorter()
+        self._places: list[tuple[int, int]] = []  # one (TID, number) of each description
+        self._likely: dict[tuple[int, int, int, int, int], int] = {}  # what may be the same, by number; -1: any
         self.seen: list[str] = []
         self.descriptors = 0
         self.ghosts: dict[tuple[int, int], int] = {}  # inode -> bytes of files without a name
@@ -192,6 +193,19 @@ class Files:
             if directory >= 0:
                 os.close(directory)
 
+    def _known(self, tid: int, number: int, key: tuple[int, int, int, int]) -> bool:
+        """Whether it was met before: under the same number in another table (fork), or just before (dup).  Two
+        questions at most; what is missed is looked at twice, which a check can afford and a dump could not."""
+        for hint in (number, -1):
+            index = self._likely.get((*key, hint))
+            if index is not None and compare_files(self._places[index], (tid, number)) == 0:
+                return True
+        index = len(self._places)
+        self._places.append((tid, number))
+        self._likely[*key, number] = self._likely[*key, -1] = index
+        self.seen.append("fd:anon")
+        return False
+
     def _look(self, task: DumpTask, tid: int, number: int, directory: int, pidfd: int) -> None:
         name = str(number)
         stat = os.stat(name, dir_fd=directory)
@@ -202,13 +216,12 @@ class Files:
             with self.survey.looking(""):
                 refuse_locks(f"task {task.pid}, fd {number} ({link})", info)
         key = (stat.st_dev, stat.st_ino, info.pos, info.status_flags)
-        if self.sorter.add((tid, number), key, hint=number) < len(self.seen):
+        if self._known(tid, number, key):
             return
         seen = SeenFile(len(self.seen) + 1, task.pid, number, link, stat, info, pidfd)
-        self.seen.append("fd:anon")
         try:
             self.seen[-1] = dump_files.kind_of(seen)
-            dump_files.examine(self.survey, seen)
+            dump_files.examine(self.survey, seen, self.seen[-1])
             if registry.FILES.get(self.seen[-1]) in ("regular", "fifo"):
                 examine_path(self.survey, f"task {task.pid}, fd {number}", link, stat)
                 if stat.st_nlink == 0:
