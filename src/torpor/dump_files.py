@@ -106,8 +106,16 @@ def _table(dump: "Dump", task: "Tracee", numbers: list[int], pidfd: int) -> Tabl
     return table
 
 
+def settle(dump: "Dump") -> None:
+    """All descriptions are known: let the kinds look at what depends on others."""
+    for kind in dump.state.get("file kinds", {}).values():
+        kind.settle(dump)
+
+
 def kind_of(seen: SeenFile) -> str:
     """The registry key of an open file."""
+    if seen.info.status_flags & os.O_PATH:
+        return "fd:path"  # whatever it is, only its name is held
     family = None
     if st.S_ISSOCK(seen.stat.st_mode):
         with socket.socket(fileno=os.dup(seen.fd)) as sock:

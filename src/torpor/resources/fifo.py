@@ -41,9 +41,9 @@ class Fifo(FileKind):
     def save(self, seen: "SeenFile", dump: "Dump") -> FileEntry:
         pipe_id = self.queues.save(seen, dump)
         id = dump.new_file_id()
-        flags = seen.info.status_flags
+        flags, path = seen.info.status_flags, f"/proc/{seen.pid}/fd/{seen.number}"
         dump.file_entries.append(
-            regular.file_entry(dump, seen.subject, id, seen.link, seen.stat, flags, 0, save_owner(seen.fd))
+            regular.file_entry(dump, seen.subject, id, seen.link, seen.stat, flags, 0, save_owner(seen.fd), path)
         )
         return FileEntry(type=FIFO, id=seen.id, fifo=FifoEntry(id=seen.id, pipe_id=pipe_id, regf_id=id))
 

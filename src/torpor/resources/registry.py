@@ -21,6 +21,7 @@ FILES = {
     "fd:directory": "regular",
     "fd:symlink": "regular",
     "fd:device": "regular",
+    "fd:path": "regular",
     "fd:pipe": "pipe",
     "fd:fifo": "fifo",
     "fd:memfd": "memfd",
@@ -163,7 +164,7 @@ def file_key(link: str, stat: os.stat_result, socket_family: int | None = None, 
         return _SOCKETS.get(socket_family or 0, "fd:socket")
     if st.S_ISFIFO(mode):
         return "fd:pipe" if link.startswith("pipe:[") else "fd:fifo"
-    if link.startswith("/memfd:") and st.S_ISREG(mode):
+    if link.startswith("/memfd:") and link.endswith(" (deleted)") and st.S_ISREG(mode) and not os.major(stat.st_dev):
         return "fd:memfd"
     if st.S_ISREG(mode):
         return _FILE_SYSTEMS.get(file_system, "fd:regular")

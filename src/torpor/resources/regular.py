@@ -1,26 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that have a path: regular files, directories, symbolic links (O_PATH).
+"""Files that have a path: regular files, directories, memory devices, and whatever is only held by O_PATH.
 
 Also what is not an open descriptor but names a file: mapped files, executables, working directories and roots, through
-`save_path`.  /proc shows a path, and " (deleted)" after it when the name is gone, or when the file is really called so:
-only a look at the name's own inode tells.
+`save_path`.  Surprising facts:
+
+- /proc shows a path, and " (deleted)" after it when the name is gone, or when the file is really called so: only a look
+  at the name's own inode tells.  The name may lead to another file by now: then ours counts as deleted.
+- No links left: a ghost (`torpor.resources.ghost`).  Links left, but not this name: `torpor.resources.link_remap`.
+- A description keeps O_NOFOLLOW, O_DIRECTORY, O_TMPFILE and so on as flags; O_CREAT, O_EXCL and O_TRUNC it forgets.
+- A file may have changed between dump and restore: CRIU compares type, permissions, size (not of a file that is only
+  appended to) and the build id of programs and libraries.  So do we, before anything is made.
+- Files in /proc/PID belong to that very task: they can be opened again when it is back, but not before.
 """
 
 import os
+import re
 import stat as st
 from typing import TYPE_CHECKING
 
-from torpor.errors import Refusal
+from torpor.errors import ImageError, Refusal
+from torpor.images import kinds
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.fown import FownEntry
 from torpor.images.schema.regfile import RegFileEntry
-from torpor.resources.base import FileKind
+from torpor.kernel.maps import shm_device
+from torpor.resources import build_id, ghost, link_remap, unlinked
+from torpor.resources.description import Described, save_owner
+from torpor.resources.registry import MEMORY_DEVICES
 
 if TYPE_CHECKING:
-    from torpor.resources.context import Dump, SeenFile
+    from torpor.resources.base import FileKind
+    from torpor.resources.context import Dump, Restore, SeenFile
 
 REG = 1  # FdTypes
 DELETED = " (deleted)"
+MAX_POSITION = (1 << 63) - 1
+MIN_ELF = 64
+KINDS = frozenset({st.S_IFREG, st.S_IFDIR, st.S_IFLNK, st.S_IFIFO, st.S_IFCHR, st.S_IFBLK, st.S_IFSOCK})
+_PROC = re.compile(r"/proc/(\d{1,10})(/.*)?\Z", re.ASCII | re.DOTALL)
+_NO_LATER = re.compile(r"/(task/|fdinfo/|map_files/)")  # what /proc/PID has only when threads, files, areas are back
+
+# -- dump -------------------------------------------------------------------------------------------------------------
 
 
 def no_owner() -> FownEntry:
@@ -36,53 +56,250 @@ def save_path(dump: "Dump", subject: str, link: str, path: str, flags: int) -> i
     known: dict[tuple[int, int, int, str], int] = dump.setdefault("regular:paths", {})
     key = (stat.st_dev, stat.st_ino, flags, link)
     if key not in known:
-        known[key] = id = dump.new_file_id()
-        dump.file_entries.append(file_entry(dump, subject, id, link, stat, flags, 0, no_owner()))
+        known[key] = number = dump.new_file_id()
+        dump.file_entries.append(file_entry(dump, subject, number, link, stat, flags, 0, no_owner(), path))
     return known[key]
 
 
 def file_entry(
-    dump: "Dump", subject: str, id: int, link: str, stat: os.stat_result, flags: int, pos: int, owner: FownEntry
+    dump: "Dump",
+    subject: str,
+    id: int,
+    link: str,
+    stat: os.stat_result,
+    flags: int,
+    pos: int,
+    owner: FownEntry,
+    path: str,
 ) -> FileEntry:
-    name = link
-    try:
-        there = os.stat(name)
-        same = (there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino)
-    except OSError:
-        same = False
-    if not same:
-        raise Refusal(f"{subject} ({link})", "the file's name is gone, or leads to another file", "")
-    reg = RegFileEntry(
-        id=id,
-        flags=flags,
-        pos=pos,
-        fown=owner,
-        name=name,
-        size=stat.st_size if st.S_ISREG(stat.st_mode) else None,
-        mode=stat.st_mode,
-    )
+    """The REG entry of a file that /proc shows as `link` at `path`; also makes it a ghost, or gives it a name."""
+    name, gone = locate(dump, subject, link, stat)
+    _enroll(dump)
+    mode = stat.st_mode
+    regular = st.S_ISREG(mode)
+    appended = flags & (os.O_ACCMODE | os.O_APPEND) == os.O_WRONLY | os.O_APPEND  # grows: CRIU does not compare it
+    size = stat.st_size if regular and not appended else None
+    reg = RegFileEntry(id=id, flags=flags, pos=pos, fown=owner, name=name, size=size, mode=mode)
+    if gone:
+        if stat.st_nlink == 0:
+            ghost.save(dump, f"{subject} ({link})", id, stat, path)
+        else:
+            link_remap.save(dump, f"{subject} ({link})", id, name, stat, path)
+    elif regular and stat.st_size >= MIN_ELF:
+        dump.setdefault("regular:named", []).append((reg, (stat.st_dev, stat.st_ino)))
     return FileEntry(type=REG, id=id, reg=reg)
 
 
-class Regular(FileKind):
-    covers = frozenset({"fd:regular", "fd:directory", "fd:symlink", "fd:device"})
-    type = REG
+def _enroll(dump: "Dump") -> None:
+    """Let `late` be called, also where no descriptor is of this kind."""
+    dump.setdefault("file kinds", {})[id(KIND)] = KIND
 
+
+def locate(dump: "Dump", subject: str, link: str, stat: os.stat_result) -> tuple[str, bool]:
+    """The file's name, and whether it is gone (or leads to another file).  Raises Refusal."""
+    if link.startswith("/proc/"):
+        _examine_proc(dump, subject, link)
+    try:
+        there = os.lstat(link)
+        if there.st_ino == stat.st_ino and there.st_dev == stat.st_dev:
+            return link, False
+    except OSError:
+        pass
+    if not link.startswith("/"):
+        raise Refusal(f"{subject} ({link})", "this file has no path", "close it first")
+    name = link.removesuffix(DELETED)
+    if name != link:
+        try:
+            there = os.lstat(name)
+            if there.st_ino == stat.st_ino and there.st_dev == stat.st_dev:
+                return name, False  # the name was deleted and given again
+        except OSError:
+            pass
+    _examine_gone(f"{subject} ({link})", name, stat)
+    return name, True
+
+
+def _examine_proc(dump: "Dump", subject: str, link: str) -> None:
+    found = _PROC.match(link)
+    if found is None:
+        return
+    subject = f"{subject} ({link})"
+    if link.endswith(DELETED):
+        raise Refusal(subject, "it belongs to a task that has ended", "close it first")
+    if int(found[1]) not in dump.tasks:
+        raise Refusal(subject, "it belongs to a task outside of the tree, which will be another one", "close it first")
+    if _NO_LATER.match(found[2] or ""):
+        raise Refusal(subject, "this file of /proc cannot be opened again early enough", "close it first")
+
+
+def _examine_gone(subject: str, name: str, stat: os.stat_result) -> None:
+    """What looks like a file whose name was deleted, but never had a name here."""
+    device = stat.st_dev
+    if (os.major(device), os.minor(device)) == shm_device():
+        raise Refusal(subject, "shared memory that was opened through /proc cannot be dumped", "close it first")
+    if os.major(device) == 0 and _type_of_device(device) not in _WITH_GHOSTS:
+        raise Refusal(subject, "its name is gone, and its file system cannot be given such a file", "close it first")
+
+
+_WITH_GHOSTS = frozenset(
+    {"tmpfs", "overlay", "btrfs", "nfs", "nfs4", "zfs", "bcachefs", "fuse", "ramfs", "9p", "virtiofs"}
+)
+
+
+def _type_of_device(device: int) -> str:
+    """The type of a file system without a block device; "" if it is not mounted here."""
+    from torpor.kernel.mounts import parse_mountinfo
+    from torpor.kernel.procfs import read_all
+
+    key = (os.major(device), os.minor(device))
+    for mount in parse_mountinfo(read_all("/proc/self/mountinfo")):
+        if mount.dev == key:
+            return mount.fstype.partition(".")[0]
+    return ""
+
+
+def _write_build_ids(dump: "Dump") -> None:
+    """After the thaw: of all files that still have their names."""
+    if dump.options.file_validation != "buildid":
+        return
+    known: dict[tuple[int, int], list[int]] = {}
+    for reg, inode in dump.setdefault("regular:named", []):
+        if inode not in known:
+            # A file of FUSE may be served by a task that stands still.
+            slow = os.major(inode[0]) == 0 and _type_of_device(inode[0]) in ("fuse", "proc", "")
+            known[inode] = [] if slow else build_id.of_path(reg.name, inode)
+        reg.build_id = known[inode]
+
+
+# -- restore ----------------------------------------------------------------------------------------------------------
+
+
+def _check_entry(reg: RegFileEntry) -> None:
+    what = f"files.img, file {reg.id}"
+    name = os.fsencode(reg.name)
+    if not name.startswith(b"/") or b"\0" in name or len(name) > 4095 or b".." in name.split(b"/"):
+        raise ImageError(what, f"impossible name {reg.name[:100]!r}")
+    if reg.ext:
+        raise ImageError(what, "an external file", "Torpor cannot restore those yet")
+    if reg.pos > MAX_POSITION:
+        raise ImageError(what, f"impossible position {reg.pos}")
+    if reg.flags & os.O_ACCMODE == os.O_ACCMODE:
+        raise ImageError(what, f"impossible flags {reg.flags:#o}")
+    if reg.mode and st.S_IFMT(reg.mode) not in KINDS:
+        raise ImageError(what, f"impossible mode {reg.mode:#o}")
+
+
+def _changed(name: str, why: str) -> Refusal:
+    return Refusal(
+        f"the file {name}", f"{why} since the dump", "put it back as it was", code="changed-file"
+    )  # fmt: skip
+
+
+_KIND_NAMES = {
+    st.S_IFREG: "a regular file", st.S_IFDIR: "a directory", st.S_IFLNK: "a symbolic link", st.S_IFIFO: "a FIFO",
+    st.S_IFCHR: "a character device", st.S_IFBLK: "a block device", st.S_IFSOCK: "a socket",
+}  # fmt: skip
+
+
+def _check_named(reg: RegFileEntry, restore: "Restore") -> None:
+    """Compare the file with what it was at the dump.  Raises Refusal."""
+    try:
+        stat = os.lstat(reg.name)
+    except OSError as error:
+        raise _changed(reg.name, f"cannot be found ({os.strerror(error.errno or 0)}): it is gone") from None
+    mode, kind = reg.mode, st.S_IFMT(stat.st_mode)
+    if st.S_ISLNK(stat.st_mode) and not (mode and st.S_ISLNK(mode)):
+        stat = os.stat(reg.name)
+        kind = st.S_IFMT(stat.st_mode)
+    if mode:
+        if kind != st.S_IFMT(mode):
+            raise _changed(reg.name, f"has become {_KIND_NAMES[kind]}, was {_KIND_NAMES[st.S_IFMT(mode)]}:")
+        if stat.st_mode != mode and not restore.options.skip_file_rwx_check:
+            raise Refusal(
+                f"the file {reg.name}",
+                f"its permissions are {stat.st_mode & 0o7777:o}, at the dump they were {mode & 0o7777:o}",
+                "put them back with chmod, or ignore that with --skip-file-rwx-check",
+                code="changed-file",
+            )
+    if not reg.flags & os.O_PATH and kind not in (st.S_IFREG, st.S_IFDIR, st.S_IFIFO):
+        device = (os.major(stat.st_rdev), os.minor(stat.st_rdev))
+        if kind != st.S_IFCHR or device not in MEMORY_DEVICES:
+            raise ImageError(f"files.img, file {reg.id}", f"{reg.name} is {_KIND_NAMES[kind]} that is not restored so")
+    if reg.size is not None and kind == st.S_IFREG and stat.st_size != reg.size:
+        raise _changed(reg.name, f"has {stat.st_size} bytes, had {reg.size}: it was changed")
+    if reg.build_id and kind == st.S_IFREG and restore.options.file_validation == "buildid":
+        known: dict[tuple[int, int], list[int]] = restore.state.setdefault("build ids", {})
+        key = (stat.st_dev, stat.st_ino)
+        if key not in known:
+            known[key] = build_id.of_path(reg.name)
+        if known[key] != reg.build_id:
+            raise _changed(reg.name, "is another build than at the dump: it was replaced")
+
+
+class Regular(Described):
+    covers = frozenset({"fd:regular", "fd:directory", "fd:symlink", "fd:device", "fd:path"})
+    type = REG
+    field = "reg"
+
+    # -- dump ---------------------------------------------------------------------------------------------------------
     def save(self, seen: "SeenFile", dump: "Dump") -> FileEntry:
+        info = seen.info
+        path = f"/proc/{seen.pid}/fd/{seen.number}"
         return file_entry(
-            dump, seen.subject, seen.id, seen.link, seen.stat, seen.info.status_flags, seen.info.pos, no_owner()
+            dump, seen.subject, seen.id, seen.link, seen.stat, info.status_flags, info.pos, save_owner(seen.fd), path
         )
 
+    def late(self, dump: "Dump") -> None:
+        _write_build_ids(dump)
+        link_remap.late(dump)
+        dump.images.write(kinds.REMAP_FPATH, ghost.remaps(dump))
 
     # -- restore ------------------------------------------------------------------------------------------------------
+    def check(self, entry: FileEntry, restore: "Restore") -> None:
+        reg = entry.reg
+        if reg is None:
+            raise ImageError(f"files.img, file {entry.id}", "a file without its entry")
+        _check_entry(reg)
+        remap = ghost.load(restore).get(entry.id)
+        if remap is None:
+            if not self._special(reg, restore):
+                _check_named(reg, restore)
+        elif remap.remap_type == ghost.GHOST:
+            found = ghost.check(restore, remap.remap_id)
+            if reg.mode and st.S_IFMT(found.mode) != st.S_IFMT(reg.mode):
+                raise ImageError("a ghost file's image is mangled", f"{reg.name} is of another kind")
+        elif remap.remap_type == ghost.LINKED:
+            link_remap.check(restore, remap.remap_id, reg.name)
+        else:
+            raise Refusal(f"the file {reg.name}", "it belongs to a task that had ended at the dump", "dump without it")
+
+    @staticmethod
+    def _special(reg: RegFileEntry, restore: "Restore") -> bool:
+        """What is not there yet, or is only a hint for another entry: terminals, tasks in /proc, link_remap.N."""
+        if "regular:special" not in restore.state:
+            found = {entry.tty.regf_id for entry in restore.files.values() if entry.tty is not None}
+            found |= {remap.remap_id for remap in ghost.load(restore).values() if remap.remap_type == ghost.LINKED}
+            restore.state["regular:special"] = found
+        if reg.id in restore.state["regular:special"]:
+            return True
+        task = _PROC.match(reg.name)
+        if task is None:
+            return False
+        if int(task[1]) not in restore.tasks or _NO_LATER.match(task[2] or ""):
+            raise Refusal(f"the file {reg.name}", "it belongs to a task that is not restored", "dump without it")
+        return True
+
     def make(self, entry: FileEntry, restore: "Restore") -> int:
         reg = entry.reg
-        assert reg is not None
-        never = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_ASYNC
-        fd = os.open(reg.name, reg.flags & ~never | os.O_NOCTTY | os.O_CLOEXEC)
-        if reg.pos:
-            os.lseek(fd, reg.pos, os.SEEK_SET)
+        assert reg is not None  # check
+        remap = ghost.load(restore).get(entry.id)
+        if remap is None:
+            return unlinked.open_as(reg, reg.name)
+        made = unlinked.make(restore, remap)
+        fd = made.pop(entry.id)
+        restore.made.update(made)
         return fd
 
 
-FILE_KINDS: list[FileKind] = [Regular()]
+KIND = Regular()
+FILE_KINDS: "list[FileKind]" = [KIND]
