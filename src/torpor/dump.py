@@ -120,7 +120,7 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
     collect.prepare(session)
     guardian = session.state["guardian"] = Guardian.start()
     clock = _Clock()
-    tree = freeze(options.tree)
+    tree = freeze(options.tree, timeout=options.timeout)
     frozen_at = clock.at
     clock.lap("freeze")
     memory: list[Any] = []

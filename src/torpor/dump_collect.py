@@ -36,7 +36,8 @@ AT_ONCE = 32  # tasks that run programs at the same time
 KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND = range(5)
 NAMESPACES = ("pid", "net", "ipc", "uts", "time", "mnt", "user", "cgroup")  # in the order of their numbers, from 1
 FOR_CHILDREN = ("pid_for_children", "time_for_children")
-_SPELLED = {"pid_for_children": "PID", "time_for_children": "time", "pid": "PID", "net": "network", "ipc": "IPC", "uts": "UTS", "mnt": "mount"}
+_SPELLED = {"pid": "PID", "net": "network", "ipc": "IPC", "uts": "UTS", "mnt": "mount", "pid_for_children": "PID",
+            "time_for_children": "time"}  # fmt: skip
 
 
 def prepare(dump: "Dump") -> None:

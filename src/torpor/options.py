@@ -151,7 +151,8 @@ class Options:
     dry_run: bool = flag("check the images and print the plan, create nothing", "restore", ours=True)
 
     # What to do about special things
-    shell_job: bool = flag("the tree's session or terminal is outside the tree", _WORK + " check", short="j", negatable=True)
+    shell_job: bool = flag("the tree's session or terminal is outside the tree", _WORK + " check", short="j",
+                           negatable=True)
     tcp_close: bool = flag("give up established TCP connections: they come back closed", "dump restore check",
                            negatable=True)
     tcp_established: bool = flag("keep established TCP connections", "dump restore", negatable=True,
@@ -160,15 +161,15 @@ class Options:
     skip_in_flight: bool = flag("forget connections that nobody has accepted yet", "dump check", negatable=True,
                                 rpc="tcp_skip_in_flight")
     link_remap: bool = flag("give deleted files that have other names a temporary one", "dump check", negatable=True)
-    ghost_limit: int = value("BYTES", size, "largest deleted file to keep in the images (K, M, G; default 1M)", "dump check",
-                             default=GHOST_LIMIT)
+    ghost_limit: int = value("BYTES", size, "largest deleted file to keep in the images (K, M, G; default 1M)",
+                             "dump check", default=GHOST_LIMIT)
     ghost_fiemap: bool = flag("find the holes of deleted files by FIEMAP", "dump", negatable=True,
                               ignored="Torpor finds holes by SEEK_DATA")
-    timeout: int = value("SECONDS", number(0), "give up when the tree cannot be frozen for so long (default 10)",
+    timeout: int = value("SECONDS", number(0), "give up when the tree cannot be frozen for so long (default 10, 0: never)",
                          "dump pre-dump", default=COLLECT_TIMEOUT)
     file_validation: str = value("METHOD", choice("buildid", "filesize"),
-                                 "how files are compared at restore: buildid (default) or filesize", "dump restore check",
-                                 default="buildid")
+                                 "how files are compared at restore: buildid (default) or filesize",
+                                 "dump restore check", default="buildid")
     skip_file_rwx_check: bool = flag("do not compare files' permissions at restore", "restore check", negatable=True)
     manage_cgroups: str = value("MODE", choice("none", "props", "soft", "full", "strict", "ignore"),
                                 "what to do about cgroups: none, props, soft (default), full, strict or ignore",

@@ -7,6 +7,7 @@ waited for afterwards, so a thousand threads stop side by side.
 """
 
 import errno
+import math
 import os
 import time
 from collections import deque
@@ -40,14 +41,14 @@ class FrozenTree(NamedTuple):
     processes: dict[int, FrozenProcess]  # parents before children
 
 
-def freeze(root: int, children: bool = True) -> FrozenTree:
-    """Stop the whole tree below and with process `root`, or this process alone.
+def freeze(root: int, children: bool = True, timeout: float = 0.0) -> FrozenTree:
+    """Stop the whole tree below and with process `root`, or this process alone, in `timeout` seconds (0: however long).
 
     Raises TaskGone, Refusal (already traced, no rights, unstoppable); what had been stopped goes on then.
     """
     held: dict[int, Tracee] = {}
     try:
-        return _freeze(root, held, children)
+        return _freeze(root, held, children, time.monotonic() + timeout if timeout else math.inf)
     except BaseException:
         for tracee in held.values():
             try:
@@ -59,7 +60,7 @@ def freeze(root: int, children: bool = True) -> FrozenTree:
         raise
 
 
-def _freeze(root: int, held: dict[int, Tracee], with_children: bool) -> FrozenTree:
+def _freeze(root: int, held: dict[int, Tracee], with_children: bool, deadline: float) -> FrozenTree:
     processes: dict[int, FrozenProcess] = {}
     for pid in _tree(root) if with_children else [root]:
         _seize_all(pid, held)
@@ -69,10 +70,13 @@ def _freeze(root: int, held: dict[int, Tracee], with_children: bool) -> FrozenTr
         check_cancelled()
         threads: dict[int, Tracee] = {}
         while True:
+            if time.monotonic() > deadline:
+                raise Refusal(f"the tree of process {root}", "it could not be stopped in the time that --timeout gives",
+                              "give it more: --timeout SECONDS", code="timeout")  # fmt: skip
             tids = _seize_all(pid, held)
             new = [tid for tid in tids if tid in held and tid not in threads]
             for tid in new:
-                if _await_stop(held[tid]):
+                if _await_stop(held[tid], min(_STUBBORN_S, deadline - time.monotonic())):
                     threads[tid] = held[tid]
                 else:
                     del held[tid]
