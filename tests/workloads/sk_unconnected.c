@@ -25,6 +25,7 @@ int main(void)
 	MUST(listen(bound, 1));
 	sk_connect(fresh, "bound");
 	close(MUST(accept(bound, NULL, NULL)));
+	unlink("packets"); /* where the original, going on, has bound it */
 	sk_bind(packets, "packets");
 	MUST(listen(packets, 1));
 	wl_pass();
