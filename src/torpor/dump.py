@@ -150,6 +150,8 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
             clock.lap("end")
     except BaseException as error:
         collect.cure_all(session, tree)
+        for undo in session.state.get("undo", ()):
+            undo()
         images.discard()
         guardian.finish()
         if isinstance(error, OSError):

@@ -174,10 +174,10 @@ class _Work:
         for task in living:
             check_cancelled()
             self.spaces.finish(task)
-        segments.seal(restore)
         sysv.remove_marked(restore)
         self.lap("memory")
         self.files.make()
+        segments.seal(restore)
         self.files.fill_tables(self.limit)
         self.lap("files")
         programs = {task.pid: Program() for task in living}
@@ -284,8 +284,19 @@ class _Work:
             for thread in reversed(task.tracees.values()):
                 thread.detach()
         self.files.close()
+        self._tidy()
         self.lap("release")
         self._write_stats()
+
+    def _tidy(self) -> None:
+        """The tree runs: remove what was only needed until here."""
+        from torpor import log
+
+        for remove in self.restore.state.get("at end", ()):
+            try:
+                remove()
+            except OSError as error:
+                log.warning(f"{error.filename} is not needed any more and could not be removed: {error.strerror}")
 
     def _write_pidfile(self) -> None:
         options = self.restore.options

@@ -102,8 +102,8 @@ def remove(dump: "Dump") -> None:
     while made:
         try:
             os.unlink(made.pop())
-        except FileNotFoundError:
-            pass
+        except OSError:
+            pass  # gone already, or the whole directory is
 
 
 def _handle(path: str) -> tuple[int, bytes] | None:
