@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.engine.program import Program
+from torpor.kernel import ptrace
 
 if TYPE_CHECKING:
     from torpor.images.schema.timer import PosixTimerEntry
@@ -48,6 +49,23 @@ def with_overrun(info: bytes, overrun: int) -> bytes:
     struct.pack_into("=i", data, 20, min(overrun, 0x7FFFFFFF))
     struct.pack_into("=i", data, 32, 0)
     return bytes(data)
+
+
+def peek_again(task: "DumpTask", timers: "list[Timer]") -> None:
+    """Pending signals by now, of the process and of threads that timers notify, into task.pending."""
+    leader = task.leader
+    running = not leader.stopped  # its executor waits for the next program
+    if running:
+        leader.stop_program()
+    for tid in {0, *(timer.target for timer in timers if timer.to_thread)}:
+        found = ptrace.peek_signals(tid or leader.tid, shared=not tid)
+        numbers = {SIGINFO.unpack_from(info)[0] for info in found}
+        kept = [info for info in task.pending.get(tid, []) if SIGINFO.unpack_from(info)[0] not in numbers]
+        if found or kept:
+            task.pending[tid] = found + kept
+    if running:
+        ptrace.cont(leader.tid)
+        leader.stopped = False
 
 
 def count_pending(task: "DumpTask", timers: "list[Timer]") -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SIGKILL, SIGSTOP = 9, 19
 NUMBERS = [n for n in range(1, 65) if n not in (SIGKILL, SIGSTOP)]
 SS_ONSTACK, SS_DISABLE, SS_AUTODISARM = 1, 2, 1 << 31
+SIGALRM, SI_USER, SI_KERNEL = 14, 0, 0x80
 SHARED = 0  # in DumpTask.pending: the process's queue
 
 
@@ -108,7 +109,11 @@ def _stack(word: str) -> str:
 
 
 class Pending(Attribute):
-    """Queued signals.  ptrace tells them, of tasks that stand still: before programs run in them."""
+    """Queued signals.  ptrace tells them, of tasks that stand still: before programs run in them.
+
+    Some come later: timers go on while the task stands still, and so do its friends.  What is pending by the time that
+    timers have been read is added; there is no telling who sent it, but what timers send looks like this.
+    """
 
     covers = frozenset({"task:pending", "thread:pending"})
 
@@ -116,14 +121,21 @@ class Pending(Attribute):
         if task.running:
             return
         assert task.status is not None
-        task.pending[SHARED] = _peek(task.leader.tid, task.status.shared_pending, shared=True)
+        task.pending[SHARED] = peek(task.leader.tid, task.status.shared_pending, shared=True)
         for tid, status in task.thread_statuses.items():
             if status.pending:
-                task.pending[tid] = _peek(tid, status.pending, shared=False)
+                task.pending[tid] = peek(tid, status.pending, shared=False)
 
-    def save(self, task: "DumpTask", answer: None, core: "CoreEntry") -> None:
+    def ask(self, task: "DumpTask", program: "Program") -> "Pointer":
+        space = program.space(8)
+        program.call("rt_sigpending", space, 8)
+        return space
+
+    def save(self, task: "DumpTask", answer: "Pointer", core: "CoreEntry") -> None:
         assert core.tc is not None
-        core.tc.signals_s = _entries(task.pending[SHARED])
+        seen = [*task.pending[SHARED], *task.pending.get(task.leader.tid, ())]
+        late = struct.unpack("=Q", answer.data)[0] & ~sum(1 << n - 1 for n in {_number(info) for info in seen})
+        core.tc.signals_s = _entries([*task.pending[SHARED], *_unknown(late)])
 
     def save_thread(self, task: "DumpTask", thread: "Tracee", answer: None, core: "CoreEntry") -> None:
         assert core.thread_core is not None
@@ -147,13 +159,27 @@ class Pending(Attribute):
             program.call("rt_sigqueueinfo", task.pid, number, program.put(info))
 
 
-def _peek(tid: int, pending: int, shared: bool) -> list[bytes]:
+def peek(tid: int, pending: int, shared: bool) -> list[bytes]:
     if not pending:
         return []
     found = ptrace.peek_signals(tid, shared)
     for info in found:
-        pending &= ~(1 << struct.unpack_from("=i", info)[0] - 1)
-    return found + [struct.pack("=i124x", n) for n in range(1, 65) if pending >> n - 1 & 1]
+        pending &= ~(1 << _number(info) - 1)
+    return found + _unknown(pending)
+
+
+def _number(info: bytes) -> int:
+    number: int = struct.unpack_from("=i", info)[0]
+    return number
+
+
+def _unknown(pending: int) -> list[bytes]:
+    """Siginfo of signals of which nothing but the number is known."""
+    return [
+        struct.pack("=iii116x", n, 0, SI_KERNEL if n == SIGALRM else SI_USER)
+        for n in range(1, 65)
+        if pending >> n - 1 & 1
+    ]
 
 
 def _entries(found: "Iterable[bytes]") -> SignalQueueEntry:
@@ -162,7 +188,7 @@ def _entries(found: "Iterable[bytes]") -> SignalQueueEntry:
 
 def _check(queue: SignalQueueEntry | None, where: str) -> None:
     for entry in queue.signals if queue is not None else ():
-        if len(entry.siginfo) != ptrace.SIGINFO_SIZE or not 1 <= struct.unpack_from("=i", entry.siginfo)[0] <= 64:
+        if len(entry.siginfo) != ptrace.SIGINFO_SIZE or not 1 <= _number(entry.siginfo) <= 64:
             raise ImageError(f"the core image of {where} is mangled", "a pending signal makes no sense")
 
 
@@ -176,7 +202,7 @@ def _siginfos(task: "RestoreTask", queue: SignalQueueEntry | None) -> list[tuple
     for info in infos:
         told = overruns.notice(info)
         if told is None:
-            found.append((struct.unpack_from("=i", info)[0], info))
+            found.append((_number(info), info))
         elif told.timer not in timers:
             found.append((told.signal, overruns.with_overrun(info, told.overrun)))
     return found

@@ -6,6 +6,8 @@
 - /proc/PID/timers tells how a POSIX timer was made, only timer_gettime(2) in the process what it is set to.
 - Ids are given in turn.  prctl(PR_TIMER_CREATE_RESTORE_IDS) (6.15) lets the caller choose; before, timers are made
   and deleted until the number comes.
+- Time goes on while the task stands still.  A timer that fires then is either asked later, and shows no time left, or
+  before: so pending signals are read again after the timers.
 - A timer that notifies a thread needs that thread, so POSIX timers are made when the whole tree stands.  By then the
   task has given up its rights; only alarm clocks need one (CAP_WAKE_ALARM) and are made earlier.
 """
@@ -13,6 +15,7 @@
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from torpor.engine.program import Program
 from torpor.errors import ImageError
 from torpor.images.schema.timer import ItimerEntry, PosixTimerEntry, TaskTimersEntry
 from torpor.kernel.proc import Timer, parse_timers
@@ -21,12 +24,11 @@ from torpor.resources import extras, overruns, own
 from torpor.resources.base import Attribute
 
 if TYPE_CHECKING:
-    from torpor.engine.program import Pointer, Program
+    from torpor.engine.program import Pointer
     from torpor.engine.tracee import Tracee
     from torpor.images.schema.core import CoreEntry
     from torpor.resources.context import DumpTask, Restore, RestoreTask
 
-SIGALRM = 14
 ITIMERS = 3  # ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF
 SIGEV_SIGNAL, SIGEV_NONE, SIGEV_THREAD, SIGEV_THREAD_ID = 0, 1, 2, 4
 NOTIFY = {"signal": SIGEV_SIGNAL, "none": SIGEV_NONE, "thread": SIGEV_THREAD}
@@ -39,7 +41,7 @@ MAX_TRIES = 4096  # ids that are tried in turn on older kernels
 class Itimers(Attribute):
     covers = frozenset({"task:itimers"})
 
-    def ask(self, task: "DumpTask", program: "Program") -> "list[Pointer]":
+    def ask(self, task: "DumpTask", program: Program) -> "list[Pointer]":
         spaces = [program.space(4 * task.leader.arch.word_size) for _ in range(ITIMERS)]
         for which, space in enumerate(spaces):
             program.call("getitimer", which, space)
@@ -51,8 +53,7 @@ class Itimers(Attribute):
         for space in answer:
             isec, iusec, vsec, vusec = struct.unpack(f"{word[0]}4{word[1]}", space.data)
             entries.append(ItimerEntry(isec=isec, iusec=iusec, vsec=vsec, vusec=vusec))
-        if task.status is not None and task.status.shared_pending >> SIGALRM - 1 & 1:
-            _fire_at_once(entries[0])
+        _fire_at_once(entries[0])
         assert core.tc is not None
         core.tc.timers = TaskTimersEntry(real=entries[0], virt=entries[1], prof=entries[2])
 
@@ -61,13 +62,11 @@ class Itimers(Attribute):
             if max(entry.iusec, entry.vusec) >= 10**6 or max(entry.isec, entry.vsec) >= 1 << 63:
                 raise ImageError(f"the core image of task {task.pid} is mangled", "an interval timer makes no sense")
 
-    def last(self, task: "RestoreTask", program: "Program") -> None:
+    def last(self, task: "RestoreTask", program: Program) -> None:
         assert task.tracee is not None
         word = task.tracee.arch.word
         entries = _itimers(task)
-        queue = task.core.tc.signals_s if task.core.tc is not None else None
-        infos = [entry.siginfo for entry in queue.signals] if queue is not None else []
-        if entries and any(overruns.SIGINFO.unpack_from(info)[0] == SIGALRM for info in infos):
+        if entries:
             _fire_at_once(entries[0])
         for which, entry in enumerate(entries):
             if entry.vsec or entry.vusec:
@@ -95,19 +94,24 @@ class _Asked(NamedTuple):
 class PosixTimers(Attribute):
     covers = frozenset({"task:timers"})
 
-    def ask(self, task: "DumpTask", program: "Program") -> list[_Asked]:
+    def ask(self, task: "DumpTask", program: Program) -> list[_Asked]:
         asked = []
         timers = sorted(parse_timers(read_all(f"/proc/{task.pid}/timers")))
-        overruns.count_pending(task, timers)
+        if not timers:
+            return []
         if len(task.threads) > 1:
             task.thread_timers = [timer.id for timer in timers if timer.clock == THREAD_CLOCK]
+        at_once = Program()
         for timer in timers:
             spec = program.space(4 * task.leader.arch.word_size)
-            program.call("timer_gettime", timer.id, spec)
-            asked.append(_Asked(timer, spec, program.call("timer_getoverrun", timer.id)))
+            at_once.call("timer_gettime", timer.id, spec)
+            asked.append(_Asked(timer, spec, at_once.call("timer_getoverrun", timer.id)))
+        task.run(at_once)
+        overruns.peek_again(task, timers)
+        overruns.count_pending(task, timers)
         return asked
 
-    def ask_thread(self, task: "DumpTask", thread: "Tracee", program: "Program") -> "list[tuple[int, Pointer]]":
+    def ask_thread(self, task: "DumpTask", thread: "Tracee", program: Program) -> "list[tuple[int, Pointer]]":
         """Whose CPU time a timer counts, nothing tells: but only in that thread does it run while we look."""
         asked = []
         for number in task.thread_timers:
@@ -129,8 +133,12 @@ class PosixTimers(Attribute):
         """Itimers has made tc.timers."""
         word = task.leader.arch.word
         assert core.tc is not None and core.tc.timers is not None
+        infos = [info for queue in task.pending.values() for info in queue]
+        fired = {told.timer for info in infos if (told := overruns.notice(info)) is not None}
         for timer, space, overrun in answer:
             isec, insec, vsec, vnsec = struct.unpack(f"{word[0]}4{word[1]}", space.data)
+            if timer.id in fired and not (isec or insec):
+                vsec = vnsec = 0  # since it was asked
             core.tc.timers.posix.append(
                 PosixTimerEntry(
                     it_id=timer.id,
@@ -166,16 +174,16 @@ class PosixTimers(Attribute):
                 "restore on Linux 6.15 or later",
             )
 
-    def place(self, task: "RestoreTask", program: "Program") -> None:
+    def place(self, task: "RestoreTask", program: Program) -> None:
         if any(map(_is_alarm, _posix(task))):
             self._make([t for t in _posix(task) if not _to_thread(t)], task, program)
 
-    def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
+    def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: Program) -> None:
         """Timers that count this thread's time."""
         numbers = _cpu_timers(task, tid) if _can_choose() else []
         self._make([t for t in _posix(task) if t.it_id in numbers], task, program)
 
-    def last(self, task: "RestoreTask", program: "Program") -> None:
+    def last(self, task: "RestoreTask", program: Program) -> None:
         assert task.tracee is not None
         word = task.tracee.arch.word
         timers = _posix(task)
@@ -192,7 +200,7 @@ class PosixTimers(Attribute):
                 spec = struct.pack(f"{word[0]}4{word[1]}", timer.isec, timer.insec, timer.vsec, timer.vnsec)
                 program.call("timer_settime", timer.it_id, 0, program.put(spec), 0)
 
-    def _make(self, timers: list[PosixTimerEntry], task: "RestoreTask", program: "Program") -> None:
+    def _make(self, timers: list[PosixTimerEntry], task: "RestoreTask", program: Program) -> None:
         assert task.tracee is not None
         word = task.tracee.arch.word
         if not timers:
@@ -261,7 +269,7 @@ def _clock(timer: PosixTimerEntry) -> int:
     return timer.clock_id - (1 << 32) if timer.clock_id >> 31 else timer.clock_id
 
 
-def _event(timer: PosixTimerEntry, word: str, program: "Program") -> "Pointer":
+def _event(timer: PosixTimerEntry, word: str, program: Program) -> "Pointer":
     """struct sigevent."""
     fields = struct.pack(
         f"{word[0]}{word[1]}iii", timer.sival_ptr, timer.si_signo, timer.it_sigev_notify, timer.notify_thread_id or 0
