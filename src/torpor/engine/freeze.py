@@ -20,10 +20,13 @@ from torpor.engine.waiting import check_cancelled
 from torpor.errors import Refusal, TaskGone, TorporError
 from torpor.kernel import ptrace
 from torpor.kernel.proc import parse_pids, parse_stat
+from torpor.kernel.process import kcmp
 from torpor.kernel.procfs import read_all
 
 OPTIONS = ptrace.O_TRACESYSGOOD
 _STUBBORN_S = 1.0  # how long a task may stay unstoppable (vfork, uninterruptible sleep) before it is refused
+_RELENT_S = 0.005  # before its vforked children are let run on
+KCMP_VM = 1
 
 
 class FrozenProcess(NamedTuple):
@@ -53,7 +56,7 @@ def freeze(root: int, children: bool = True, timeout: float = 0.0) -> FrozenTree
         for tracee in held.values():
             try:
                 if not tracee.stopped:
-                    _await_stop(tracee, patience=0.1)
+                    _await_stop(tracee, 0.1, {})
                 tracee.let_go()
             except (OSError, TorporError):
                 pass  # gone, or unstoppable: the kernel lets go of it when the engine ends
@@ -76,7 +79,7 @@ def _freeze(root: int, held: dict[int, Tracee], with_children: bool, deadline: f
             tids = _seize_all(pid, held)
             new = [tid for tid in tids if tid in held and tid not in threads]
             for tid in new:
-                if _await_stop(held[tid], min(_STUBBORN_S, deadline - time.monotonic())):
+                if _await_stop(held[tid], min(_STUBBORN_S, deadline - time.monotonic()), held):
                     threads[tid] = held[tid]
                 else:
                     del held[tid]
@@ -185,33 +188,65 @@ def _explain_eperm(pid: int, tid: int) -> bool:
     raise Refusal(subject, "no permission to trace it", "run as root, or with CAP_SYS_PTRACE", code="no-rights")
 
 
-def _await_stop(tracee: Tracee, patience: float = _STUBBORN_S) -> bool:
+def _await_stop(tracee: Tracee, patience: float, held: dict[int, Tracee]) -> bool:
     """Wait until an interrupted task has stopped.  False: it ended instead."""
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            stop = stops.poll(tracee.tid)
-        except ChildProcessError:
-            return False
-        if stop is None:
-            if time.monotonic() > deadline:
-                _refuse_stubborn(tracee)
-            os.sched_yield()
-            continue
-        if stop.kind is Kind.ENDED:
-            return False
-        if stop.kind is Kind.INTERRUPTED:
-            break
-        if stop.kind is Kind.GROUP_STOP:
-            tracee.group_stop = stop.signal
-            break
-        if stop.kind is Kind.SIGNAL:
-            # It was on its way to a handler when we came: let it get there; the interrupt stops it right after.
-            ptrace.cont(tracee.tid, stop.signal)
-        else:
-            ptrace.cont(tracee.tid)
+    start = time.monotonic()
+    released: list[Tracee] = []
+    try:
+        while True:
+            try:
+                stop = stops.poll(tracee.tid)
+            except ChildProcessError:
+                return False
+            if stop is None:
+                waited = time.monotonic() - start
+                if waited > patience:
+                    _refuse_stubborn(tracee)
+                if waited > _RELENT_S and not released:
+                    released = _release_vforked(tracee, held)
+                os.sched_yield()
+                continue
+            if stop.kind is Kind.ENDED:
+                return False
+            if stop.kind is Kind.INTERRUPTED:
+                break
+            if stop.kind is Kind.GROUP_STOP:
+                tracee.group_stop = stop.signal
+                break
+            # A signal on its way to a handler when we came gets there; the interrupt stops the task right after.
+            ptrace.cont(tracee.tid, stop.signal if stop.kind is Kind.SIGNAL else 0)
+    finally:
+        for child in released:
+            try:
+                ptrace.interrupt(child.tid)
+            except ProcessLookupError:
+                pass
     tracee.stopped = True
     return True
+
+
+def _release_vforked(parent: Tracee, held: dict[int, Tracee]) -> list[Tracee]:
+    """A parent in vfork cannot stop before its child has become another program, or ended: let such children run on.
+
+    The kernel does not tell which child it waits for; it is one that lives in the parent's memory.
+    """
+    released = []
+    for child in held.values():
+        if child.pid == parent.pid or child.stopped:
+            continue
+        try:
+            if parse_stat(read_all(f"/proc/{child.pid}/stat")).ppid != parent.pid:
+                continue
+            if kcmp(parent.tid, child.tid, KCMP_VM) != 0:
+                continue
+            stop = stops.poll(child.tid)
+            if stop is None or stop.kind is Kind.ENDED:
+                continue
+            ptrace.cont(child.tid, stop.signal if stop.kind is Kind.SIGNAL else 0)
+            released.append(child)
+        except OSError:
+            continue  # it ended just now, which is as good
+    return released
 
 
 def _refuse_stubborn(tracee: Tracee) -> None:
