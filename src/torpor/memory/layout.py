@@ -69,15 +69,16 @@ class Inherited(NamedTuple):
 
 def inherit(parents: Sequence[VmaEntry], own: Sequence[VmaEntry]) -> Inherited:
     """Compare the private areas of parent and child.  An area is kept where both begin at the same address and are of
-    the same kind; it may have grown or shrunk at its end."""
-    by_start = {area.start: area for area in parents if vma.is_private_memory(area) and not _dont_fork(area)}
+    the same kind; it may have grown or shrunk at its end.  What the parent never passed on (MADV_DONTFORK) is inherited
+    here nevertheless, since advice is given when all are born: it is dropped."""
+    by_start = {area.start: area for area in parents if vma.is_private_memory(area)}
     kept: list[tuple[VmaEntry, VmaEntry]] = []
     create: list[VmaEntry] = []
     for area in own:
         if not vma.is_private_memory(area):
             continue
         twin = by_start.get(area.start)
-        if twin is not None and _alike(twin, area):
+        if twin is not None and not _dont_fork(twin) and _alike(twin, area):
             kept.append((twin, area))
             del by_start[area.start]
         else:

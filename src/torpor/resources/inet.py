@@ -3,9 +3,11 @@
 
 Established TCP connections are refused, or given up by --tcp-close: the socket comes back closed and unconnected.
 A listening socket's port may still be held by what is left of old connections, so binding is done with SO_REUSEADDR,
-and every option gets its value after all sockets are bound.
+and every option gets its value after all sockets are bound.  A socket belongs to whoever made it (its inode's owner,
+which netfilter and ss look at): fchown gives it back.
 """
 
+import os
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -16,7 +18,7 @@ from torpor.images.schema.sk_inet import InetSkEntry, IpOptsEntry
 from torpor.images.schema.tcp_stream import TcpOptsEntry
 from torpor.kernel.sockdiag import SockDiag
 from torpor.resources import socket_options
-from torpor.resources.description import Described, save_owner, set_flags
+from torpor.resources.description import Described, extra, extras, save_owner, set_flags
 
 if TYPE_CHECKING:
     from torpor.resources.context import Dump, Restore, SeenFile
@@ -95,6 +97,9 @@ class Inet(Described):
                 scope = sock.getsockname()[3]
                 if scope:
                     entry.ifname = socket.if_indextoname(scope)
+        if seen.stat.st_uid or seen.stat.st_gid:
+            own = extra(dump, seen.id)
+            own.uid, own.gid = seen.stat.st_uid, seen.stat.st_gid
         return FileEntry(type=INETSK, id=seen.id, isk=entry)
 
     def check(self, entry: FileEntry, restore: "Restore") -> None:
@@ -144,6 +149,11 @@ class Inet(Described):
                 _set_ip_options(sock, isk.ip_opts)
             if isk.proto == TCP:
                 _set_tcp_options(sock, isk)
+        own = extras(restore).get(entry.id)
+        owner = ((own.uid or 0), (own.gid or 0)) if own else (0, 0)
+        facts = os.fstat(fd)
+        if owner != (facts.st_uid, facts.st_gid):
+            os.fchown(fd, *owner)
         set_flags(fd, isk.flags)
 
 

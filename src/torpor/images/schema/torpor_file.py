@@ -35,7 +35,7 @@ class TorporFileEntry(Message):
     """Of one open file description; of a pipe, the first of its descriptions speaks for all."""
 
     id: int = required(1, UINT32)  # in files.img
-    uid: int | None = optional(2, UINT32, default=None)  # owner of a pipe's or UNIX socket's inode
+    uid: int | None = optional(2, UINT32, default=None)  # owner of a pipe's or socket's inode
     gid: int | None = optional(3, UINT32, default=None)
     packets: list[int] = repeated(4, UINT32, default_factory=list)  # lengths of the packets in a pipe (O_DIRECT)
     deadline_sec: int | None = optional(5, INT64, default=None)  # of an absolute timer on a wall clock
