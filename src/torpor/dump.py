@@ -19,6 +19,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from torpor import log
 from torpor.errors import DumpFailed, TaskGone, TorporError, UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 
 class DumpResult(NamedTuple):
-    """What was dumped.  Times in seconds; `phases` says where the frozen time went."""
+    """What was dumped.  Times in seconds; `phases` says where they went, `kinds` how many times something was done for
+    a kind of object while the tree stood still, and how long it took (only with display_stats)."""
 
     tasks: int
     threads: int
@@ -37,9 +39,20 @@ class DumpResult(NamedTuple):
     seconds: float
     frozen_seconds: float
     phases: dict[str, float]
+    kinds: dict[str, tuple[int, float]]
 
 
-def dump(options: "Options") -> DumpResult:
+class Watcher:
+    """Whoever wants to see how a dump gets on.  Called in the caller's process, for which nothing waits."""
+
+    def stage(self, name: str, value: Any, dir_fd: int) -> None:
+        """A stage begins: "memory" (value: bytes that will be in the pages images in `dir_fd`), "sync"."""
+
+    def tick(self) -> None:
+        """Some tenths of a second have passed."""
+
+
+def dump(options: "Options", watcher: Watcher | None = None) -> DumpResult:
     """Dump the tree options.tree into options.images_dir.  Raises TorporError; the tree goes on then."""
     from torpor.engine.process import run_engine
 
@@ -50,7 +63,11 @@ def dump(options: "Options") -> DumpResult:
     refuse_target(pid)
     dir_fd = _open_images(options.images_dir)
     try:
-        result = run_engine(lambda report: _dump(options, dir_fd, report))
+        result = run_engine(
+            lambda report: _dump(options, dir_fd, report),
+            (lambda kind, value: watcher.stage(kind, value, dir_fd)) if watcher else None,
+            watcher.tick if watcher else None,
+        )
     finally:
         os.close(dir_fd)
     return result._replace(seconds=time.monotonic() - started)
@@ -102,6 +119,7 @@ class _Clock:
     def lap(self, name: str) -> None:
         now = time.monotonic()
         self.phases[name] = self.phases.get(name, 0.0) + now - self.at
+        log.info(f"{name}: {(now - self.at) * 1e3:.1f} ms")
         self.at = now
 
 
@@ -113,11 +131,15 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
     from torpor.engine.guardian import Guardian
     from torpor.images.directory import ImageWriter
     from torpor.resources.context import Dump
+    from torpor.survey import foresee
 
     assert options.tree is not None
     images = ImageWriter(dir_fd)
     session = Dump(options, images)
     collect.prepare(session)
+    foresee(session, options.tree)
+    log.info(f"freezing process {options.tree} and all below it")
+    log.hold()  # the log may be served by the tree: the engine's end releases it, too
     guardian = session.state["guardian"] = Guardian.start()
     clock = _Clock()
     tree = freeze(options.tree, timeout=options.timeout)
@@ -129,6 +151,7 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
         clock.lap("tasks")
         memory = collect.areas(session)
         clock.lap("areas")
+        report("memory", sum(end - start for space in memory for start, end, _ in space.runs))
         collect.install(session)
         clock.lap("infect")
         answers = collect.gather(session, memory)
@@ -136,9 +159,11 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
         if options.leave_running:
             collect.cure(session)
             clock.lap("cure")
+            log.release()
         frozen = clock.at - frozen_at
         write.everything(session, answers, memory)
         write.stats(session, clock.phases, frozen, memory)
+        report("sync", None)
         write.finish(session)
         clock.lap("write")
         if not options.leave_running:
@@ -166,6 +191,7 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
         seconds=0.0,
         frozen_seconds=frozen,
         phases=clock.phases,
+        kinds=session.costs.kinds if session.costs else {},
     )
 
 

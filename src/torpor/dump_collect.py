@@ -44,7 +44,12 @@ def prepare(dump: "Dump") -> None:
     """Before the freeze: import what will be needed, so that nothing is imported while tasks stand still."""
     from torpor import dump_write  # noqa: F401
 
-    dump.state["attributes"] = registry.attributes()
+    attributes = dump.state["attributes"] = registry.attributes()
+    if dump.options.display_stats:
+        from torpor.timing import Costs, Timed
+
+        dump.costs = costs = Costs()
+        dump.state["attributes"] = [Timed(attribute, costs) for attribute in attributes]
     blob(native())
     pagemap.abilities()
     for module in set(registry.FILES.values()):

@@ -7,8 +7,10 @@ Whether two descriptors share a description only kcmp(2) tells; cheap keys (inod
 import os
 import socket
 import stat as st
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from torpor import log
 from torpor.kernel import fdinfo
 from torpor.kernel.process import FileSorter, statfs_type
 from torpor.kernel.syscall import call
@@ -143,10 +145,16 @@ def examine(dump: "Dump", seen: SeenFile, key: str = "") -> "FileKind":
 
 
 def _save(dump: "Dump", seen: SeenFile) -> None:
-    kind = examine(dump, seen)
+    since = perf_counter()
+    key = kind_of(seen)
+    kind = examine(dump, seen, key)
     entry = kind.save(seen, dump)
     kinds: dict[int, Any] = dump.setdefault("file kinds", {})
     kinds[id(kind)] = kind
     dump.file_entries.append(entry)
     dump.setdefault("fd types", {})[seen.id] = entry.type
     seen.close()
+    if dump.costs:
+        dump.costs.add(key, since)
+    if log.level >= log.DEBUG:
+        log.debug(f"{seen.subject}: {key}, file {seen.id}")

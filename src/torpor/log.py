@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from torpor.errors import TorporError
 
-NOTHING, ERROR, WARNING, INFO, DEBUG = range(5)
+NOTHING, ERROR, WARNING, INFO, DEBUG, CALLS = range(6)
 _PREFIX = {ERROR: "Error: ", WARNING: "Warn: "}
 
 level = NOTHING  # what is more than this is dropped; look here before building a costly message
@@ -40,6 +40,11 @@ def info(message: str) -> None:
 
 def debug(message: str) -> None:
     _say(DEBUG, message)
+
+
+def call(message: str) -> None:
+    """A system call that ran inside a task."""
+    _say(CALLS, message)
 
 
 def hold() -> None:

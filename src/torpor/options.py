@@ -130,8 +130,8 @@ class Options:
     work_dir: str | None = value("DIR", path, "directory of logs, PID files and statistics (default: --images-dir)",
                                  _ALL, short="W")
     log_file: str | None = value("FILE", path, "write the log to FILE in the work directory", _ALL, short="o")
-    verbosity: int = value("N", number(0, 9), "log level: -v0 nothing, 1 errors, 2 warnings, 3 what happens, 4 all; "
-                           "-v adds one", _ALL, short="v", argument=OPTIONAL, default=DEFAULT_VERBOSITY,
+    verbosity: int = value("N", number(0, 9), "log level: -v0 nothing, 1 errors, 2 warnings, 3 what happens, 4 details, "
+                           "5 system calls in tasks; -v adds one", _ALL, short="v", argument=OPTIONAL, default=DEFAULT_VERBOSITY,
                            rpc="log_level")
     pidfile: str | None = value("FILE", path, "write the restored root's PID to FILE in the work directory", "restore")
     json: bool = flag("print one JSON object: the result, or the error", _ALL, ours=True)

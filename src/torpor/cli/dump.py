@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """``torpor dump``: freeze a tree, write it to images, end it."""
 
+import os
 from collections.abc import Mapping
+from typing import Any
 
+from torpor import log
 from torpor.cli.say import Voice, count
+from torpor.dump import Watcher, dump
 from torpor.options import Options
-from torpor.progress import duration, quantity
+from torpor.progress import Progress, duration, quantity
 
 
 def run(options: Options, voice: Voice) -> int:
-    from torpor.dump import dump
-
-    result = dump(options)
+    with Meter() as meter:
+        result = dump(options, meter if meter.visible else None)
     where = options.images_dir.rstrip("/") + "/"
-    facts = {
+    facts: dict[str, Any] = {
         "tasks": result.tasks,
         "threads": result.threads,
         "files": result.files,
@@ -23,14 +26,67 @@ def run(options: Options, voice: Voice) -> int:
         "phases": dict(result.phases),
         "images": options.images_dir,
     }
+    if options.display_stats:
+        facts["kinds"] = {kind: {"number": each[0], "seconds": each[1]} for kind, each in result.kinds.items()}
     if options.display_stats and not voice.json:
         voice.out(times(result.phases))
+        voice.out(kinds(result.kinds))
     voice.result(
         f"dumped {count(result.tasks, 'task')}, {count(result.files, 'file')}, {quantity(result.bytes)} in "
         f"{duration(result.seconds)} (frozen {duration(result.frozen_seconds)}) → {where}",
         facts,
     )
     return 0
+
+
+class Meter(Watcher):
+    """A line of progress on the terminal.  It is drawn without waiting for the terminal, by a process that the tree does
+    not wait for, so it may be drawn while the tree is frozen, too: whoever serves the terminal."""
+
+    def __init__(self) -> None:
+        self.visible = log.level > log.NOTHING and os.isatty(2)
+        self._progress: Progress | None = None
+        self._dir_fd = -1
+
+    def stage(self, name: str, value: Any, dir_fd: int) -> None:
+        self.close()
+        self._dir_fd = dir_fd
+        words = {"memory": "writing memory", "sync": "bringing the images to the disk"}
+        if name in words:
+            self._progress = Progress(words[name], value or 0, terminal_is_safe=True)
+
+    def tick(self) -> None:
+        if self._progress is not None:
+            self._progress.add(self._written() - self._progress.done if self._progress.total else 0)
+
+    def _written(self) -> int:
+        done = 0
+        for name in os.listdir(self._dir_fd):
+            if name.startswith("pages-"):
+                try:
+                    done += os.stat(name, dir_fd=self._dir_fd).st_size
+                except FileNotFoundError:
+                    pass
+        return done
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
+
+    def __enter__(self) -> "Meter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def kinds(found: Mapping[str, tuple[int, float]]) -> str:
+    """Kinds of objects that the tree stood still for, the costliest first."""
+    lines = []
+    for kind, (number, seconds) in sorted(found.items(), key=lambda item: -item[1][1]):
+        lines.append(f"  {duration(seconds):>9}  {number:>7,} × {kind}")
+    return "\n".join(lines)
 
 
 def times(phases: Mapping[str, float]) -> str:

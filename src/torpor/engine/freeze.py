@@ -13,6 +13,7 @@ import time
 from collections import deque
 from typing import NamedTuple
 
+from torpor import log
 from torpor.engine import stops
 from torpor.engine.stops import Kind
 from torpor.engine.tracee import Tracee
@@ -99,6 +100,8 @@ def _freeze(root: int, held: dict[int, Tracee], with_children: bool, deadline: f
             assert first is not None and thread is not None
             thread.share_memory(first)
             thread.use_gadget(first.gadget)
+        log.debug(f"stopped process {process.pid}, threads {list(process.threads)}, children {process.children}")
+    log.info(f"stopped {len(processes)} processes, {sum(len(p.threads) for p in processes.values())} threads")
     return FrozenTree(root, processes)
 
 

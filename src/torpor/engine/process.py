@@ -15,18 +15,25 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from torpor import log
 from torpor.errors import TorporError
 
 T = TypeVar("T")
 Report = Callable[[str, Any], None]
 
+TICK = 0.2  # seconds
 _MAX_MESSAGE = 1 << 24
 
 
-def run_engine(work: Callable[[Report], T], on_report: Callable[[str, Any], None] | None = None) -> T:
+def run_engine(
+    work: Callable[[Report], T],
+    on_report: Callable[[str, Any], None] | None = None,
+    on_tick: Callable[[], None] | None = None,
+) -> T:
     """Run `work(report)` in a forked engine process; returns or raises what it returned or raised.
 
-    `report(kind, value)` inside the engine calls `on_report(kind, value)` out here (progress, log lines).  A signal
+    `report(kind, value)` inside the engine calls `on_report(kind, value)` out here (progress); `on_tick` is called some
+    times a second.  A signal
     that would end the front (SIGINT, SIGTERM, SIGHUP) is handed to the engine, which gives up at its next safe point.
     """
     theirs, ours = os.pipe2(os.O_CLOEXEC)
@@ -47,7 +54,7 @@ def run_engine(work: Callable[[Report], T], on_report: Callable[[str, Any], None
     os.close(ours)
     os.close(alive)
     try:
-        result: T = _front(pid, theirs, on_report, blocked)
+        result: T = _front(pid, theirs, on_report, on_tick, blocked)
         return result
     finally:
         os.close(theirs)
@@ -68,6 +75,7 @@ def _engine(work: Callable[[Report], T], out: int, alive: int) -> None:
         answer = ("error", error)
     except BaseException as error:
         answer = ("bug", (repr(error), traceback.format_exc()))
+    log.release()
     try:
         _send(out, answer)
     except BrokenPipeError:
@@ -82,7 +90,11 @@ def _send(fd: int, message: tuple[str, Any]) -> None:
 
 
 def _front(
-    pid: int, fd: int, on_report: Callable[[str, Any], None] | None, blocked: "set[int | signal.Signals]"
+    pid: int,
+    fd: int,
+    on_report: Callable[[str, Any], None] | None,
+    on_tick: Callable[[], None] | None,
+    blocked: "set[int | signal.Signals]",
 ) -> Any:
     import select
 
@@ -93,7 +105,9 @@ def _front(
     data = b""
     try:
         while True:
-            ready, _, _ = select.select([fd, signals], [], [])
+            ready, _, _ = select.select([fd, signals], [], [], TICK if on_tick else None)
+            if on_tick and not ready:
+                on_tick()
             if signals in ready:
                 info = os.read(signals, 128)
                 os.kill(pid, int.from_bytes(info[:4], sys.byteorder))

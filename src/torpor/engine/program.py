@@ -211,6 +211,8 @@ class Batch:
             if width == 4 and value < -MAX_ERRNO:
                 value += 1 << 32  # an address in the upper half
             call.result._value = value
+            if log.level >= log.CALLS:
+                log.call(f"task {tid}: {call!r} = {value}")
         for pointer, offset in self.pointers.items():
             if pointer.data:
                 pointer.data = body[offset : offset + len(pointer.data)]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torpor.kernel.status import Status, ThreadStatus
     from torpor.options import Options
     from torpor.resources.extras import Extras
+    from torpor.timing import Costs
 
 
 class SeenFile:
@@ -135,6 +136,7 @@ class Dump:
         self.tasks: dict[int, DumpTask] = {}  # parents before children
         self.file_entries: list[FileEntry] = []
         self.state: dict[str, Any] = {}
+        self.costs: Costs | None = None  # where it is asked how long each kind of object takes
         self._next_file_id = 0
 
     def refuse(self, refusal: Refusal) -> None:
