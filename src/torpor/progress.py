@@ -68,6 +68,8 @@ class Progress:
 
     def line(self, seconds: float) -> str:
         """The line after so many seconds of work."""
+        if not self.total and not self.done:
+            return f"{self.what}: {duration(seconds)}"
         rate = self.done / seconds if seconds > 0 else 0
         parts = [quantity(self.done), f"{quantity(rate)}/s"]
         if self.total:

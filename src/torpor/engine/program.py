@@ -16,6 +16,7 @@ After the run `Result.value` and `Pointer.data` hold what came back.
 import struct
 from collections.abc import Iterator, Sequence
 
+from torpor import log
 from torpor.arch.base import Arch
 from torpor.errors import TorporError
 
