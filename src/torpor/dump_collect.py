@@ -66,7 +66,7 @@ def tasks(dump: "Dump", tree: "FrozenTree") -> None:
         dump.tasks[pid] = task
         if task.zombie:
             continue
-        task.status = parse_status(read_all(f"/proc/{pid}/status"))
+        task.status = parse_status(read_all(f"/proc/{task.leader.tid}/status"))
         for thread in task.threads:
             thread.capture()
             task.thread_statuses[thread.tid] = parse_thread_status(read_all(f"/proc/{pid}/task/{thread.tid}/status"))

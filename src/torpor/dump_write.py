@@ -5,6 +5,7 @@ import os
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from torpor.arch import native
 from torpor.images import kinds
 from torpor.images.directory import write_stats
 from torpor.images.schema.core import CoreEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry
@@ -53,7 +54,7 @@ def everything(dump: "Dump", asked: "Asked", memory: "list[AddressSpace]") -> No
                 ppid=task.ppid,
                 pgid=task.pgid,
                 sid=task.sid,
-                threads=[t.tid for t in task.threads] or [task.pid],
+                threads=list(dict.fromkeys([task.pid, *(t.tid for t in task.threads)])),
             )
             for task in dump.tasks.values()
         ],
@@ -89,27 +90,34 @@ def _cores(dump: "Dump", task: "DumpTask", asked: "Asked") -> None:
         comm=os.fsdecode(stat.comm),
     )
     if task.zombie:
-        from torpor.arch import native
-
         dump.images.write(kinds.CORE, [CoreEntry(mtype=native().march, tc=tc)], task.pid)
         return
     if task.leader.group_stop:
         tc.stop_signo = task.leader.group_stop
+    process = CoreEntry(mtype=native().march, tc=tc, thread_core=_no_thread())
+    for attribute, answer in zip(attributes, asked.task[task.pid], strict=True):
+        attribute.save(task, answer, process)
+    if task.leader.tid != task.pid:
+        # The leader has ended while other threads live: its core has all of the process, and no thread.
+        tc.exit_code = stat.exit_code
+        process.thread_core = None
+        dump.images.write(kinds.CORE, [process], task.pid)
     for thread in task.threads:
-        core = CoreEntry(mtype=0, thread_core=ThreadCoreEntry(futex_rla=0, futex_rla_len=0))
+        core = process if thread.tid == task.pid else CoreEntry(mtype=0, thread_core=_no_thread())
         assert core.thread_core is not None
-        if thread is not task.leader:
-            core.thread_core.blk_sigset = thread.mask
-        else:
-            core.tc = tc
+        if thread.tid == task.pid:
             tc.blk_sigset = thread.mask
-            for attribute, answer in zip(attributes, asked.task[task.pid], strict=True):
-                attribute.save(task, answer, core)
+        else:
+            core.thread_core.blk_sigset = thread.mask
         for attribute, answer in zip(attributes, asked.thread[thread.tid], strict=True):
             attribute.save_thread(task, thread, answer, core)
         thread.arch.to_core(core, thread.registers(), task.clear_child_tid.get(thread.tid, 0))
         task.cores[thread.tid] = core
         dump.images.write(kinds.CORE, [core], thread.tid)
+
+
+def _no_thread() -> ThreadCoreEntry:
+    return ThreadCoreEntry(futex_rla=0, futex_rla_len=0)
 
 
 def _fs(dump: "Dump", task: "DumpTask") -> FsEntry:

@@ -22,7 +22,7 @@ from torpor.images.schema.mm import MmEntry
 from torpor.images.schema.vma import VmaEntry
 from torpor.kernel import pagemap
 from torpor.kernel.maps import Area, kind, parse_vm_flags
-from torpor.kernel.proc import INFINITY
+from torpor.kernel.proc import INFINITY, parse_stat
 from torpor.kernel.procfs import LARGE, read_all
 from torpor.memory import areas as vma
 from torpor.memory import segments
@@ -71,10 +71,12 @@ class AddressSpace:
     def look(self, dump: "Dump") -> None:
         """Frozen: take all areas and enter their files.  Raises Refusal."""
         task = self.task
-        self.auxv = read_all(f"/proc/{task.pid}/auxv")
-        exe = f"/proc/{task.pid}/exe"
+        # A leader that has ended while other threads live has no memory any more.
+        self.stat = task.stat if task.leader.tid == task.pid else parse_stat(read_all(f"/proc/{task.leader.tid}/stat"))
+        self.auxv = read_all(f"/proc/{task.leader.tid}/auxv")
+        exe = f"/proc/{task.leader.tid}/exe"
         self.exe_file_id = regular.save_path(dump, f"{task.subject}, its executable", os.readlink(exe), exe, O_RDONLY)
-        flags = parse_vm_flags(read_all(f"/proc/{task.pid}/smaps", LARGE))
+        flags = parse_vm_flags(read_all(f"/proc/{task.leader.tid}/smaps", LARGE))
         if isinstance(task.runner, Executor):
             # New mappings of a task under mlockall(MCL_FUTURE) are locked: ours tells, nothing else does.
             ours = flags.get(task.runner.base, frozenset())
@@ -103,7 +105,7 @@ class AddressSpace:
 
     def entry(self, dump: "Dump") -> MmEntry:
         """After the thaw: mm-PID.img."""
-        stat = self.task.stat
+        stat = self.stat
         word = self.task.leader.arch.word
         return MmEntry(
             mm_start_code=stat.startcode,
@@ -143,7 +145,7 @@ class AddressSpace:
         task = self.task
         # A shared mapping that may become writable tells that its file was opened for writing.
         access = O_RDWR if area.shared and may_write else O_RDONLY
-        path = f"/proc/{task.pid}/map_files/{area.start:x}-{area.end:x}"
+        path = f"/proc/{task.leader.tid}/map_files/{area.start:x}-{area.end:x}"
         subject = f"{task.subject}, area {area.start:#x}-{area.end:#x}"
         entry.shmid = regular.save_path(dump, subject, area.path, path, access)
         entry.fdflags = access

@@ -71,7 +71,7 @@ def of(dump: "Dump") -> Segments:
 
 def enter(dump: "Dump", task: "DumpTask", area: Area, kind: str, entry: VmaEntry) -> None:
     """Enter the segment of an area and point the area's entry to it."""
-    path = f"/proc/{task.pid}/map_files/{area.start:x}-{area.end:x}"
+    path = f"/proc/{task.leader.tid}/map_files/{area.start:x}-{area.end:x}"
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     if kind == "sysv":
         sysv.enter(dump, task, area.inode, entry)
