@@ -257,6 +257,9 @@ class Message:
         return cls._decoder
 
 
+_RUN = 512  # bytes of a run of zeros that are looked at together
+
+
 def _decode(cls: type[M], data: bytes, depth: int) -> M:
     table, needed, _ = cls._decoder or cls._compile_decoder()
     if depth > MAX_DEPTH:
@@ -296,6 +299,13 @@ def _decode(cls: type[M], data: bytes, depth: int) -> M:
                     value, at = read_varint(data, at)
                 else:
                     at += 1
+                    if not value and data[at : at + 2] == data[at - 2 : at] and tag < 128:
+                        # Registers are mostly zeros: take a run of them at once.
+                        run = data[at : at + _RUN]
+                        count = (len(run) - len(run.lstrip(data[at - 2 : at]))) // 2
+                        if run[1 : 2 * count : 2].count(0) == count == run[: 2 * count : 2].count(tag):
+                            values[name] += [more(0)] * count
+                            at += 2 * count
                 values[name].append(more(value))
             elif what in (_FIXED_NUMBER, _FIXED_NUMBERS):
                 (value,) = struct.unpack_from("<Q", data, at)
