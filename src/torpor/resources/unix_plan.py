@@ -71,6 +71,8 @@ class Plan:
             raise ImageError("files.img is mangled", "two UNIX sockets have the same inode")
         self.peers = {id: self._peer(id, by_ino) for id in self.entries}
         self.queues = self._load_queues()
+        if not self.ours:
+            self._guess_widows()
         self._counts: dict[tuple[object, ...], int] = {}
         for id, usk in self.entries.items():
             if usk.name:
@@ -91,6 +93,14 @@ class Plan:
         if usk.type != DGRAM and other.state != LISTEN and (other.peer != usk.ino or peer == id):
             raise ImageError("files.img is mangled", f"UNIX socket {id} is connected in one direction only")
         return peer
+
+    def _guess_widows(self) -> None:
+        """CRIU's images do not tell a datagram socket whose peer was closed from one that never had any."""
+        targets = set(self.peers.values())
+        for id, usk in self.entries.items():
+            alone = self.peers[id] is None and id not in targets
+            if usk.type == DGRAM and usk.state == ESTABLISHED and not usk.name and alone:
+                self.extras[id].peer_gone = True
 
     def _load_queues(self) -> dict[int, list[tuple[bytes, list[int]]]]:
         found: dict[int, list[tuple[bytes, list[int]]]] = {}

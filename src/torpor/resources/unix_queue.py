@@ -52,6 +52,17 @@ def look(sock: socket.socket, seen: "SeenFile", expected: int, ends: bool) -> li
     stream = sock.type == socket.SOCK_STREAM
     if stream and not expected:
         return []
+    was = sock.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF)
+    if was < 0:
+        return _look(sock, seen, expected, stream, ends)
+    sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, -1)
+    try:
+        return _look(sock, seen, expected, stream, ends)
+    finally:
+        sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, was)
+
+
+def _look(sock: socket.socket, seen: "SeenFile", expected: int, stream: bool, ends: bool) -> list[Message]:
     buffer = _buffer(expected + 1)
     first = _peek(sock, buffer, stream)
     if first is None or (not stream and not first.data and ends):
@@ -72,7 +83,6 @@ def _buffer(size: int) -> bytearray:
 
 
 def _walk(sock: socket.socket, buffer: bytearray, first: Message, stream: bool, ends: bool) -> list[Message]:
-    was = sock.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF)
     found: list[Message] = []
     sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
     try:
@@ -85,7 +95,7 @@ def _walk(sock: socket.socket, buffer: bytearray, first: Message, stream: bool, 
             _close(message)
         raise
     finally:
-        sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, was)
+        sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, -1)
     if not first.data and not stream and (not found or found[0].data):
         found.insert(0, first)  # of no bytes, and peeked at before
     return found
