@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MEMFD = 18  # FdTypes
 PAGE = 4096
 F_ADD_SEALS, F_GET_SEALS = 1033, 1034
+MFD_EXEC = 0x10
 MAX_SEGMENT = 1 << 46
 FIRST_SHMID = 1 << 30  # of memfds: IPC ids, which name pagemaps too, are far below
 SHARED_SEALS = 1  # F_SEAL_SEAL: what CRIU's images say of shared anonymous memory
@@ -173,9 +174,11 @@ def check(restore: "Restore") -> None:
     for inode in restore.images.entries(MEMFD_INODE):
         if inode.size > MAX_SEGMENT or inode.inode_id in inodes:
             raise ImageError("memfd.img is mangled", f"segment {inode.inode_id} is there twice, or too large")
-        if "\0" in inode.name or len(inode.name) > 249:
+        if "\0" in inode.name or len(os.fsencode(inode.name)) > 249:
             raise ImageError("memfd.img is mangled", f"segment {inode.inode_id} has an impossible name")
         inodes[inode.inode_id] = inode
+        if not inode.size:
+            continue  # CRIU writes no pagemap then
         with PageStore(restore.images, inode.shmid, SHMEM_PAGEMAP) as store:
             for run, level in store.pieces:
                 if level is None or run.vaddr + run.nr_pages * PAGE > inode.size + PAGE - 1:
@@ -211,16 +214,27 @@ def open_segment(restore: "Restore", inode_id: int) -> int:
 
 
 def _make(restore: "Restore", inode: MemfdInodeEntry) -> int:
-    if inode.name == "/dev/zero":
+    anonymous = inode.name == "/dev/zero" and inode.size > 0
+    if anonymous:
         fd = _anonymous(inode.size)
     else:
-        fd = os.memfd_create(inode.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fd = _memfd(inode.name)
         os.ftruncate(fd, inode.size)
-    _fill_pages(restore, fd, inode.shmid, inode.size)
-    if inode.mode is not None and inode.name != "/dev/zero":
+    if inode.size:
+        _fill_pages(restore, fd, inode.shmid, inode.size)
+    if inode.mode is not None and not anonymous:
         os.fchmod(fd, inode.mode)
     os.fchown(fd, inode.uid, inode.gid)
     return fd
+
+
+def _memfd(name: str) -> int:
+    """May be executed, which its mode and seals can forbid later: the other way round cannot be."""
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create(name, flags | MFD_EXEC)
+    except OSError:  # EINVAL: before 6.3; EACCES: vm.memfd_noexec = 2
+        return os.memfd_create(name, flags)
 
 
 def _fill_pages(restore: "Restore", fd: int, shmid: int, size: int) -> None:

@@ -5,9 +5,10 @@ At dump such a file gets one more name, link_remap.N in the directory of the del
 files.img; the entry of that number names it, and a LINKED entry of remap-fpath.img points there.  The restore opens it
 under its old name for a moment (`torpor.resources.unlinked`) and removes link_remap.N.
 
-A tree that goes on must not notice the extra link, so it is removed again when the dump is done, as CRIU does, whose
-images cannot be restored then.  Torpor's can: the file's handle (name_to_handle_at(2)) finds it as long as any name is
-left, on file systems that have handles.
+A tree that goes on must not notice the extra link, so it is removed again when the dump is done, as CRIU does with
+--leave-running; CRIU's images cannot be restored then.  Torpor's can, on file systems that have handles: the file's
+handle (name_to_handle_at(2)) finds it as long as any name is left.  With --leave-stopped, where the tree may go on or
+be ended, the link stays if there is no handle.
 """
 
 import ctypes
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
     from torpor.resources.context import Dump, Restore
 
 REG = 1  # FdTypes
-AT_SYMLINK_FOLLOW = 0x400
+AT_FDCWD, AT_SYMLINK_FOLLOW = -100, 0x400
 MAX_HANDLE = 128
-MADE = "link remaps"
+MADE, NO_HANDLE = "link remaps", "link remaps without handle"
 _LINK = re.compile(r"(/[^\0]*)?/link_remap\.\d{1,10}\Z", re.ASCII)  # such names are removed by a restore, no others
 
 # -- dump -------------------------------------------------------------------------------------------------------------
@@ -80,10 +81,12 @@ def save(dump: "Dump", subject: str, id: int, name: str, stat: os.stat_result, p
     reg = RegFileEntry(id=number, flags=0, pos=0, fown=_nobody(), name=link, mode=0)
     dump.file_entries.append(FileEntry(type=REG, id=number, reg=reg))
     ghost.remaps(dump).append(RemapFilePathEntry(orig_id=id, remap_id=number, remap_type=ghost.LINKED))
-    handle = _handle(path)
+    handle = _handle(path, directory)
     if handle is not None:
         own = extra(dump, number)
         own.handle_type, own.handle = handle
+    else:
+        dump.state[NO_HANDLE] = True
 
 
 def _nobody() -> FownEntry:
@@ -92,7 +95,7 @@ def _nobody() -> FownEntry:
 
 def late(dump: "Dump") -> None:
     """A tree that goes on does not keep the names."""
-    if dump.options.leave_running:
+    if dump.options.leave_running or (dump.options.leave_stopped and not dump.state.get(NO_HANDLE)):
         remove(dump)
 
 
@@ -106,24 +109,20 @@ def remove(dump: "Dump") -> None:
             pass  # gone already, or the whole directory is
 
 
-def _handle(path: str) -> tuple[int, bytes] | None:
-    """name_to_handle_at(2): (type, bytes); None where the file system has none."""
+def _handle(path: str, directory: str) -> tuple[int, bytes] | None:
+    """name_to_handle_at(2): (type, bytes); None where the file cannot be found by it."""
     name = ctypes.create_string_buffer(os.fsencode(path))
     buffer = ctypes.create_string_buffer(struct.pack("=Ii", MAX_HANDLE, 0), 8 + MAX_HANDLE)
     mount = ctypes.c_int(0)
+    places = ctypes.addressof(name), ctypes.addressof(buffer), ctypes.addressof(mount)
     try:
-        call(
-            "name_to_handle_at",
-            -100,
-            ctypes.addressof(name),
-            ctypes.addressof(buffer),
-            ctypes.addressof(mount),
-            AT_SYMLINK_FOLLOW,
-        )
+        call("name_to_handle_at", AT_FDCWD, *places, AT_SYMLINK_FOLLOW)
+        size, kind = struct.unpack_from("=Ii", buffer)
+        handle = buffer.raw[8 : 8 + size]
+        os.close(_open_by_handle(directory, kind, handle))
     except OSError:
         return None
-    size, kind = struct.unpack_from("=Ii", buffer)
-    return kind, buffer.raw[8 : 8 + size]
+    return kind, handle
 
 
 # -- restore ----------------------------------------------------------------------------------------------------------
