@@ -6,6 +6,7 @@ thread or process, 32-bit programs.  A restored task gets Torpor's own label, so
 What cannot be seen from outside is not refused: Landlock rules, a session keyring.
 """
 
+import ctypes
 import errno
 import os
 from typing import TYPE_CHECKING
@@ -13,15 +14,17 @@ from typing import TYPE_CHECKING
 from torpor.errors import Refusal
 from torpor.kernel import ptrace
 from torpor.kernel.procfs import read_all
+from torpor.kernel.syscall import call
 from torpor.resources.base import Attribute
 
 if TYPE_CHECKING:
-    from torpor.engine.program import Program, Result
+    from torpor.engine.program import Pointer, Program, Result
     from torpor.images.schema.core import CoreEntry
     from torpor.kernel.fdinfo import FdInfo
     from torpor.resources.context import Dump, DumpTask, Restore, RestoreTask
 
 NT_386_IOPERM = 0x201
+PR_SCHED_CORE = 62
 KEYCTL_GET_KEYRING_ID, KEY_SPEC_THREAD_KEYRING, KEY_SPEC_PROCESS_KEYRING = 0, -1, -2
 UNCONFINED = (b"unconfined", b"kernel", b"_")  # AppArmor, SELinux before its policy is loaded, Smack
 _SECCOMP = {1: "strict", 2: "filter"}
@@ -30,7 +33,7 @@ _SECCOMP = {1: "strict", 2: "filter"}
 class Confinement(Attribute):
     covers = frozenset(
         {"thread:seccomp", "task:label", "thread:syscall_dispatch", "task:shadow_stack", "task:ioperm", "task:keyrings",
-         "task:32bit", "task:kernel_thread"}
+         "task:32bit", "task:kernel_thread", "task:autogroup", "task:core_sched", "task:mempolicy"}
     )  # fmt: skip
 
     def examine(self, task: "DumpTask", dump: "Dump") -> None:
@@ -56,17 +59,24 @@ class Confinement(Attribute):
             )
         if _is_32bit(task):
             dump.refuse(task.refusal("it is a 32-bit program", "only 64-bit programs can be dumped yet", code="32-bit"))
-        if not task.running:
+        if task.running:
+            _examine_running(task, dump)
+        else:
             _examine_stopped(task, dump)
 
-    def ask(self, task: "DumpTask", program: "Program") -> "list[Result]":
+    def ask(self, task: "DumpTask", program: "Program") -> "tuple[list[Result], Pointer]":
+        policy = program.space(4)
+        program.call("get_mempolicy", policy, 0, 0, 0, 0, may_fail=True)
         return [
             program.call("keyctl", KEYCTL_GET_KEYRING_ID, which, 0, 0, 0, may_fail=True)
             for which in (KEY_SPEC_THREAD_KEYRING, KEY_SPEC_PROCESS_KEYRING)
-        ]
+        ], policy
 
-    def save(self, task: "DumpTask", answer: "list[Result]", core: "CoreEntry") -> None:
-        if any(result.value > 0 for result in answer):
+    def save(self, task: "DumpTask", answer: "tuple[list[Result], Pointer]", core: "CoreEntry") -> None:
+        keyrings, policy = answer
+        if any(policy.data):
+            raise task.refusal("it has a memory policy (set_mempolicy)", "run it without numactl")
+        if any(result.value > 0 for result in keyrings):
             raise task.refusal("it has keys in a keyring of its own", "have it drop them (keyctl) first")
 
     def check(self, task: "RestoreTask", restore: "Restore") -> None:
@@ -111,9 +121,37 @@ def _examine_stopped(task: "DumpTask", dump: "Dump") -> None:
         dump.refuse(task.refusal(why, "end the program that drives hardware first"))
 
 
-def _label(tid: int) -> bytes:
+def _examine_running(task: "DumpTask", dump: "Dump") -> None:
+    """Rare things, asked before the freeze only, to keep that short."""
+    tid = task.leader.tid
+    for name in ("exec", "fscreate", "keycreate", "sockcreate"):
+        if label := _label(tid, name):
+            why = f"its security module has a label for what comes next (attr/{name}: {label.decode(errors='replace')})"
+            dump.refuse(task.refusal(why, "have it reset that first", code="label"))
     try:
-        return read_all(f"/proc/{tid}/attr/current").rstrip(b"\0\n")
+        group, _, nice = read_all(f"/proc/{tid}/autogroup").rpartition(b" nice ")
+    except OSError:
+        group, nice = b"", b"0"
+    if group and int(nice):
+        remedy = f"echo 0 > /proc/{tid}/autogroup"
+        dump.refuse(task.refusal(f"its session has a nice value of its own ({int(nice)}, autogroup)", remedy))
+    if _core_cookie(tid):
+        dump.refuse(task.refusal("it is scheduled with others of its kind only (core scheduling)", "run it without"))
+
+
+def _core_cookie(tid: int) -> int:
+    """prctl(PR_SCHED_CORE, PR_SCHED_CORE_GET): 5.14; EINVAL without CONFIG_SCHED_CORE, ENODEV without SMT."""
+    cookie = ctypes.c_uint64(0)
+    try:
+        call("prctl", PR_SCHED_CORE, 0, tid, 0, ctypes.addressof(cookie))
+    except OSError:
+        return 0
+    return cookie.value
+
+
+def _label(tid: int, name: str = "current") -> bytes:
+    try:
+        return read_all(f"/proc/{tid}/attr/{name}").rstrip(b"\0\n")
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ENOENT, errno.EOPNOTSUPP):  # no such module
             return b""
