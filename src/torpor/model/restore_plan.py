@@ -130,7 +130,7 @@ def _check(specs: Sequence[Spec]) -> None:
             0 < spec.pgid < MAX_PID and 0 < spec.sid < MAX_PID
         ):
             raise bad(f"task {spec.pid} has impossible numbers")
-        if numbers & tids or len(numbers) != len(set(spec.threads) | {spec.pid}):
+        if numbers & tids or len(set(spec.threads)) != len(spec.threads):
             raise bad(f"a task or thread of {spec.pid} is there twice")
         if i and spec.ppid not in seen:
             raise bad(f"the parent of task {spec.pid}, {spec.ppid}, is not there before it")
@@ -139,6 +139,7 @@ def _check(specs: Sequence[Spec]) -> None:
         seen.add(spec.pid)
         tids |= numbers
     by_pid = {spec.pid: spec for spec in specs}
+    others = tids - seen
     if specs[0].dead:
         raise bad("its root is dead")
     for spec in specs:
@@ -146,7 +147,7 @@ def _check(specs: Sequence[Spec]) -> None:
             raise bad(f"task {spec.pid} is the child of a dead one")
         if spec.sid in by_pid and by_pid[spec.sid].sid != spec.sid:
             raise bad(f"the session {spec.sid} of task {spec.pid} is not led by that task")
-        if spec.sid in tids - seen or spec.pgid in tids - seen:
+        if spec.sid in others or spec.pgid in others:
             raise bad(f"a session or group of task {spec.pid} has the number of a thread")
         leader = by_pid.get(spec.pgid)
         if leader is not None and leader.sid != spec.sid:
