@@ -44,7 +44,7 @@ KNOWN_FLAGS = frozenset({
 
 _KINDS = {"anon": 0, "heap": HEAP, "stack": 0, "vdso": VDSO, "vvar": VVAR, "vvar_vclock": VVAR, "vsyscall": VSYSCALL}
 KERNEL_KINDS = frozenset({"vdso", "vvar", "vvar_vclock", "vsyscall"})
-_REFUSED_KINDS = {
+REFUSED_KINDS = {
     "uprobes": ("uprobes are set in it", "remove them first"),
     "memfd-huge": ("it is made of hugetlb pages", "use transparent huge pages instead"),
     "sysv-huge": ("it is made of hugetlb pages", "use transparent huge pages instead"),
@@ -67,8 +67,8 @@ def is_private_memory(entry: VmaEntry) -> bool:
 def describe(task: "DumpTask", area: Area, kind: str, flags: frozenset[str]) -> VmaEntry:
     """The entry of one area, still without its file (shmid).  Raises Refusal."""
     where = f"area {area.start:#x}-{area.end:#x} {area.path}".rstrip()
-    if kind in _REFUSED_KINDS:
-        raise task.refusal(*_worded(where, _REFUSED_KINDS[kind]))
+    if kind in REFUSED_KINDS:
+        raise task.refusal(*_worded(where, REFUSED_KINDS[kind]))
     if kind in KERNEL_KINDS:
         flags = frozenset()
     for flag in flags & REFUSED_FLAGS.keys():

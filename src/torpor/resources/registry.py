@@ -42,6 +42,38 @@ ATTRIBUTES = (
     "names", "sched", "creds", "prctl", "threads", "timers", "signals", "rlimits", "security", "cgroup",
 )  # fmt: skip
 
+# What has no resource of its own: saved and brought back by the dump and the restore themselves, in these files.
+OTHERS = {
+    "task:pid": "resources/tree.py",
+    "task:parent": "resources/tree.py",
+    "task:session": "resources/tree.py",
+    "task:group": "resources/tree.py",
+    "task:zombie": "resources/tree.py",
+    "task:stopped": "resources/tree.py",
+    "task:sharing": "model/identity.py",  # CLONE_VM, CLONE_FILES, CLONE_FS, CLONE_SIGHAND
+    "task:descriptors": "resources/fdtable.py",
+    "task:umask": "resources/fdtable.py",
+    "task:cwd": "resources/fdtable.py",
+    "task:root": "resources/fdtable.py",
+    "task:memory": "memory/dump.py",
+    "task:layout": "memory/restore.py",  # brk, arguments, environment, auxiliary vector, executable
+    "thread:tid": "restore.py",
+    "thread:registers": "arch/base.py",
+    "thread:sigmask": "engine/tracee.py",
+    "thread:interrupted_call": "arch/base.py",
+    "vma:anon": "memory/areas.py",
+    "vma:heap": "memory/areas.py",
+    "vma:stack": "memory/areas.py",
+    "vma:file": "memory/areas.py",
+    "vma:shmem": "memory/segments.py",
+    "vma:memfd": "memory/segments.py",
+    "vma:sysv": "memory/sysv.py",
+    "vma:vdso": "memory/restore.py",
+    "vma:vvar": "memory/restore.py",
+    "vma:vvar_vclock": "memory/restore.py",
+    "vma:vsyscall": "memory/areas.py",
+}
+
 # Kinds that are recognised and refused, with the reason and what the user can do.
 REFUSED: dict[str, tuple[str, str]] = {
     "fd:inotify": ("inotify watches cannot be dumped yet", "end the watching program first"),
