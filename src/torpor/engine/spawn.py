@@ -378,6 +378,7 @@ class Spawner:
                 result = tracee.step("munmap", space.base, space.size)
                 if result:
                     raise KernelError(f"cannot unmap the executor of task {pid}", -result)
+            tracee.use_gadget(0)
         self.executors.clear()
 
     def kill(self) -> None:
