@@ -55,7 +55,7 @@ REFUSED_KINDS = {
     "perf": ("perf events cannot be dumped", "stop profiling first"),
     "anon_inode": ("it maps an object that Torpor does not know", "close it first"),
     "dmabuf": ("it maps a DMA buffer", "close the device first"),
-    "special": ("Torpor does not know this area of the kernel's", ""),
+    "special": ("Torpor does not know this area of the kernel's", "use a newer Torpor"),
 }
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 NT_386_IOPERM = 0x201
 PR_SCHED_CORE = 62
+ALL_BITS = (1 << 64) - 1
 KEYCTL_GET_KEYRING_ID, KEY_SPEC_THREAD_KEYRING, KEY_SPEC_PROCESS_KEYRING = 0, -1, -2
 UNCONFINED = (b"unconfined", b"kernel", b"_")  # AppArmor, SELinux before its policy is loaded, Smack
 _SECCOMP = {1: "strict", 2: "filter"}
@@ -33,7 +34,8 @@ _SECCOMP = {1: "strict", 2: "filter"}
 class Confinement(Attribute):
     covers = frozenset(
         {"thread:seccomp", "task:label", "thread:syscall_dispatch", "task:shadow_stack", "task:ioperm", "task:keyrings",
-         "task:32bit", "task:kernel_thread", "task:autogroup", "task:core_sched", "task:mempolicy"}
+         "task:32bit", "task:kernel_thread", "task:autogroup", "task:core_sched", "task:mempolicy",
+         "task:tagged_addresses"}
     )  # fmt: skip
 
     def examine(self, task: "DumpTask", dump: "Dump") -> None:
@@ -57,6 +59,9 @@ class Confinement(Attribute):
                     "start it without (GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK)",
                 )
             )
+        if status.untag_mask not in (None, ALL_BITS):
+            why = "bits of its addresses are not looked at (linear address masking), which Torpor does not restore yet"
+            dump.refuse(task.refusal(why, "start it without"))
         if _is_32bit(task):
             dump.refuse(task.refusal("it is a 32-bit program", "only 64-bit programs can be dumped yet", code="32-bit"))
         if task.running:
