@@ -180,6 +180,9 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
         images.discard()
         guardian.finish()
         if isinstance(error, OSError):
+            import traceback
+
+            log.debug(traceback.format_exc())
             raise _explain(error) from error
         raise
     guardian.finish()

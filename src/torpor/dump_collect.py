@@ -17,7 +17,7 @@ from torpor.images.schema.core import TaskKobjIdsEntry
 from torpor.kernel import pagemap
 from torpor.kernel.maps import read_maps
 from torpor.kernel.proc import parse_stat
-from torpor.kernel.process import comparison
+from torpor.kernel.process import PIDFD_THREAD, comparison
 from torpor.kernel.procfs import read_all
 from torpor.kernel.status import parse_status, parse_thread_status
 from torpor.kernel.syscall import call
@@ -70,7 +70,9 @@ def tasks(dump: "Dump", tree: "FrozenTree") -> None:
         for thread in task.threads:
             thread.capture()
             task.thread_statuses[thread.tid] = parse_thread_status(read_all(f"/proc/{pid}/task/{thread.tid}/status"))
-        task.pidfd = call("pidfd_open", pid, 0)
+        # Through the PID of a leader that has ended, nothing can be fetched.
+        tid = task.leader.tid
+        task.pidfd = call("pidfd_open", tid, 0 if tid == pid else PIDFD_THREAD)
     own = namespaces(os.getpid())
     refuse_session(dump, dump.tasks)
     for task in dump.tasks.values():

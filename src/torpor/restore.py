@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torpor.engine.spawn import Spawner
     from torpor.engine.tracee import Tracee
     from torpor.options import Options
+    from torpor.resources.context import RestoreTask
 
 
 class RestoreResult(NamedTuple):
@@ -245,9 +246,10 @@ class _Work:
             team = ThreadTeam(task.runner)
             team.run(programs)
             team.close()
-        program = Program()
-        self._place_thread(task, task.pid, program)
-        task.runner.run(program)
+        if not task.leader_ended:
+            program = Program()
+            self._place_thread(task, task.pid, program)
+            task.runner.run(program)
 
     def _place_thread(self, task: Any, tid: int, program: Any) -> None:
         for attribute in self.attributes:
@@ -266,6 +268,9 @@ class _Work:
             if task.dead:
                 continue
             for tid, thread in task.tracees.items():
+                if tid == task.pid and task.leader_ended:
+                    _load_exit(thread, task)
+                    continue
                 _load_registers(thread, self.registers[tid])
                 core = task.cores[tid].thread_core
                 assert core is not None and task.core.tc is not None
@@ -361,6 +366,14 @@ class _Work:
             seconds=0.0,
             phases=self.phases,
         )
+
+
+def _load_exit(thread: "Tracee", task: "RestoreTask") -> None:
+    """A main thread that had ended ends again, as soon as it is let go; exit(2) takes what wait(2) shows shifted."""
+    assert task.core.tc is not None
+    code = task.core.tc.exit_code >> 8 & 0xFF
+    thread.use_gadget(0)  # the executor's instruction is gone: the vDSO's
+    thread.set_general(thread.arch.enter_call(thread.general, thread.gadget, thread.arch.SYSCALLS["exit"], [code]))
 
 
 def _load_registers(thread: "Tracee", registers: "Registers") -> None:

@@ -83,7 +83,7 @@ def _load_living(restore: "Restore", task: RestoreTask, inventory: "InventoryEnt
     for tid in task.threads[1:]:
         task.cores[tid] = images.one(kinds.CORE, tid)
     for tid, core in task.cores.items():
-        if core.thread_core is None:
+        if core.thread_core is None and (tid != task.pid or len(task.threads) == 1):
             raise ImageError(f"{kinds.CORE.file_name(tid)} is mangled", "it says nothing of the thread")
     task.ids = images.find(kinds.IDS, task.pid) or task.core.ids
     if task.ids is None:
@@ -173,5 +173,6 @@ def registers(restore: "Restore", arch: "Arch", template: "Registers") -> dict[i
                     "these images", f"they are of another architecture ({core.mtype}) than this machine's {arch.name}",
                     "restore them on a machine like the one they come from", code="foreign-architecture",
                 )  # fmt: skip
-            found[tid], _ = arch.from_core(core, template)
+            if tid != task.pid or not task.leader_ended:
+                found[tid], _ = arch.from_core(core, template)
     return found

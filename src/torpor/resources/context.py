@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from torpor.errors import Refusal
+from torpor.kernel.process import pidfd_getfd
 
 if TYPE_CHECKING:
     from torpor.engine.executor import Executor
@@ -51,9 +52,7 @@ class SeenFile:
     def fd(self) -> int:
         """Our descriptor: same offset, flags and queue as the task's.  Never change them, never read from it."""
         if self._fd < 0:
-            from torpor.kernel.syscall import call
-
-            self._fd = call("pidfd_getfd", self.pidfd, self.number, 0)
+            self._fd = pidfd_getfd(self.pidfd, self.number)
         return self._fd
 
     def close(self) -> None:
@@ -184,6 +183,11 @@ class RestoreTask:
         """A zombie: it only has an exit code."""
         tc = self.core.tc
         return tc is None or tc.task_state in (2, 6)
+
+    @property
+    def leader_ended(self) -> bool:
+        """Whether the main thread has ended while others live: it is made again, and ends when all stands."""
+        return self.core.thread_core is None
 
     @property
     def subject(self) -> str:
