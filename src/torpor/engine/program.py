@@ -257,13 +257,18 @@ def batches(program: Program, word: str, room: int) -> Iterator[Batch]:
         yield finish()
 
 
-def _pointers(call: Call) -> Iterator[Pointer]:
+_IN_MEMORY = (Pointer, Load32)
+
+
+def _pointers(call: Call) -> Sequence[Pointer]:
     """All pointers that a call needs, each once, those linked from others too."""
-    seen: set[Pointer] = set()
-    stack = [a.pointer.root if isinstance(a, Load32) else a.root for a in call.args if isinstance(a, Pointer | Load32)]
+    stack = [a.pointer.root if isinstance(a, Load32) else a.root for a in call.args if isinstance(a, _IN_MEMORY)]
+    if not stack or (len(stack) == 1 and not stack[0].links):  # nearly always; a thousand threads ask five times each
+        return stack
+    seen: dict[Pointer, None] = {}
     while stack:
         pointer = stack.pop()
         if pointer not in seen:
-            seen.add(pointer)
-            yield pointer
+            seen[pointer] = None
             stack += [target.root for _, target in pointer.links]
+    return list(seen)

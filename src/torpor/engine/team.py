@@ -33,12 +33,13 @@ class ThreadTeam:
         self._at = 0
         self._size = 0
         self._slots = 0
+        self._frame = 0
         self._slot_size = 0
 
     def _open(self, sample: Tracee, threads: int) -> None:
         """Map an area for `threads` slots and make the socket."""
         arch = self.leader.arch
-        frame = frame_size(arch, sample.registers())
+        self._frame = frame = frame_size(arch, sample.registers())
         self._slot_size = (HEADER + frame + 1024 + 64 + _WORK + 63) & ~63
         self._size = (self._slot_size * threads + 65535) & ~65535
         program = Program()
@@ -80,7 +81,7 @@ class ThreadTeam:
         arch = self.leader.arch
         todo: list[tuple[Tracee, Area, list[Batch]]] = []
         for slot, (thread, program) in enumerate(programs.items()):
-            size = frame_size(arch, thread.registers())
+            size = frame_size(arch, thread.registers()) if arch.volatile else self._frame
             area = Area(arch, self._at + slot * self._slot_size, self._slot_size, size, 0)
             todo.append((thread, area, list(batches(program, arch.word, area.room))))
         while todo:

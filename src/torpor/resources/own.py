@@ -14,6 +14,7 @@ from torpor.kernel.process import prctl
 from torpor.kernel.procfs import read_all
 from torpor.kernel.sched import SchedAttr, ioprio_get, sched_getattr
 from torpor.kernel.status import Credentials, parse_status
+from torpor.kernel.syscall import call
 
 PR_GET_SECUREBITS, PR_GET_TIMERSLACK = 27, 30
 
@@ -84,23 +85,16 @@ def number_file(path: str, base: int = 10) -> int | None:
 
 
 _cpus = ctypes.create_string_buffer(8192)
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.sched_getaffinity.argtypes = [ctypes.c_int, ctypes.c_size_t, ctypes.c_void_p]
-_libc.sched_setaffinity.argtypes = [ctypes.c_int, ctypes.c_size_t, ctypes.c_char_p]
 _cpus_at = ctypes.addressof(_cpus)
 
 
 def get_affinity(tid: int) -> bytes:
     """sched_getaffinity(2): bit n of the little-endian number for CPU n, without zero bytes at the end."""
-    if _libc.sched_getaffinity(tid, len(_cpus), _cpus_at) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return _cpus.raw.rstrip(b"\0")
+    return ctypes.string_at(_cpus_at, call("sched_getaffinity", tid, len(_cpus), _cpus_at)).rstrip(b"\0")
 
 
 def set_affinity(tid: int, cpus: bytes) -> None:
     """sched_setaffinity(2).  EINVAL: none of these CPUs is here (any more)."""
     padded = cpus.ljust((len(cpus) + 7) & ~7, b"\0")
-    if _libc.sched_setaffinity(tid, len(padded), padded) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    buffer = ctypes.create_string_buffer(padded, len(padded))
+    call("sched_setaffinity", tid, len(padded), ctypes.addressof(buffer))
