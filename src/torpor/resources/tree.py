@@ -26,6 +26,7 @@ from torpor.kernel import ptrace
 from torpor.kernel.process import CLONE_PARENT, CLONE_VM
 from torpor.model.restore_plan import OUTSIDE, SIBLING, Adopt, Create, End, Lead, Plan, Setsid, Step, Unshare
 from torpor.resources import names
+from torpor.resources.stops import is_unseen
 
 if TYPE_CHECKING:
     from torpor.engine.executor import Executor
@@ -44,6 +45,7 @@ class Tree:
         self.restore, self.plan, self.spawner, self.spaces = restore, plan, spawner, spaces
         self.pids: dict[int, int] = {}  # helpers whose PID does not matter: number in the plan -> PID
         self._bereaved: set[int] = set()  # tasks that got a SIGCHLD
+        self._terminals = any(file.tty is not None for file in restore.files.values())
         self._groups: dict[int, list[RestoreTask]] = {}
         for task in restore.tasks.values():
             self._groups.setdefault(task.pgid, []).append(task)
@@ -91,6 +93,12 @@ class Tree:
                 program, births = Program(), []
             if isinstance(step, Setsid):
                 program.call("setsid")
+                if self._terminals:  # now, for children inherit it
+                    runner.run(program)
+                    program = Program()
+                    from torpor.resources import tty_restore
+
+                    tty_restore.take_controlling(self.restore, step.pid, runner)
             elif isinstance(step, Lead):
                 program.call("setpgid", 0, 0)
             elif isinstance(step, Unshare):
@@ -163,7 +171,7 @@ class Tree:
         self._bereaved.add(parent)
 
     def _stop(self, task: "RestoreTask", number: int) -> None:
-        """Bring a task's process into the stop of job control, and let the parent have seen it."""
+        """Bring a task's process into the stop of job control, and let the parent have seen it, if it had."""
         tracee = task.tracee
         assert tracee is not None
         tracee.stop_program()
@@ -184,10 +192,11 @@ class Tree:
         tracee.stopped = False
         parent = self.restore.tasks.get(task.ppid)
         if parent is not None:
-            program = Program()
-            program.call("wait4", task.pid, 0, WNOHANG | WUNTRACED | WALL, 0, may_fail=True)
-            self._runner(task.ppid).run(program)
             self._bereaved.add(task.ppid)
+            if not is_unseen(self.restore, task.ppid, task.pid):
+                program = Program()
+                program.call("wait4", task.pid, 0, WNOHANG | WUNTRACED | WALL, 0, may_fail=True)
+                self._runner(task.ppid).run(program)
 
     def _is_orphaned(self, task: "RestoreTask") -> bool:
         """Whether the task's process group is orphaned (setpgid(2))."""

@@ -40,6 +40,7 @@ class TaskExtraEntry(Message):
     tsc: int | None = optional(7, UINT32, default=None)  # PR_GET_TSC
     mce_kill: int | None = optional(8, UINT32, default=None)  # PR_MCE_KILL_GET
     personality: int | None = optional(9, UINT32, default=None)
+    unseen_stops: list[int] = repeated(10, UINT32, default_factory=list)  # PIDs of stopped children not yet waited for
 
 
 class TorporTaskEntry(Message):
