@@ -120,7 +120,8 @@ def kind_of(seen: SeenFile) -> str:
         return "fd:path"  # whatever it is, only its name is held
     family = None
     if st.S_ISSOCK(seen.stat.st_mode):
-        with socket.socket(fileno=os.dup(seen.fd)) as sock:
+        # Family, type and protocol are given, or Python would ask for the address, which XDP sockets do not have.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=os.dup(seen.fd)) as sock:
             family = sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
     device = seen.stat.st_dev
     file_system = 0
