@@ -87,12 +87,13 @@ def _table(dump: "Dump", task: "Tracee", numbers: list[int], pidfd: int) -> Tabl
     if known is None:
         known = dump.state["descriptions"] = Descriptions()
     directory = os.open(f"/proc/{task.tid}/fd", os.O_RDONLY | os.O_DIRECTORY)
+    infos = os.open(f"/proc/{task.tid}/fdinfo", os.O_RDONLY | os.O_DIRECTORY)
     table: Table = []
     try:
         for number in numbers:
             name = str(number)
             stat = os.stat(name, dir_fd=directory)
-            info = fdinfo.read(task.tid, number)
+            info = fdinfo.read_at(infos, number)
             if info.locks:  # of this table, or of the description: seen through every descriptor that can
                 refuse_locks(f"task {task.pid}, fd {number} ({os.readlink(name, dir_fd=directory)})", info)
             key = (stat.st_dev, stat.st_ino, info.pos, info.status_flags)
@@ -105,6 +106,7 @@ def _table(dump: "Dump", task: "Tracee", numbers: list[int], pidfd: int) -> Tabl
             table.append((known.seen[index], FD_CLOEXEC if info.cloexec else 0, number))
     finally:
         os.close(directory)
+        os.close(infos)
     return table
 
 

@@ -141,6 +141,11 @@ def read(pid: int | str, fd: int) -> FdInfo:
     return _read_path(f"/proc/{pid}/fdinfo/{fd}")
 
 
+def read_at(directory: int, fd: int) -> FdInfo:
+    """The same through a descriptor of /proc/PID/fdinfo, which saves finding the task each time."""
+    return _read_path(str(fd), directory)
+
+
 def read_all(pid: int | str) -> dict[int, FdInfo]:
     """All of a task's descriptors, in ascending order.  A descriptor that vanishes meanwhile is left out."""
     directory = f"/proc/{pid}/fdinfo"
@@ -153,8 +158,8 @@ def read_all(pid: int | str) -> dict[int, FdInfo]:
     return found
 
 
-def _read_path(path: str) -> FdInfo:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _read_path(path: str, dir_fd: int | None = None) -> FdInfo:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         data = os.read(fd, 4096)
         # seq_file hands out whole lines and may stop early: only an empty read is the end.

@@ -51,11 +51,14 @@ CLONE_NEWTIME = 0x80
 CLONE_CLEAR_SIGHAND = 0x1_00000000
 CLONE_INTO_CGROUP = 0x2_00000000
 
-# A function of its own with declared arguments: half the time of `call`, and a tree may need 100,000 comparisons.
+# Functions of their own with declared arguments: half the time of `call`, and a tree may need 100,000 comparisons.
 _raw_kcmp = ctypes.CDLL(None, use_errno=True)["syscall"]
 _raw_kcmp.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong)
 _raw_kcmp.restype = ctypes.c_long
-_KCMP = NR["kcmp"]
+_raw_getfd = ctypes.CDLL(None, use_errno=True)["syscall"]
+_raw_getfd.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_uint)
+_raw_getfd.restype = ctypes.c_long
+_KCMP, _GETFD = NR["kcmp"], NR["pidfd_getfd"]
 _ORDER = (0, -1, 1, UNORDERED)  # the kernel's 0, 1, 2, 3; a failure's -1 is looked at first
 
 
@@ -122,7 +125,11 @@ def pidfd_open(pid: int, flags: int = 0) -> int:
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:
     """pidfd_getfd(2) (5.6): a duplicate of a descriptor of another task, close-on-exec.  Needs ptrace rights."""
-    return call("pidfd_getfd", pidfd, fd, 0)
+    result: int = _raw_getfd(_GETFD, pidfd, fd, 0)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
 
 
 def statfs_type(fd: int) -> int:

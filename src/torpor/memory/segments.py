@@ -18,7 +18,7 @@ from torpor.images.schema.vma import VmaEntry
 from torpor.kernel.maps import DELETED, Area
 from torpor.kernel.syscall import call
 from torpor.memory import sysv
-from torpor.resources.regular import no_owner
+from torpor.resources.description import NOBODY
 
 if TYPE_CHECKING:
     from torpor.resources.context import Dump, DumpTask, Restore
@@ -87,7 +87,7 @@ def enter(dump: "Dump", task: "DumpTask", area: Area, kind: str, entry: VmaEntry
     access = os.O_RDWR  # a memfd is always opened for both; what the mapping may do is in its prot
     if access not in segment.files:
         segment.files[access] = id = dump.new_file_id()
-        memfd = MemfdFileEntry(id=id, flags=access, pos=0, fown=no_owner(), inode_id=segment.shmid)
+        memfd = MemfdFileEntry(id=id, flags=access, pos=0, fown=NOBODY, inode_id=segment.shmid)
         dump.file_entries.append(FileEntry(type=MEMFD, id=id, memfd=memfd))
     entry.shmid = segment.files[access]
     entry.fdflags = access

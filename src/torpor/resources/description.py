@@ -35,16 +35,22 @@ O_ASYNC = os.O_ASYNC
 
 _OWNER = struct.Struct("=ii")
 _IDS = struct.Struct("=II")
+_NOTHING = bytes(_OWNER.size)
+NOBODY = FownEntry(uid=0, euid=0, signum=0, pid_type=0, pid=0)  # one for all: nobody changes it
 
 
 def save_owner(fd: int) -> FownEntry:
     """The owner of a description, and the signal it is to get; `fd` is ours, or an O_PATH descriptor (no owner)."""
     try:
-        kind, pid = _OWNER.unpack(fcntl.fcntl(fd, F_GETOWN_EX, bytes(_OWNER.size)))
+        owner = fcntl.fcntl(fd, F_GETOWN_EX, _NOTHING)
         signum = fcntl.fcntl(fd, F_GETSIG)
-        uid, euid = _IDS.unpack(fcntl.fcntl(fd, F_GETOWNER_UIDS, bytes(_IDS.size))) if pid else (0, 0)
+        if owner == _NOTHING and not signum:
+            return NOBODY
+        ids = fcntl.fcntl(fd, F_GETOWNER_UIDS, bytes(_IDS.size))
     except OSError:  # EBADF: O_PATH
-        kind, pid, signum, uid, euid = 0, 0, 0, 0, 0
+        return NOBODY
+    kind, pid = _OWNER.unpack(owner)
+    uid, euid = _IDS.unpack(ids) if pid else (0, 0)
     return FownEntry(uid=uid, euid=euid, signum=signum, pid_type=kind, pid=pid)
 
 

@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING
 
 from torpor.errors import ImageError, Refusal
 from torpor.images.schema.fdinfo import FileEntry
-from torpor.images.schema.fown import FownEntry
 from torpor.images.schema.regfile import RegFileEntry
 from torpor.images.schema.remap_file_path import RemapFilePathEntry
 from torpor.kernel.syscall import call
 from torpor.resources import ghost
-from torpor.resources.description import extra, extras
+from torpor.resources.description import NOBODY, extra, extras
 
 if TYPE_CHECKING:
     from torpor.resources.context import Dump, Restore
@@ -78,7 +77,7 @@ def save(dump: "Dump", subject: str, id: int, name: str, stat: os.stat_result, p
     made.append(link)
     if len(made) == 1:
         dump.setdefault("undo", []).append(lambda: remove(dump))
-    reg = RegFileEntry(id=number, flags=0, pos=0, fown=_nobody(), name=link, mode=0)
+    reg = RegFileEntry(id=number, flags=0, pos=0, fown=NOBODY, name=link, mode=0)
     dump.file_entries.append(FileEntry(type=REG, id=number, reg=reg))
     ghost.remaps(dump).append(RemapFilePathEntry(orig_id=id, remap_id=number, remap_type=ghost.LINKED))
     handle = _handle(path, directory)
@@ -87,10 +86,6 @@ def save(dump: "Dump", subject: str, id: int, name: str, stat: os.stat_result, p
         own.handle_type, own.handle = handle
     else:
         dump.state[NO_HANDLE] = True
-
-
-def _nobody() -> FownEntry:
-    return FownEntry(uid=0, euid=0, signum=0, pid_type=0, pid=0)
 
 
 def late(dump: "Dump") -> None:

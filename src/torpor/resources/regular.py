@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING
 from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
 from torpor.images.schema.fdinfo import FileEntry
-from torpor.images.schema.fown import FownEntry
 from torpor.images.schema.regfile import RegFileEntry
 from torpor.kernel.maps import shm_device
 from torpor.resources import build_id, ghost, link_remap, unlinked
-from torpor.resources.description import Described, save_owner
+from torpor.resources.description import NOBODY, Described, save_owner
 from torpor.resources.registry import MEMORY_DEVICES
 
 if TYPE_CHECKING:
+    from torpor.images.schema.fown import FownEntry
     from torpor.resources.base import FileKind
     from torpor.resources.context import Dump, Restore, SeenFile
 
@@ -43,8 +43,8 @@ _NO_LATER = re.compile(r"/(task/|fdinfo/|map_files/)")  # what /proc/PID has onl
 # -- dump -------------------------------------------------------------------------------------------------------------
 
 
-def no_owner() -> FownEntry:
-    return FownEntry(uid=0, euid=0, signum=0, pid_type=0, pid=0)
+def no_owner() -> "FownEntry":
+    return NOBODY
 
 
 def save_path(dump: "Dump", subject: str, link: str, path: str, flags: int) -> int:
@@ -56,8 +56,9 @@ def save_path(dump: "Dump", subject: str, link: str, path: str, flags: int) -> i
     known: dict[tuple[int, int, int, str], int] = dump.setdefault("regular:paths", {})
     key = (stat.st_dev, stat.st_ino, flags, link)
     if key not in known:
+        dump.setdefault("file kinds", {})[id(KIND)] = KIND  # for `late`, where no descriptor is of this kind
         known[key] = number = dump.new_file_id()
-        dump.file_entries.append(file_entry(dump, subject, number, link, stat, flags, 0, no_owner(), path))
+        dump.file_entries.append(file_entry(dump, subject, number, link, stat, flags, 0, NOBODY, path))
     return known[key]
 
 
@@ -69,12 +70,15 @@ def file_entry(
     stat: os.stat_result,
     flags: int,
     pos: int,
-    owner: FownEntry,
+    owner: "FownEntry",
     path: str,
+    only_name: bool = False,
 ) -> FileEntry:
-    """The REG entry of a file that /proc shows as `link` at `path`; also makes it a ghost, or gives it a name."""
-    name, gone = locate(dump, subject, link, stat)
-    _enroll(dump)
+    """The REG entry of a file that /proc shows as `link` at `path`; also makes it a ghost, or gives it a name.
+
+    only_name: it stands for something that is not opened by name (terminals), so its name may be gone.
+    """
+    name, gone = (link.removesuffix(DELETED), False) if only_name else locate(dump, subject, link, stat)
     mode = stat.st_mode
     regular = st.S_ISREG(mode)
     appended = flags & (os.O_ACCMODE | os.O_APPEND) == os.O_WRONLY | os.O_APPEND  # grows: CRIU does not compare it
@@ -88,11 +92,6 @@ def file_entry(
     elif regular and stat.st_size >= MIN_ELF:
         dump.setdefault("regular:named", []).append((reg, (stat.st_dev, stat.st_ino)))
     return FileEntry(type=REG, id=id, reg=reg)
-
-
-def _enroll(dump: "Dump") -> None:
-    """Let `late` be called, also where no descriptor is of this kind."""
-    dump.setdefault("file kinds", {})[id(KIND)] = KIND
 
 
 def locate(dump: "Dump", subject: str, link: str, stat: os.stat_result) -> tuple[str, bool]:
@@ -190,9 +189,7 @@ def _check_entry(reg: RegFileEntry) -> None:
 
 
 def _changed(name: str, why: str) -> Refusal:
-    return Refusal(
-        f"the file {name}", f"{why} since the dump", "put it back as it was", code="changed-file"
-    )  # fmt: skip
+    return Refusal(f"the file {name}", why, "put it back as it was", code="changed-file")
 
 
 _KIND_NAMES = {
@@ -206,14 +203,16 @@ def _check_named(reg: RegFileEntry, restore: "Restore") -> None:
     try:
         stat = os.lstat(reg.name)
     except OSError as error:
-        raise _changed(reg.name, f"cannot be found ({os.strerror(error.errno or 0)}): it is gone") from None
+        raise _changed(reg.name, f"it cannot be found any more ({os.strerror(error.errno or 0)})") from None
     mode, kind = reg.mode, st.S_IFMT(stat.st_mode)
     if st.S_ISLNK(stat.st_mode) and not (mode and st.S_ISLNK(mode)):
         stat = os.stat(reg.name)
         kind = st.S_IFMT(stat.st_mode)
     if mode:
         if kind != st.S_IFMT(mode):
-            raise _changed(reg.name, f"has become {_KIND_NAMES[kind]}, was {_KIND_NAMES[st.S_IFMT(mode)]}:")
+            raise _changed(
+                reg.name, f"at the dump it was {_KIND_NAMES[st.S_IFMT(mode)]}, now it is {_KIND_NAMES[kind]}"
+            )
         if stat.st_mode != mode and not restore.options.skip_file_rwx_check:
             raise Refusal(
                 f"the file {reg.name}",
@@ -226,14 +225,14 @@ def _check_named(reg: RegFileEntry, restore: "Restore") -> None:
         if kind != st.S_IFCHR or device not in MEMORY_DEVICES:
             raise ImageError(f"files.img, file {reg.id}", f"{reg.name} is {_KIND_NAMES[kind]} that is not restored so")
     if reg.size is not None and kind == st.S_IFREG and stat.st_size != reg.size:
-        raise _changed(reg.name, f"has {stat.st_size} bytes, had {reg.size}: it was changed")
+        raise _changed(reg.name, f"at the dump it had {reg.size} bytes, now it has {stat.st_size}")
     if reg.build_id and kind == st.S_IFREG and restore.options.file_validation == "buildid":
         known: dict[tuple[int, int], list[int]] = restore.state.setdefault("build ids", {})
         key = (stat.st_dev, stat.st_ino)
         if key not in known:
             known[key] = build_id.of_path(reg.name)
         if known[key] != reg.build_id:
-            raise _changed(reg.name, "is another build than at the dump: it was replaced")
+            raise _changed(reg.name, "it is another build of that program or library than at the dump")
 
 
 class Regular(Described):
