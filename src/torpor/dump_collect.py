@@ -115,7 +115,8 @@ def namespaces(tid: int) -> dict[str, int]:
         try:
             found[name] = os.stat(f"/proc/{tid}/ns/{name}").st_ino
         except FileNotFoundError:
-            pass
+            if name in FOR_CHILDREN:
+                found[name] = 0  # a PID namespace into which nobody was born yet cannot be looked at
     return found
 
 
