@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``torpor check -t PID``: what a tree owns, all that is in the way, and what it would cost; nothing is stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import torpor
+from check.support import Victim
+from check.support import torpor as command
+from torpor.check_tree import TreeReport
+
+OWNER = """
+import os, socket, sys, threading, time
+fork = os.fork() if "child" in sys.argv else 1
+if not fork:
+    time.sleep(1000)
+listener = socket.create_server(("127.0.0.1", 0))
+if "connected" in sys.argv:
+    peer = socket.create_connection(listener.getsockname())
+    accepted = listener.accept()
+pipe = os.pipe()
+memory = bytearray(8 << 20)
+memory[:] = b"x" * len(memory)
+if "gone" in sys.argv:
+    gone = open("gone", "w+b"); gone.write(bytes(3 << 20)); gone.flush(); os.unlink("gone")
+    linked = open("linked", "w"); os.link("linked", "other"); os.unlink("linked")
+for number in range(3):
+    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+if "lock" in sys.argv:
+    import fcntl
+    locked = open("locked", "w"); fcntl.flock(locked, fcntl.LOCK_EX)
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+def owner(directory: Path, *what: str) -> Victim:
+    return Victim(directory, sys.executable, "-c", OWNER, *what)
+
+
+def check(pid: int, **options: object) -> TreeReport:
+    report = torpor.check(pid=pid, manage_cgroups="ignore", **options)  # type: ignore[call-overload]
+    assert isinstance(report, TreeReport)
+    return report
+
+
+def codes(report: TreeReport) -> set[str]:
+    return {one.code for one in report.obstacles}
+
+
+def test_what_a_tree_owns(tmp_path: Path) -> None:
+    with owner(tmp_path, "child") as victim:
+        report = check(victim.pid)
+        assert report.ok
+        first, second = report.tasks
+        assert (first.pid, second.ppid) == (victim.pid, victim.pid)
+        assert (first.threads, second.threads, report.threads) == (4, 1, 5)
+        assert report.files["fd:inet"] == 1
+        assert report.files["fd:pipe"] == 2
+        mapped, stored = report.memory["anonymous"]
+        assert mapped > stored > 8 << 20
+        assert report.image_bytes > stored
+        text = "\n".join(report.lines())
+        for words in (f"{victim.pid} python", "4 threads", "2 pipe ends", "1 TCP or UDP socket\n", "Can be dumped."):
+            assert words in text
+        os.kill(second.pid, signal.SIGKILL)
+
+
+def test_everything_in_the_way_is_named_at_once(tmp_path: Path) -> None:
+    with owner(tmp_path, "connected", "gone", "lock") as victim:
+        report = check(victim.pid)
+        assert not report.ok
+        assert codes(report) >= {"unsupported", "ghost-limit", "link-remap", "file-lock"}
+        assert sum("it is connected to" in one.why for one in report.obstacles) == 2
+        remedies = " ".join(one.remedy for one in report.obstacles)
+        assert "--tcp-close" in remedies and "--link-remap" in remedies and "--ghost-limit" in remedies
+        allowed = check(victim.pid, tcp_close=True, ghost_limit="4M", link_remap=True)
+        assert codes(allowed) == {"file-lock"}
+
+
+def test_the_session_of_a_shell(tmp_path: Path) -> None:
+    with Victim(tmp_path, "sh", "-c", "sleep 1000 & echo $!; wait") as victim:
+        child = int(victim.first)
+        assert codes(check(child)) == {"shell-job"}
+        assert check(child, shell_job=True).ok
+        images = tmp_path / "images"
+        images.mkdir()
+        done = command("dump", "-t", child, "-D", images, "--manage-cgroups=ignore")
+        assert done.returncode == 1 and "--shell-job" in done.stderr
+        os.kill(child, signal.SIGKILL)
+
+
+def test_foreign_namespaces(tmp_path: Path) -> None:
+    with Victim(tmp_path, "unshare", "-niu", "sh", "-c", "echo ready; exec sleep 1000") as victim:
+        why = [one.why for one in check(victim.pid).obstacles if one.code == "namespace"]
+        assert len(why) == 3
+        assert "it lives in another network namespace than Torpor" in why
+    with Victim(tmp_path, "unshare", "-p", "sh", "-c", "echo ready; exec sleep 1000") as victim:
+        (one,) = check(victim.pid).obstacles
+        assert "its children will live in another PID namespace" in one.why
+
+
+def test_a_task_that_is_traced(tmp_path: Path) -> None:
+    with owner(tmp_path) as victim:
+        tracer = subprocess.Popen([sys.executable, "-c", f"""
+import ctypes, time
+libc = ctypes.CDLL(None)
+libc.ptrace.argtypes = [ctypes.c_long] * 4
+assert libc.ptrace(0x4206, {victim.pid}, 0, 0) == 0
+print("ready", flush=True)
+time.sleep(1000)"""], stdout=subprocess.PIPE)  # fmt: skip
+        assert tracer.stdout is not None
+        try:
+            tracer.stdout.readline()
+            (one,) = check(victim.pid).obstacles
+            assert one.code == "traced"
+            assert str(tracer.pid) in one.why
+        finally:
+            tracer.kill()
+            tracer.wait()
+
+
+def test_torpor_itself_and_nobody() -> None:
+    assert "own-tree" in codes(check(os.getpid()))
+    with pytest.raises(torpor.TaskGone):
+        check((1 << 22) - 1)
+
+
+def test_nothing_is_stopped_or_changed(tmp_path: Path) -> None:
+    """Its threads run all the time, and what /proc shows afterwards is what it showed before."""
+    with owner(tmp_path, "connected") as victim:
+        names = ("status", "maps", "limits", "stat")
+        shown = {name: Path(f"/proc/{victim.pid}/{name}").read_bytes() for name in names}
+        fds = sorted(os.listdir(f"/proc/{victim.pid}/fd"))
+        states, done = set(), threading.Event()
+
+        def watch() -> None:
+            while not done.is_set():
+                for line in Path(f"/proc/{victim.pid}/status").read_text().splitlines():
+                    if line.startswith(("State", "TracerPid")):
+                        states.add(line)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        for _ in range(5):
+            check(victim.pid)
+        done.set()
+        watcher.join()
+        assert states == {"State:\tS (sleeping)", "TracerPid:\t0"}
+        assert sorted(os.listdir(f"/proc/{victim.pid}/fd")) == fds
+        for name in ("maps", "limits"):
+            assert Path(f"/proc/{victim.pid}/{name}").read_bytes() == shown[name]
+
+
+def test_the_command(tmp_path: Path) -> None:
+    with owner(tmp_path, "connected") as victim:
+        done = command("check", "-t", victim.pid, "--manage-cgroups=ignore")
+        assert done.returncode == 1
+        assert "it is connected to" in done.stdout
+        assert done.stdout.endswith("Cannot be dumped as it is.\n")
+        done = command("check", "-t", victim.pid, "--manage-cgroups=ignore", "--tcp-close", "--json")
+        assert done.returncode == 0
+        facts = json.loads(done.stdout)
+        assert facts["ok"] and facts["estimate"]["frozen_seconds"] > 0
+        assert facts["tasks"][0]["pid"] == victim.pid
+
+
+MANY = """
+import resource, sys, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (6000, 6000))
+files = [open("/etc/passwd") for _ in range(5000)]
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_five_thousand_files_are_quick(tmp_path: Path) -> None:
+    with Victim(tmp_path, sys.executable, "-c", MANY) as victim:
+        before = time.process_time()
+        report = check(victim.pid)
+        assert report.ok and report.descriptors > 5000
+        assert time.process_time() - before < 0.5 * 1.5  # processor time: the machine may be busy with other things
