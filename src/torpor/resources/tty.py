@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Terminals: pseudo-terminals of which the tree holds the master, and a job's terminal, whose master is outside.
+
+A master (/dev/ptmx) and its slaves (/dev/pts/N) are one object; every open of the master makes a new one.  What CRIU's
+format calls a tty is one end: `id` is twice the number, plus one for the master.  Surprising facts:
+
+- A slave whose master is not in the tree belongs to somebody else, mostly a terminal emulator or sshd: it needs
+  --shell-job, and the terminal that Torpor's restore is called from takes its place.
+- A slave whose master is closed is hung up for ever: reading gives end of file, all else EIO.
+- /dev/tty is not a terminal but a way to the controlling one; what was opened by it shows only by TIOCGDEV.
+
+Making them again is in tty_restore.py, queued data in tty_queue.py.
+"""
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from torpor.images import kinds
+from torpor.images.schema.fdinfo import FileEntry
+from torpor.images.schema.tty import TtyDataEntry, TtyFileEntry, TtyInfoEntry, TtyPtyEntry
+from torpor.resources import regular, tty_calls, tty_queue
+from torpor.resources.description import NOBODY, Described, extra, save_owner
+from torpor.resources.tty_calls import Modes, number
+
+if TYPE_CHECKING:
+    from torpor.resources.context import Dump, Restore, SeenFile
+
+TTY = 11  # FdTypes
+PTY, CTTY = 1, 4  # TtyType
+PTMX, CONTROLLING = os.makedev(5, 2), os.makedev(5, 0)
+SLAVE_MAJOR = 136
+CTTY_ID = 2012  # CRIU's number for /dev/tty
+
+
+class End(NamedTuple):
+    """One end of a pseudo-terminal, or /dev/tty, as seen first; `fd`: our own descriptor."""
+
+    seen: "SeenFile"
+    info: TtyInfoEntry
+    fd: int
+    hung_up: bool
+
+
+class Tty(Described):
+    covers = frozenset({"fd:tty"})
+    type = TTY
+    field = "tty"
+
+    # -- dump ---------------------------------------------------------------------------------------------------------
+    def examine(self, seen: "SeenFile", dump: "Dump") -> None:
+        device = seen.stat.st_rdev
+        if device not in (PTMX, CONTROLLING) and os.major(device) != SLAVE_MAJOR:
+            raise seen.refusal(
+                "consoles, virtual terminals and serial lines cannot be dumped", "start the program in a terminal"
+                " emulator or a multiplexer, or redirect its standard files"
+            )  # fmt: skip
+
+    def save(self, seen: "SeenFile", dump: "Dump") -> FileEntry:
+        ends: dict[int, End] = dump.setdefault("ttys", {})
+        info, hung_up = self._info(seen, dump)
+        if info.id in ends:
+            info = ends[info.id].info
+        else:
+            ends[info.id] = End(seen, info, os.dup(seen.fd), hung_up)
+        name = dump.new_file_id()
+        flags = seen.info.status_flags
+        path = f"/proc/{seen.pid}/fd/{seen.number}"
+        entry = regular.file_entry(
+            dump, seen.subject, name, seen.link, seen.stat, flags, 0, NOBODY, path, only_name=True
+        )
+        dump.file_entries.append(entry)
+        tty = TtyFileEntry(id=seen.id, tty_info_id=info.id, flags=flags, fown=save_owner(seen.fd), regf_id=name)
+        return FileEntry(type=TTY, id=seen.id, tty=tty)
+
+    def _info(self, seen: "SeenFile", dump: "Dump") -> tuple[TtyInfoEntry, bool]:
+        fd, device = seen.fd, seen.stat.st_rdev
+        kind, sid, pgrp, index, locked, packets = PTY, 0, 0, os.minor(device), False, False
+        if device == PTMX:
+            index = number(fd, tty_calls.TIOCGPTN)
+            id = index * 2 + 1
+            locked = bool(number(fd, tty_calls.TIOCGPTLCK))
+            packets = bool(number(fd, tty_calls.TIOCGPKT))
+            sid, pgrp = _session(fd)
+        elif device == CONTROLLING:
+            kind, (id, sid, pgrp) = CTTY, self._controlling(seen, dump)
+        else:
+            id = index * 2
+            sid, pgrp = _session_of(device, dump)
+        info = TtyInfoEntry(
+            id=id,
+            type=kind,
+            locked=locked,
+            exclusive=False,
+            packet_mode=packets,
+            sid=sid,
+            pgrp=pgrp,
+            rdev=os.major(device) << 8 | os.minor(device) & 0xFF | os.minor(device) >> 8 << 20,
+            pty=TtyPtyEntry(index=index) if kind == PTY else None,
+            dev=os.major(seen.stat.st_dev) << 20 | os.minor(seen.stat.st_dev),
+            uid=seen.stat.st_uid,
+            gid=seen.stat.st_gid,
+        )
+        try:
+            modes = Modes.get(fd)
+        except OSError:
+            return info, True
+        if modes.line != tty_calls.N_TTY:
+            raise seen.refusal(f"it has line discipline {modes.line}", "end the program that set it first")
+        info.termios, info.termios_locked = modes.entry(), tty_calls.locks(fd)
+        info.winsize = tty_calls.window_size(fd)
+        info.exclusive = bool(number(fd, tty_calls.TIOCGEXCL))
+        if device != PTMX:
+            extra(dump, seen.id).mode = seen.stat.st_mode & 0o7777
+        return info, False
+
+    @staticmethod
+    def _controlling(seen: "SeenFile", dump: "Dump") -> tuple[int, int, int]:
+        """Id, session and foreground group of what is behind /dev/tty."""
+        sid, pgrp = _session_of(number(seen.fd, tty_calls.TIOCGDEV), dump)
+        if not sid:
+            raise seen.refusal("it was the controlling terminal of a session that is gone", "close it first")
+        ids: dict[int, int] = dump.setdefault("tty controlling", {})
+        ids.setdefault(sid, CTTY_ID if not ids else (1 << 30) + len(ids))
+        return ids[sid], sid, pgrp
+
+    def settle(self, dump: "Dump") -> None:
+        ends: dict[int, End] = dump.state.get("ttys", {})
+        data: list[TtyDataEntry] = dump.setdefault("tty data", [])
+        outside: set[int] = set()
+        try:
+            for id, end in ends.items():
+                if end.info.type == CTTY:
+                    if not any(other.info.sid == end.info.sid and other.info.type == PTY for other in ends.values()):
+                        self._refuse_outside(end, dump)
+                elif id % 2:
+                    if id - 1 in ends:
+                        ends[id - 1].info.sid, ends[id - 1].info.pgrp = end.info.sid, end.info.pgrp
+                    queues = tty_queue.look(end.fd)
+                    data += [TtyDataEntry(tty_id=id - 1, data=queues.typed)] if queues.typed else []
+                    data += [TtyDataEntry(tty_id=id, data=queues.written)] if queues.written else []
+                elif id + 1 not in ends and not end.hung_up:
+                    self._refuse_outside(end, dump)
+                    outside.add(id)
+                    if len(outside) > 1:
+                        raise end.seen.refusal(
+                            "the tree uses two terminals whose masters are outside of it", "close one of them first"
+                        )
+        finally:
+            for end in ends.values():
+                os.close(end.fd)
+
+    @staticmethod
+    def _refuse_outside(end: End, dump: "Dump") -> None:
+        if not dump.options.shell_job:
+            raise end.seen.refusal(
+                "the other end of this terminal is outside the tree",
+                "say --shell-job, here and at restore, where the terminal that you call it from takes its place;"
+                " or start the program with its standard files redirected",
+            )
+
+    def late(self, dump: "Dump") -> None:
+        ends: dict[int, End] = dump.state.get("ttys", {})
+        dump.images.write(kinds.TTY_INFO, [end.info for end in ends.values()])
+        dump.images.write(kinds.TTY_DATA, dump.state.get("tty data", []))
+
+    # -- restore ------------------------------------------------------------------------------------------------------
+    def check(self, entry: FileEntry, restore: "Restore") -> None:
+        from torpor.resources import tty_restore
+
+        tty_restore.terminals(restore).check(entry)
+
+    def make(self, entry: FileEntry, restore: "Restore") -> int:
+        from torpor.resources import tty_restore
+
+        return tty_restore.terminals(restore).make(entry)
+
+    def wire(self, entry: FileEntry, fd: int, restore: "Restore") -> None:
+        from torpor.resources import tty_restore
+
+        tty_restore.terminals(restore).finish()
+
+    def last(self, entry: FileEntry, fd: int, restore: "Restore") -> None:
+        from torpor.resources import tty_restore
+
+        super().last(entry, fd, restore)
+        tty_restore.terminals(restore).give_outside()
+
+
+def _session(master: int) -> tuple[int, int]:
+    """Session and foreground group of a pseudo-terminal, asked through its master."""
+    try:
+        return number(master, tty_calls.TIOCGSID), max(0, number(master, tty_calls.TIOCGPGRP))
+    except OSError:
+        return 0, 0  # it is nobody's controlling terminal
+
+
+def _session_of(device: int, dump: "Dump") -> tuple[int, int]:
+    """The same of any terminal, as the tasks of the tree tell."""
+    for task in dump.tasks.values():
+        if not task.zombie and _same_device(task.stat.tty_nr, device):
+            return task.sid, max(0, task.stat.tpgid)
+    return 0, 0
+
+
+def _same_device(shown: int, device: int) -> bool:
+    """Compare with tty_nr of /proc/PID/stat: new_encode_dev, the minor's upper bits above the major."""
+    shown &= 0xFFFFFFFF
+    return os.makedev(shown >> 8 & 0xFFF, shown & 0xFF | shown >> 12 & 0xFFF00) == device
+
+
+FILE_KINDS = [Tty()]
