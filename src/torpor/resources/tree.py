@@ -13,6 +13,7 @@ detached it is simply what it was, without news to anybody.
 
 import os
 import signal
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torpor.engine import stops
@@ -30,6 +31,7 @@ from torpor.resources.stops import is_unseen
 
 if TYPE_CHECKING:
     from torpor.engine.executor import Executor
+    from torpor.engine.spawn import Cradle
     from torpor.memory.restore import AddressSpaces
     from torpor.resources.context import Restore, RestoreTask
 
@@ -51,12 +53,12 @@ class Tree:
             self._groups.setdefault(task.pgid, []).append(task)
 
     # -- births -----------------------------------------------------------------------------------------------------
-    def build(self, child_of_front: bool) -> None:
-        """All births, then who joins which group."""
+    def build(self, clone_first: "Callable[[Cradle, int], None]", cradle: "Cradle | None") -> None:
+        """All births, then who joins which group.  `clone_first` makes the root, from `cradle` if there is one."""
         steps = self.plan.steps
         root = steps[0]
         assert isinstance(root, Create) and root.maker == 0
-        executor = self.spawner.first(root.pid, child_of_front)
+        executor = self.spawner.first(root.pid, clone_first, cradle)
         program = Program()
         program.call("rt_sigaction", signal.SIGCHLD, program.space(_SIGACTION_SIZE), 0, 8)
         executor.run(program)

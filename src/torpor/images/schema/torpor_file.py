@@ -64,3 +64,4 @@ class TorporFileEntry(Message):
     peek_offset: int | None = optional(19, INT32, default=None)  # SO_PEEK_OFF
     option_numbers: list[int] = repeated(20, UINT32, default_factory=list)  # options that sk_opts_entry lacks
     option_values: list[int] = repeated(21, UINT32, default_factory=list)
+    mode: int | None = optional(22, UINT32, default=None)  # permissions of a terminal
