@@ -16,6 +16,8 @@ whatever fails takes everything back: either the whole tree runs, or nothing is 
 import os
 import signal
 import time
+from collections.abc import Callable
+from errno import EPERM
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torpor.errors import KernelError, RestoreFailed, TorporError
@@ -23,10 +25,14 @@ from torpor.errors import KernelError, RestoreFailed, TorporError
 if TYPE_CHECKING:
     from torpor.arch.base import Registers
     from torpor.engine.process import Report
-    from torpor.engine.spawn import Spawner
+    from torpor.engine.spawn import Cradle, Spawner
     from torpor.engine.tracee import Tracee
     from torpor.options import Options
     from torpor.resources.context import RestoreTask
+
+# Whose child the root becomes: of whoever adopts orphans, of the process that asks, of that one's parent.
+NOBODY, FRONT, TORPORS_PARENT = range(3)
+CLONE_PARENT = 0x8000
 
 
 class RestoreResult(NamedTuple):
@@ -40,31 +46,46 @@ class RestoreResult(NamedTuple):
     phases: dict[str, float]
 
 
-def restore(options: "Options") -> RestoreResult:
+def restore(options: "Options", sibling: bool = False) -> RestoreResult:
     """Bring back the tree in options.images_dir.  Raises TorporError; nothing is left of it then.
 
-    The root becomes a child of this process if it is waited for (not restore_detached) or asked for
-    (restore_sibling), else of whoever adopts orphans.
+    The root becomes a child of this process if it is waited for (not restore_detached) or asked for (restore_sibling;
+    with `sibling` a child of this process's parent), else of whoever adopts orphans.
     """
     from torpor.engine.process import run_engine
+    from torpor.engine.spawn import Cradle
     from torpor.images.directory import ImageReader
 
     started = time.monotonic()
-    ours = options.restore_sibling or not options.restore_detached
+    parent = TORPORS_PARENT if sibling else FRONT if options.restore_sibling or not options.restore_detached else NOBODY
+    cradle = Cradle.make() if sibling else None
     child: list[int] = []
 
     def on_report(kind: str, value: Any) -> None:
-        if kind == "root":
+        if kind == "made":
             child.append(value)
+        elif cradle is not None:
+            _clone_for(cradle, value)
 
     with ImageReader.open(options.images_dir) as images:
         try:
-            result = run_engine(lambda report: _restore(options, images.dir_fd, report, ours), on_report)
+            result = run_engine(lambda report: _restore(options, images.dir_fd, report, parent, cradle), on_report)
         except BaseException:
-            if ours and child:
+            if child:
                 _reap(child[0])
             raise
     return result._replace(seconds=time.monotonic() - started)
+
+
+def _clone_for(cradle: "Cradle", pid: int) -> None:
+    """In the front: make the root as our sibling, and tell the engine how that went."""
+    try:
+        cradle.clone(pid, CLONE_PARENT)
+        failure = 0
+    except OSError as error:
+        failure = error.errno or EPERM
+    cradle.theirs.send(failure.to_bytes(4, "little"))
+    cradle.close()
 
 
 def _reap(pid: int) -> None:
@@ -90,14 +111,29 @@ def _describe(options: "Options", dir_fd: int) -> str:
     return "\n".join(work.plan.lines())
 
 
-def _restore(options: "Options", dir_fd: int, report: "Report", child_of_front: bool) -> RestoreResult:
+def _restore(options: "Options", dir_fd: int, report: "Report", parent: int, cradle: "Cradle | None") -> RestoreResult:
     """In the engine process."""
+
+    def clone_first(cradle: "Cradle", pid: int) -> None:
+        from torpor.engine.spawn import cannot_make
+
+        try:
+            if parent == TORPORS_PARENT:
+                report("clone", pid)
+                failure = int.from_bytes(cradle.ours.recv(4), "little")
+                if failure:
+                    raise OSError(failure, os.strerror(failure))
+            else:
+                cradle.clone(pid, CLONE_PARENT if parent == FRONT else 0)
+        except OSError as error:
+            raise cannot_make(pid, error.errno or 0) from None
+        if parent == FRONT:
+            report("made", pid)
+
     work = _Work(options, dir_fd)
     work.check()
     try:
-        if child_of_front:
-            report("root", work.plan.root)
-        work.build(child_of_front)
+        work.build(clone_first, cradle)
         work.bring_back()
         work.release()
     except BaseException as error:
@@ -153,13 +189,13 @@ class _Work:
         self.lap("check")
 
     # -- tree -------------------------------------------------------------------------------------------------------
-    def build(self, child_of_front: bool) -> None:
+    def build(self, clone_first: "Callable[[Cradle, int], None]", cradle: "Cradle | None") -> None:
         from torpor.engine.spawn import Spawner
         from torpor.resources.tree import Tree
 
         self.spawner = Spawner(self.spaces.hole)
         tree = Tree(self.restore, self.plan, self.spawner, self.spaces)
-        tree.build(child_of_front)
+        tree.build(clone_first, cradle)
         tree.settle()
         self.lap("tree")
 

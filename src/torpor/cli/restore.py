@@ -24,7 +24,7 @@ def run(options: Options, voice: Voice) -> int:
         return 0
     from torpor.restore import restore
 
-    result = restore(options)
+    result = restore(options, sibling=options.restore_sibling)
     facts = {"pid": result.pid, "tasks": result.tasks, "seconds": result.seconds, "images": options.images_dir}
     if options.display_stats:
         facts["phases"] = dict(result.phases)

@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torpor.arch import native
@@ -109,6 +109,29 @@ def stub(arch: Arch) -> bytes:
     return ident + start + segment + code
 
 
+class Cradle(NamedTuple):
+    """What the first task begins with: its socket (both ends) and the file that it executes."""
+
+    ours: socket.socket
+    theirs: socket.socket
+    file: int
+
+    @classmethod
+    def make(cls) -> "Cradle":
+        return cls(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), _stub_file(native()))
+
+    def clone(self, pid: int, flags: int = 0) -> None:
+        """Clone the calling process, with CLONE_PARENT in `flags` into a sibling; the clone waits to be traced and
+        never returns from here.  Raises OSError: EEXIST where `pid` is taken."""
+        if clone3(flags, exit_signal=0 if flags & CLONE_PARENT else signal.SIGCHLD, set_tid=[pid]) == 0:
+            _become_stub(self.ours.fileno(), self.theirs.fileno(), self.file)
+
+    def close(self) -> None:
+        """Close all but our end."""
+        self.theirs.close()
+        os.close(self.file)
+
+
 class Spawner:
     """Makes tasks, and knows all that it made: `tracees` by TID, to be killed if something goes wrong."""
 
@@ -123,29 +146,19 @@ class Spawner:
         self._entry: dict[int, bytes] = {}
 
     # -- the first one ----------------------------------------------------------------------------------------------
-    def first(self, pid: int, child_of_front: bool) -> Executor:
-        """Make the root.  Raises RestoreFailed where `pid` is taken."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        file = _stub_file(self.arch)
+    def first(self, pid: int, clone: "Callable[[Cradle, int], None]", cradle: "Cradle | None" = None) -> Executor:
+        """Make the root by `clone` (see Cradle).  Raises RestoreFailed where `pid` is taken."""
+        cradle = cradle or Cradle.make()
+        ours = cradle.ours
         try:
-            made = clone3(
-                CLONE_PARENT if child_of_front else 0,
-                exit_signal=0 if child_of_front else signal.SIGCHLD,
-                set_tid=[pid],
-            )
-        except OSError as error:
-            raise cannot_make(pid, error.errno or 0) from None
-        if made == 0:
-            _become_stub(ours.fileno(), theirs.fileno(), file)
-        theirs.close()
-        tracee = Tracee(pid, pid)
-        self.tracees[pid] = tracee
-        try:
+            clone(cradle, pid)
+            tracee = Tracee(pid, pid)
+            self.tracees[pid] = tracee
             ptrace.seize(pid, OPTIONS | ptrace.O_TRACEEXEC)
             ours.send(b"go")
             stop = stops.wait(pid)
         finally:
-            os.close(file)
+            cradle.close()
         if stop.kind is not Kind.EVENT:
             why = os.strerror(os.WEXITSTATUS(stop.status)) if os.WIFEXITED(stop.status) else f"status {stop.status:#x}"
             raise RestoreFailed(f"cannot start task {pid}", why)
