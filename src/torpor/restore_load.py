@@ -65,14 +65,13 @@ def _check_inventory(restore: "Restore", inventory: "InventoryEntry") -> None:
     if not inventory.fdinfo_per_id:
         raise ImageError("these images are too old", "their descriptors are numbered by task")
     if inventory.tcp_close and not options.tcp_close:
-        raise Refusal(
-            "these images", "they were made with --tcp-close: their connections come back closed",
-            "say --tcp-close here, too", code="tcp-close",
-        )  # fmt: skip
+        why = "they were made with --tcp-close: their connections come back closed"
+        restore.problem(Refusal("these images", why, "say --tcp-close here, too", code="tcp-close"))
     if inventory.allow_uprobes:
-        raise Refusal("these images", "the tree had uprobes, which Torpor does not restore")
+        restore.problem(Refusal("these images", "the tree had uprobes, which Torpor does not restore"))
     if images.exists(kinds.FILE_LOCKS):
-        raise Refusal("these images", "there are file locks in them, which Torpor does not restore yet")
+        why = "there are file locks in them, which Torpor does not restore yet"
+        restore.problem(Refusal("these images", why, code="file-lock"))
 
 
 def _load_living(restore: "Restore", task: RestoreTask, inventory: "InventoryEntry") -> None:
@@ -113,11 +112,9 @@ def _spec(task: RestoreTask) -> Spec:
 def _check_session(restore: "Restore", plan: Plan) -> None:
     root = restore.tasks[plan.root]
     if root.sid not in restore.tasks and not restore.options.shell_job:
-        raise root.refusal(
-            f"its session {root.sid} is led by a process outside of the tree",
-            "say --shell-job, and it joins the session that you restore it from",
-            code="shell-job",
-        )
+        why = f"its session {root.sid} is led by a process outside of the tree"
+        remedy = "say --shell-job, and it joins the session that you restore it from"
+        restore.problem(root.refusal(why, remedy, code="shell-job"))
 
 
 def executor_areas(restore: "Restore") -> int:
@@ -142,7 +139,8 @@ def check_pids(restore: "Restore", plan: Plan) -> None:
             except OSError as error:
                 if error.errno == errno.ESRCH:
                     continue
-            raise pid_taken(pid, target < 0)
+            restore.problem(pid_taken(pid, target < 0))
+            break
 
 
 def pid_taken(pid: int, group: bool) -> RestoreFailed:

@@ -7,7 +7,7 @@ Resources reach other resources only through these.
 import os
 from typing import TYPE_CHECKING, Any
 
-from torpor.errors import Refusal
+from torpor.errors import Refusal, TorporError
 from torpor.kernel.process import pidfd_getfd
 
 if TYPE_CHECKING:
@@ -208,6 +208,10 @@ class Restore:
         self.files: dict[int, FileEntry] = {}  # files.img by id
         self.made: dict[int, int] = {}  # file id -> our descriptor
         self.state: dict[str, Any] = {}
+
+    def problem(self, error: TorporError) -> None:
+        """It cannot be restored.  A restore ends here; a check collects what is in the way: go on after it."""
+        raise error
 
     def descriptor(self, id: int) -> int:
         """Our descriptor of a file that has been made."""

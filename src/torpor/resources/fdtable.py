@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from torpor.engine.executor import MSG_CMSG_CLOEXEC, SCM_MAX_FD, Executor, received
 from torpor.engine.program import Load32, Program
 from torpor.engine.waiting import check_cancelled
-from torpor.errors import ImageError, Refusal, RestoreFailed
+from torpor.errors import ImageError, Refusal, RestoreFailed, TorporError
 from torpor.images import kinds
 from torpor.images.schema.fdinfo import FdinfoEntry, FileEntry
 from torpor.resources import extras, registry
@@ -47,8 +47,11 @@ class Files:
         """All that the images say of files; `limit`: the hard limit of descriptors.  Raises ImageError, Refusal."""
         restore = self.restore
         for entry in restore.files.values():
-            self.kinds[entry.id] = kind = _kind(entry)
-            kind.check(entry, restore)
+            try:
+                self.kinds[entry.id] = kind = _kind(entry)
+                kind.check(entry, restore)
+            except TorporError as error:
+                restore.problem(error)
         wanted: list[int] = []
         for task in restore.tasks.values():
             if task.dead or task.ids is None:
