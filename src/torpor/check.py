@@ -6,11 +6,12 @@ The kernel's part: the probes of `torpor.kernel.probe`, run in a process of thei
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from torpor.errors import Refusal, UsageError
+from torpor.errors import UsageError
 from torpor.kernel.probe import EXPERIMENTAL, OPTIONAL, REQUIRED, Finding, features, probes, run
 from torpor.options import Options
 
 if TYPE_CHECKING:
+    from torpor.check_images import ImagesReport
     from torpor.check_tree import TreeReport
 
 GOOD = "Looks good."
@@ -96,7 +97,8 @@ def check_tree(options: Options) -> "TreeReport":
     return check(options)
 
 
-def check_images(options: Options) -> Report:
+def check_images(options: Options) -> "ImagesReport":
     """Can these images be restored here and now?"""
-    raise Refusal("check -D DIR", "Torpor cannot check images without restoring them yet",
-                  "torpor restore checks them all before it creates anything", code="not-implemented")  # fmt: skip
+    from torpor.check_images import check
+
+    return check(options)

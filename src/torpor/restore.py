@@ -157,7 +157,7 @@ class _Work:
         self.restore = Restore(options, ImageReader(dir_fd))
         self.phases: dict[str, float] = {}
         self._at = time.monotonic()
-        self.limit = _raise_limit()
+        self.limit = raise_limit()
         self.spawner: Spawner | None = None
 
     def lap(self, name: str) -> None:
@@ -184,7 +184,7 @@ class _Work:
             if not task.dead:
                 for attribute in self.attributes:
                     attribute.check(task, restore)
-        self.registers = restore_load.registers(restore, native(), _template())
+        self.registers = restore_load.registers(restore, native(), template())
         restore_load.check_pids(restore, self.plan)
         self.lap("check")
 
@@ -421,7 +421,7 @@ def _load_registers(thread: "Tracee", registers: "Registers") -> None:
     ptrace.set_regset(thread.tid, NT_PRSTATUS, registers.general)
 
 
-def _raise_limit() -> int:
+def raise_limit() -> int:
     """Let the engine, and the tasks that come from it, have as many descriptors as they may."""
     import resource
 
@@ -430,7 +430,7 @@ def _raise_limit() -> int:
     return hard
 
 
-def _template() -> "Registers":
+def template() -> "Registers":
     """Registers of a process of this machine, whose sizes and reserved fields count: those of a moment's child."""
     from torpor.engine.tracee import Tracee
     from torpor.kernel import ptrace
