@@ -130,9 +130,9 @@ class Options:
     work_dir: str | None = value("DIR", path, "directory of logs, PID files and statistics (default: --images-dir)",
                                  _ALL, short="W")
     log_file: str | None = value("FILE", path, "write the log to FILE in the work directory", _ALL, short="o")
-    verbosity: int = value("N", number(0, 9), "log level: -v0 nothing, 1 errors, 2 warnings, 3 what happens, 4 details, "
-                           "5 system calls in tasks; -v adds one", _ALL, short="v", argument=OPTIONAL, default=DEFAULT_VERBOSITY,
-                           rpc="log_level")
+    verbosity: int = value("N", number(0, 9), "log level: -v0 nothing, 1 errors, 2 warnings, 3 what happens, "
+                           "4 details, 5 system calls in tasks; -v adds one", _ALL, short="v", argument=OPTIONAL,
+                           default=DEFAULT_VERBOSITY, rpc="log_level")
     pidfile: str | None = value("FILE", path, "write the restored root's PID to FILE in the work directory", "restore")
     json: bool = flag("print one JSON object: the result, or the error", _ALL, ours=True)
     display_stats: bool = flag("say where the time went", "dump restore", negatable=True)
@@ -165,8 +165,9 @@ class Options:
                              "dump check", default=GHOST_LIMIT)
     ghost_fiemap: bool = flag("find the holes of deleted files by FIEMAP", "dump", negatable=True,
                               ignored="Torpor finds holes by SEEK_DATA")
-    timeout: int = value("SECONDS", number(0), "give up when the tree cannot be frozen for so long (default 10, 0: never)",
-                         "dump pre-dump", default=COLLECT_TIMEOUT)
+    timeout: int = value("SECONDS", number(0),
+                         "give up when the tree cannot be frozen for so long (default 10, 0: never)", "dump pre-dump",
+                         default=COLLECT_TIMEOUT)
     file_validation: str = value("METHOD", choice("buildid", "filesize"),
                                  "how files are compared at restore: buildid (default) or filesize",
                                  "dump restore check", default="buildid")

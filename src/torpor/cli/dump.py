@@ -40,8 +40,8 @@ def run(options: Options, voice: Voice) -> int:
 
 
 class Meter(Watcher):
-    """A line of progress on the terminal.  It is drawn without waiting for the terminal, by a process that the tree does
-    not wait for, so it may be drawn while the tree is frozen, too: whoever serves the terminal."""
+    """A line of progress on the terminal.  It is drawn without waiting for the terminal, by a process for which the
+    tree does not wait, so it may be drawn while the tree is frozen, too: whoever serves the terminal."""
 
     def __init__(self) -> None:
         self.visible = log.level > log.NOTHING and os.isatty(2)
