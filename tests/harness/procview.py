@@ -240,7 +240,8 @@ class Viewer:
             except FileNotFoundError:
                 continue
             key = (owner, f"fd {number}")
-            named = link.startswith("/") and facts.st_nlink > 0
+            # The inode numbers of a task's files in /proc are new each time somebody looks.
+            named = link.startswith("/") and facts.st_nlink > 0 and not re.match(r"/proc/\d+(/|$)", link)
             shown = re.sub(r"^(socket|pipe):\[\d+\]$", r"\1", link)
             self.view[(*key, "link")] = shown
             inode: Value = Same("inode", (facts.st_dev, facts.st_ino))
@@ -268,10 +269,12 @@ class Viewer:
             elif name == "it_value":
                 value = "disarmed" if value == "(0, 0)" else "armed"
             elif name == "tfd":
+                # By number and data: one number may stand for several files, in the order of kernel addresses.
+                data = re.search(r"data:\s*(\S+)", value)
+                name = f"tfd {value.split()[0]} data {data[1] if data else ''}"
                 if watched := re.search(r"ino:([0-9a-f]+)", value):
-                    self.view[(*key, f"tfd {value.split()[0]} inode")] = Same("watched", watched[1])
+                    self.view[(*key, f"{name} inode")] = Same("watched", watched[1])
                 value = re.sub(r" ino:\S+ sdev:\S+", "", value)
-                name = f"tfd {value.split()[0]}"
             number = counts[name] = counts.get(name, 0) + 1
             self.view[(*key, name if number == 1 else f"{name} #{number}")] = value
 

@@ -44,6 +44,9 @@ class TorporFileEntry(Message):
     # closed or reused since.
     epoll_indices: list[int] = repeated(7, UINT32, default_factory=list)
     epoll_numbers: list[int] = repeated(8, UINT32, default_factory=list)
+    # Targets by their index that only another process still has, and their ids in files.img.
+    epoll_elsewhere: list[int] = repeated(41, UINT32, default_factory=list)
+    epoll_files: list[int] = repeated(42, UINT32, default_factory=list)
     # Of a ghost file: what CRIU's times in microseconds leave out.
     atime_nsec: int | None = optional(31, UINT32, default=None)
     mtime_nsec: int | None = optional(32, UINT32, default=None)
