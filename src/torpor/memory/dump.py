@@ -39,7 +39,7 @@ F_DUPFD_CLOEXEC = 1030
 MCL_FUTURE, MCL_ONFAULT = 2, 4
 PR_GET_DUMPABLE, PR_GET_THP_DISABLE = 3, 42
 O_RDONLY, O_RDWR = os.O_RDONLY, os.O_RDWR
-PROT_READ = 1
+PROT_READ, PROT_WRITE = 1, 2
 
 
 class Piece(NamedTuple):
@@ -63,6 +63,7 @@ class AddressSpace:
         self.lock_future = 0  # MCL_* flags of mlockall(2)
         self.sealed: list[int] = []  # starts of areas under mseal
         self.lock_on_fault: list[int] = []
+        self.accounted: list[int] = []  # starts of private areas that were writable once
         self.pieces: list[Piece] = []
         self.pagemap: PagemapWriter | None = None
         self.rest: list[Batch] = []
@@ -89,6 +90,8 @@ class AddressSpace:
                 self.sealed.append(area.start)
             if "lf" in marks:
                 self.lock_on_fault.append(area.start)
+            if "ac" in marks and not area.shared and not area.prot & PROT_WRITE:
+                self.accounted.append(area.start)
             if what == "file":
                 self._enter_file(dump, area, entry, may_write="mw" in marks)
             elif what in ("shmem", "memfd", "sysv"):

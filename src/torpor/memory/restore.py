@@ -34,7 +34,7 @@ PROT_WRITE, PROT_EXEC = 2, 4
 COPY = 1 << 20
 MAP_FIXED, MAP_FIXED_NOREPLACE = 0x10, 0x100000
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
-MADV_DONTNEED, MADV_GUARD_INSTALL = 4, 102
+MADV_DONTNEED, MADV_POPULATE_WRITE, MADV_GUARD_INSTALL = 4, 23, 102
 MLOCK_ONFAULT = 1
 MCL_FUTURE, MCL_ONFAULT = 2, 4
 PR_SET_MM, PR_SET_MM_MAP = 35, 14
@@ -59,6 +59,7 @@ class AddressSpace:
         self.pages = PageStore(restore.images, task.pid)
         extras = restore.images.find(kinds.TORPOR_TASK, task.pid)
         self.extras = extras
+        self.accounted = set(extras.accounted) if extras else set()
         self._check_pages()
 
     def _check_pages(self) -> None:
@@ -144,6 +145,7 @@ class AddressSpaces:
                 program.call("mremap", new.start, old.end - old.start, new.end - new.start, 0, 0)
         runner.run(program)
         self._map(task, plan.create)
+        self._account(task, space, plan.create)
         wanted = space.runs()
         drop: list[Span] = []
         if plan.keep:
@@ -164,6 +166,16 @@ class AddressSpaces:
         inside, outside = cow.split(wanted, poked)
         self._read(task, inside)
         self._poke(task, outside)
+
+    def _account(self, task: "RestoreTask", space: AddressSpace, areas: Sequence[VmaEntry]) -> None:
+        """Let the kernel go on to account for anonymous memory that was writable once (guard pages of fibers, say): it
+        does so, in mprotect, where a page was ever touched."""
+        program = Program()
+        for area in areas:
+            if area.start in space.accounted and not _descriptor_id(area):
+                program.call("madvise", area.start, PAGE, MADV_POPULATE_WRITE, may_fail=True)  # Linux 5.14
+                program.call("madvise", area.start, PAGE, MADV_DONTNEED)
+        _runner(task).run(program)
 
     def _poke(self, task: "RestoreTask", runs: Sequence[cow.Run]) -> None:
         """Write changed pages of program text from outside: to map it writable would leave traces (VM_ACCOUNT)."""
@@ -253,6 +265,7 @@ class AddressSpaces:
         runner.run(anonymous)
         needing = [area for area in areas if _descriptor_id(area)]
         with_pages = _touched(needing, filled) - {area.start for area in needing if _poked(area)}
+        with_pages |= self.spaces[task.pid].accounted
         for at in range(0, len(needing), SCM_MAX_FD):
             some = needing[at : at + SCM_MAX_FD]
             wanted = sorted({(_descriptor_id(area), _for_writing(area)) for area in some})
@@ -337,7 +350,7 @@ class AddressSpaces:
             if (
                 vma.is_private_memory(area)
                 and (not _descriptor_id(area) or area.start in with_pages or runner.inherited)
-                and not _poked(area)
+                and (not _poked(area) or area.start in space.accounted)
             ):
                 program.call("mprotect", area.start, area.end - area.start, area.prot)
         for area in space.areas:

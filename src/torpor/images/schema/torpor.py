@@ -49,6 +49,8 @@ class TorporTaskEntry(Message):
     names: list[AreaNameEntry] = repeated(1, "torpor.AreaNameEntry", default_factory=list)
     threads: list[ThreadExtraEntry] = repeated(2, "torpor.ThreadExtraEntry", default_factory=list)
     sealed: list[int] = repeated(3, UINT64, default_factory=list)  # areas under mseal(2), by start
+    # Private areas that are not writable but were: their memory stays accounted for (VM_ACCOUNT).  By start.
+    accounted: list[int] = repeated(7, UINT64, default_factory=list)
     lock_on_fault: list[int] = repeated(4, UINT64, default_factory=list)  # mlock2(MLOCK_ONFAULT), by start
     lock_future: int | None = optional(6, UINT32, default=None)  # MCL_FUTURE, MCL_ONFAULT of mlockall(2)
     process: TaskExtraEntry | None = optional(5, "torpor.TaskExtraEntry", default=None)
