@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torpor.resources.context import Restore
 
 TMPFILE = os.O_TMPFILE & ~os.O_DIRECTORY
+NEVER = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_ASYNC
 NAME_MAX = 255
 TRIES = 100
 _NO_TMPFILE = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL})
@@ -106,12 +107,12 @@ def make(restore: "Restore", remap: "RemapFilePathEntry") -> dict[int, int]:
         try:
             names = {}
             for reg in regs:
-                if reg.name not in names and reg is not source.tmpfile:
+                if reg.name not in names and source.tmpfile is None:
                     place = places[reg.name] = Place(reg.name)
                     names[reg.name] = source.link(place)
             for reg in regs:
-                if reg is source.tmpfile:
-                    made[reg.id] = source.take_tmpfile()
+                if source.tmpfile is not None:
+                    made[reg.id] = source.take_tmpfile(reg)
                 else:
                     made[reg.id] = open_as(reg, names[reg.name], places[reg.name].fd)
             source.finish()
@@ -148,10 +149,9 @@ def _together(restore: "Restore") -> "dict[tuple[int, int], list[FileEntry]]":
     return found
 
 
-def open_as(reg: "RegFileEntry", name: str, dir_fd: int | None = None) -> int:
-    """Open a file by name as its entry says: flags, position.  OSError."""
-    never = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_ASYNC
-    flags = reg.flags & ~never
+def open_as(reg: "RegFileEntry", name: str, dir_fd: int | None = None, follow: bool = False) -> int:
+    """Open a file by name as its entry says: flags, position.  follow: whatever O_NOFOLLOW says.  OSError."""
+    flags = reg.flags & ~(NEVER | os.O_NOFOLLOW if follow else NEVER)
     if flags & TMPFILE:
         flags &= ~os.O_TMPFILE
     if st.S_ISFIFO(reg.mode or 0):
@@ -175,7 +175,8 @@ class _Source:
         """Give the inode a name there; returns which."""
         raise NotImplementedError
 
-    def take_tmpfile(self) -> int:
+    def take_tmpfile(self, reg: "RegFileEntry") -> int:
+        """A description of an inode that never gets a name."""
         raise NotImplementedError
 
     def finish(self) -> None:
@@ -227,8 +228,7 @@ class _Ghost(_Source):
     def _make_regular(self) -> None:
         place = Place(self.regs[0].name)
         try:
-            never = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_ASYNC
-            flags = self.tmpfile.flags & ~never if self.tmpfile else os.O_TMPFILE | os.O_RDWR
+            flags = self.tmpfile.flags & ~NEVER if self.tmpfile else os.O_TMPFILE | os.O_RDWR
             try:
                 self.fd = os.open(".", flags | os.O_CLOEXEC, 0o600, dir_fd=place.fd)
             except OSError as error:
@@ -293,8 +293,10 @@ class _Ghost(_Source):
         if times is not None:
             os.utime(path, ns=times, dir_fd=dir_fd, follow_symlinks=not link)
 
-    def take_tmpfile(self) -> int:
-        return os.dup(self.fd)
+    def take_tmpfile(self, reg: "RegFileEntry") -> int:
+        if reg is self.tmpfile:
+            return os.dup(self.fd)
+        return open_as(reg, f"/proc/self/fd/{self.fd}", follow=True)
 
     def close(self) -> None:
         if self.fd >= 0:
