@@ -346,6 +346,7 @@ class AddressSpaces:
         self._map(task, [area for area in space.areas if not vma.is_private_memory(area) and _mappable(area)])
         program = Program()
         with_pages = _touched(space.areas, [(r.vaddr, r.vaddr + r.nr_pages * PAGE) for r, _ in space.pages.pieces])
+        with_pages |= space.accounted
         for area in space.areas:
             if (
                 vma.is_private_memory(area)
