@@ -110,10 +110,33 @@ def _table(dump: "Dump", task: "Tracee", numbers: list[int], pidfd: int) -> Tabl
     return table
 
 
+def adopt(dump: "Dump", fd: int) -> int:
+    """The id in files.img of a file that is in our hands: it was in flight, and perhaps no task has it.  It must stay
+    open until the dump ends."""
+    known: Descriptions = dump.state["descriptions"]
+    stat = os.fstat(fd)
+    pid = os.getpid()
+    info = fdinfo.read(pid, fd)
+    index = known.sorter.add((pid, fd), (stat.st_dev, stat.st_ino, info.pos, info.status_flags), hint=fd)
+    if index == len(known.seen):
+        link = os.readlink(f"/proc/self/fd/{fd}")
+        seen = SeenFile(dump.new_file_id(), pid, fd, link, stat, info, call("pidfd_open", pid, 0))
+        known.seen.append(seen)
+        _save(dump, seen)
+    return known.seen[index].id
+
+
 def settle(dump: "Dump") -> None:
-    """All descriptions are known: let the kinds look at what depends on others."""
-    for kind in dump.state.get("file kinds", {}).values():
-        kind.settle(dump)
+    """All tables have been looked at: let the kinds look at what depends on others.
+
+    Those that carry other files first: these may be of kinds that no table has.
+    """
+    kinds: dict[int, FileKind] = dump.state.get("file kinds", {})
+    settled: set[int] = set()
+    dump.state["adopt"] = adopt
+    while left := sorted(kinds.keys() - settled, key=lambda one: not kinds[one].carries):
+        settled.add(left[0])
+        kinds[left[0]].settle(dump)
 
 
 def kind_of(seen: SeenFile) -> str:

@@ -75,6 +75,7 @@ class FileKind:
 
     covers: ClassVar[frozenset[str]] = frozenset()  # registry keys, e.g. "fd:pipe"
     type: ClassVar[int] = 0  # images.schema.enums.FdTypes
+    carries: ClassVar[bool] = False  # other files can be in flight in it
 
     # -- dump ---------------------------------------------------------------------------------------------------------
     def examine(self, seen: "SeenFile", dump: "Dump") -> None:

@@ -47,6 +47,7 @@ class Unix(Described):
     covers = frozenset({"fd:unix"})
     type = UNIXSK
     field = "usk"
+    carries = True
 
     # -- dump ---------------------------------------------------------------------------------------------------------
     def save(self, seen: "SeenFile", dump: "Dump") -> FileEntry:
@@ -143,7 +144,8 @@ class Unix(Described):
                 extra(dump, seen.id).senders.append(sender)
 
     def settle(self, dump: "Dump") -> None:
-        """All open files are known: is every peer among them?"""
+        """All open files are known: what is in flight, and is every peer among them?"""
+        self._rights(dump)
         known: dict[int, tuple[SeenFile, UnixSkEntry]] = dump.state.get("unix seen", {})
         clients: dict[int, int] = dump.state.get("unix clients", {})
         for seen, facts in dump.state.get("unix listeners", []):
@@ -171,6 +173,16 @@ class Unix(Described):
                     )
                 entry.peer = clients[ino]
                 extra(dump, seen.id).peer_gone = extra(dump, seen.id).peer_name = None
+
+    @staticmethod
+    def _rights(dump: "Dump") -> None:
+        """Descriptors in messages.  They may bring sockets with messages of their own."""
+        adopt = dump.state["adopt"]
+        queues: dict[int, list[unix_queue.Message]] = dump.state.get("unix queues", {})
+        rights: dict[int, list[list[int]]] = dump.setdefault("unix rights", {})
+        while new := queues.keys() - rights.keys():
+            for id in new:
+                rights[id] = [[adopt(dump, fd) for fd in message.rights] for message in queues[id]]
 
     def late(self, dump: "Dump") -> None:
         queues: dict[int, list[unix_queue.Message]] = dump.state.get("unix queues", {})
@@ -201,7 +213,7 @@ class Unix(Described):
     def needs(self, entry: FileEntry, restore: "Restore") -> list[int]:
         from torpor.resources import unix_restore
 
-        return unix_restore.sockets(restore).plan.needs(entry.id)
+        return unix_restore.sockets(restore).needs
 
     def make(self, entry: FileEntry, restore: "Restore") -> int:
         from torpor.resources import unix_restore

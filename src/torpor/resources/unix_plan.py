@@ -115,9 +115,15 @@ class Plan:
             found.setdefault(packet.id_for, []).append((data, rights))
         return found
 
-    def needs(self, id: int) -> list[int]:
-        """Files that are in flight to a socket; other UNIX sockets are made together with it anyway."""
-        return [right for _, rights in self.queues.get(id, ()) for right in rights if right not in self.entries]
+    def needs(self) -> list[int]:
+        """Files that are in flight to any of these sockets, which are all made together."""
+        return sorted({
+            right
+            for messages in self.queues.values()
+            for _, rights in messages
+            for right in rights
+            if right not in self.entries
+        })  # fmt: skip
 
     def key(self, id: int) -> tuple[object, ...]:
         """What sockets with the same name, and the same file behind it, have in common."""

@@ -49,6 +49,7 @@ class Sockets:
     def __init__(self, restore: "Restore") -> None:
         self.restore = restore
         self.plan = Plan(restore)
+        self.needs = self.plan.needs()
         self.made: dict[int, socket.socket] = {}
         self.ghosts: dict[int, socket.socket] = {}  # the closed peers of sockets
         self.temporary: list[socket.socket] = []
