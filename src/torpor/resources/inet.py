@@ -17,7 +17,7 @@ from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.sk_inet import InetSkEntry, IpOptsEntry
 from torpor.images.schema.tcp_stream import TcpOptsEntry
 from torpor.kernel.sockdiag import SockDiag
-from torpor.resources import socket_options
+from torpor.resources import inet_options, socket_options
 from torpor.resources.description import Described, extra, extras, save_owner, set_flags
 
 if TYPE_CHECKING:
@@ -97,6 +97,9 @@ class Inet(Described):
                 scope = sock.getsockname()[3]
                 if scope:
                     entry.ifname = socket.if_indextoname(scope)
+            # A connection has changed its own options; it comes back closed, and they mean nothing then.
+            if (protocol == UDP or not _has_peer(sock)) and inet_options.differs(sock):
+                inet_options.save(sock, extra(dump, seen.id))
         if seen.stat.st_uid or seen.stat.st_gid:
             own = extra(dump, seen.id)
             own.uid, own.gid = seen.stat.st_uid, seen.stat.st_gid
@@ -150,6 +153,9 @@ class Inet(Described):
             if isk.proto == TCP:
                 _set_tcp_options(sock, isk)
         own = extras(restore).get(entry.id)
+        if own is not None:
+            with socket_options.opened(fd) as sock:
+                inet_options.restore(sock, own)
         owner = ((own.uid or 0), (own.gid or 0)) if own else (0, 0)
         facts = os.fstat(fd)
         if owner != (facts.st_uid, facts.st_gid):

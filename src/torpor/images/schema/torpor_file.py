@@ -45,6 +45,7 @@ class TorporFileEntry(Message):
     epoll_indices: list[int] = repeated(7, UINT32, default_factory=list)
     epoll_numbers: list[int] = repeated(8, UINT32, default_factory=list)
     # Targets by their index that only another process still has, and their ids in files.img.
+    congestion: str | None = optional(43, STRING, default=None)  # TCP_CONGESTION
     epoll_elsewhere: list[int] = repeated(41, UINT32, default_factory=list)
     epoll_files: list[int] = repeated(42, UINT32, default_factory=list)
     # Of a ghost file: what CRIU's times in microseconds leave out.
