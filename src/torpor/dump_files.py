@@ -132,6 +132,11 @@ def settle(dump: "Dump") -> None:
     Those that carry other files first: these may be of kinds that no table has.
     """
     kinds: dict[int, FileKind] = dump.state.get("file kinds", {})
+    if any(task.stat.tty_nr and task.sid == task.pid and not task.zombie for task in dump.tasks.values()):
+        tty = registry.file_kind("fd:tty")  # a session has a terminal, maybe nobody has a descriptor of it
+        assert tty is not None
+        kinds = dump.setdefault("file kinds", {})
+        kinds[id(tty)] = tty
     settled: set[int] = set()
     dump.state["adopt"] = adopt
     while left := sorted(kinds.keys() - settled, key=lambda one: not kinds[one].carries):

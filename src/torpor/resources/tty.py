@@ -128,6 +128,7 @@ class Tty(Described):
         data: list[TtyDataEntry] = dump.setdefault("tty data", [])
         outside: set[int] = set()
         try:
+            self._refuse_sessions(ends, dump)
             for id, end in ends.items():
                 if end.info.type == CTTY:
                     if not any(other.info.sid == end.info.sid and other.info.type == PTY for other in ends.values()):
@@ -148,6 +149,19 @@ class Tty(Described):
         finally:
             for end in ends.values():
                 os.close(end.fd)
+
+    @staticmethod
+    def _refuse_sessions(ends: dict[int, End], dump: "Dump") -> None:
+        """Sessions of the tree whose terminal is not: they come back without one."""
+        for task in dump.tasks.values():
+            if task.zombie or task.sid != task.pid or not task.stat.tty_nr or dump.options.shell_job:
+                continue
+            if not any(end.info.sid == task.sid and end.info.id % 2 for end in ends.values()):
+                raise task.refusal(
+                    "it leads a session whose terminal is outside of the tree",
+                    "say --shell-job: the session comes back without a controlling terminal",
+                    code="shell-job",
+                )
 
     @staticmethod
     def _refuse_outside(end: End, dump: "Dump") -> None:
