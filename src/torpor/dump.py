@@ -162,7 +162,6 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
             log.release()
         frozen = clock.at - frozen_at
         write.everything(session, answers, memory)
-        write.stats(session, clock.phases, frozen, memory)
         report("sync", None)
         write.finish(session)
         clock.lap("write")
@@ -186,6 +185,7 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
             raise _explain(error) from error
         raise
     guardian.finish()
+    write.stats(session, clock.phases, frozen, memory)  # last, as the frozen time ends only with the original
     return DumpResult(
         tasks=len(session.tasks),
         threads=sum(len(task.threads) for task in session.tasks.values()),
