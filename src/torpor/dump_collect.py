@@ -194,7 +194,7 @@ def install(dump: "Dump") -> None:
         try:
             if task.leader.tid != task.pid or _table_full(task):
                 raise CannotInstall
-            task.runner = Executor(task.leader, guardian=dump.state.get("guardian"))
+            task.runner = Executor(task.leader)
         except CannotInstall:
             task.runner = Stepper(task.leader)
 

@@ -17,19 +17,16 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from importlib import resources
-from typing import TYPE_CHECKING
 
 from torpor.arch.base import Arch
+from torpor.engine import journal
 from torpor.engine.area import PAGE, Area, frame_size
-from torpor.engine.program import Batch, Load32, Pointer, Program, batches
+from torpor.engine.program import CALL_WORDS, LIST_WORDS, Batch, CallFailed, Load32, Pointer, Program, batches
 from torpor.engine.tracee import Tracee
 from torpor.engine.waiting import wait_readable
 from torpor.errors import TaskGone, TorporError
 from torpor.kernel import ptrace
 from torpor.kernel.syscall import call
-
-if TYPE_CHECKING:
-    from torpor.engine.guardian import Guardian
 
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 MAP_PRIVATE, MAP_FIXED_NOREPLACE, MAP_ANONYMOUS = 2, 0x100000, 0x20
@@ -65,9 +62,8 @@ def blob(arch: Arch) -> bytes:
 class Executor:
     """The executor inside one task (a thread-group leader, or any thread with an fd table of its own)."""
 
-    def __init__(self, tracee: Tracee, hole: int = 0, guardian: "Guardian | None" = None) -> None:
+    def __init__(self, tracee: Tracee, hole: int = 0) -> None:
         """Install it; at address `hole`, or where the kernel likes.  Raises CannotInstall, leaving nothing behind."""
-        self.guardian = guardian
         self.tracee = tracee
         self.arch = tracee.arch
         self.socket: socket.socket | None = None
@@ -75,19 +71,22 @@ class Executor:
         self._undo_slot = 0
         self.inherited = False  # entered through memory that a fork left there
         self.running = False
+        self._fds_at = 0
         code = blob(self.arch)
         registers = tracee.registers()
         tracee.block_signals()
         flags = MAP_PRIVATE | MAP_ANONYMOUS | (MAP_FIXED_NOREPLACE if hole else 0)
         self.size = PAGE + LEADER_AREA
-        self.base = tracee.step("mmap", hole, self.size, PROT_READ | PROT_EXEC, flags, -1, 0)
+        self.base = tracee.step_map(hole, self.size, PROT_READ | PROT_EXEC, flags)
+        tracee.rewind()  # should the engine die while it prepares the rest, the task goes on as it was
         if -4096 < self.base < 0:
-            tracee.rewind()
             raise CannotInstall(os.strerror(-self.base))
-        if guardian:
-            guardian.watch(tracee.pid, self.base, self.size)
         self.area = Area(self.arch, self.base + PAGE, LEADER_AREA, frame_size(self.arch, registers), _UNDO_ROOM)
-        self._enter(code)
+        try:
+            self._enter(code)
+        except BaseException:
+            self._abandon()
+            raise
 
     @classmethod
     def entered(cls, tracee: Tracee, base: int, size: int, area: Area, control: socket.socket, fd: int) -> "Executor":
@@ -96,7 +95,7 @@ class Executor:
         executor = cls.__new__(cls)
         executor.tracee, executor.arch, executor.socket, executor.fd = tracee, tracee.arch, control, fd
         executor.base, executor.size, executor.area, executor._undo_slot = base, size, area, 0
-        executor.guardian, executor.inherited = None, False
+        executor.inherited = False
         executor.running, executor._batch = True, Batch([], {}, 2 * tracee.arch.word_size)
         return executor
 
@@ -144,11 +143,17 @@ class Executor:
         fds_at = area.work + batch.pointers[fds]
         tracee.write(area.base, area.header(-1, -1, tracee.tid, home))
         tracee.write(area.work, batch.encode(area.work, self.arch))
+        self._fds_at = fds_at
+        self._set_undo_closing(fds_at)
+        tracee.touch()
+        journal.note("pair", tracee.tid, fds_at)
         tracee.set_general(
             self.arch.enter_executor(
                 tracee.general, self.base, (area.base, area.size, PROT_READ | PROT_WRITE), area.stack_top
             )
         )
+        tracee.block_signals()  # not before: from here on, the task itself would put its mask back
+        journal.note("inside", tracee.tid)
         ptrace.cont(tracee.tid)
         tracee.stopped = False
         self.fd, theirs = self._await_pair(fds_at)
@@ -157,6 +162,7 @@ class Executor:
             self.socket = socket.socket(fileno=_fetch(pidfd, theirs))
         finally:
             os.close(pidfd)
+        journal.note_ours(tracee.pid, self.fd, theirs)
         self.set_undo(Program(), theirs)
         tracee.write(area.base, struct.pack(f"{order}ii", self.fd, self.fd))
         self.running = True
@@ -168,6 +174,41 @@ class Executor:
         forever = second.put(bytes(2 * self.arch.word_size))
         second.call("setsockopt", self.fd, SOL_SOCKET, SO_RCVTIMEO, forever, 2 * self.arch.word_size)
         self.run(second)
+        journal.note("control", tracee.tid, self.socket.fileno(), self.fd)
+
+    def _set_undo_closing(self, fds_at: int) -> None:
+        """Until we know the numbers of the pair: close what lies at this address then.  And wait: where the pair could
+        not be made, we are still here to take the task out."""
+        program = Program()
+        for offset in (0, 4):
+            program.call("close", Load32(fds_at + offset), may_fail=True)
+        self._pause(program)
+        self._write_undo(program)
+
+    def _result_at(self) -> int:
+        """Where the first call of a program leaves its result."""
+        return self.area.work + (LIST_WORDS + CALL_WORDS - 1) * self.arch.word_size
+
+    def _pause(self, program: Program) -> None:
+        pause = program.put(struct.pack(f"{self.arch.word[0]}2{self.arch.word[1]}", _GRACE_S, 0))
+        program.call("ppoll", 0, 0, pause, 0, may_fail=True)
+
+    def _abandon(self) -> None:
+        """The task did not come in, or not all the way: take it out again."""
+        tracee = self.tracee
+        try:
+            tracee.stop_program()
+            journal.note("left", tracee.tid)
+            pair = struct.unpack(f"{self.arch.word[0]}ii", tracee.read(self._fds_at, 8)) if self._fds_at else ()
+            tracee.block_signals()
+            for fd in pair:
+                if fd >= 0:
+                    tracee.step("close", fd)
+            tracee.step_unmap(self.base, self.size)
+            tracee.rewind()
+        except (OSError, TorporError):
+            pass  # it has ended
+        self.close()
 
     def _await_pair(self, fds_at: int) -> tuple[int, int]:
         """The pair's numbers appear in the task's memory (20 µs); nothing else can tell us yet."""
@@ -177,6 +218,9 @@ class Executor:
             if ours >= 0 and theirs >= 0:
                 return ours, theirs
             self.tracee.notice()
+            error = struct.unpack(self.arch.word.lower(), self.tracee.read(self._result_at(), self.arch.word_size))[0]
+            if error < 0:
+                raise CannotInstall(os.strerror(-error))
             if time.monotonic() > deadline:
                 raise TorporError(f"task {self.tracee.tid} does not start the executor", code="executor-stuck")
             os.sched_yield()
@@ -218,6 +262,9 @@ class Executor:
         whole.calls = list(program.calls)
         for fd in (self.fd, *also_close):
             whole.call("close", fd, may_fail=True)
+        self._write_undo(whole)
+
+    def _write_undo(self, whole: Program) -> None:
         (batch,) = batches(whole, self.arch.word, self.area.undo_room)
         pointer = self.area.undo[self._undo_slot]
         self._undo_slot ^= 1
@@ -237,7 +284,11 @@ class Executor:
     def post_fds(self, fds: Sequence[int]) -> None:
         """Send the descriptors of `send_fds`; to be called after `start` and before `finish`."""
         assert self.socket is not None
-        socket.send_fds(self.socket, [_BELL], fds)
+        try:
+            socket.send_fds(self.socket, [_BELL], fds)
+        except OSError:  # too many are under way: the task, which waits for them, finds -1 for each
+            self.socket.send(_BELL)
+            raise
 
     def run_with_fds(self, program: Program, fds: Sequence[int]) -> None:
         """Run a program that begins with `send_fds(fds)`; it must fit into one batch."""
@@ -247,26 +298,31 @@ class Executor:
         self.finish()
 
     # -- the way out ----------------------------------------------------------------------------------------------
-    def remove(self, step_only: bool = False) -> None:
-        """Close the socket, unmap everything, put back what was found; the task stays stopped."""
+    def remove(self) -> None:
+        """Close the socket, unmap everything, put back what was found; the task stays stopped.
+
+        A program that runs still is awaited: what it has opened, it also closes."""
         assert self.socket is not None
         tracee = self.tracee
-        if not tracee.stopped and not self.running:
+        if self.running and not tracee.stopped:
+            try:
+                self.finish()
+            except CallFailed:
+                pass
+        if not tracee.stopped:
             last = Program()
             last.call("close", self.fd)
             # Should the controller die here, the task goes home by itself after this.
-            last.call("ppoll", 0, 0, last.put(struct.pack(f"{self.arch.word[0]}2{self.arch.word[1]}", _GRACE_S, 0)), 0)
+            self._pause(last)
             self.start(next(self.batches(last)))
             wait_readable(self.socket.fileno(), tracee.notice)  # end-of-file: closed
             tracee.stop_program()
+            journal.note("left", tracee.tid)
         else:
-            tracee.stop_program()
+            journal.note("left", tracee.tid)
             tracee.step("close", self.fd)
-        tracee.step("munmap", self.base, self.size)
-        if self.guardian:
-            self.guardian.forget(tracee.pid, self.base)
-        self.socket.close()
-        self.socket = None
+        tracee.step_unmap(self.base, self.size)
+        self.close()
         tracee.rewind()
 
 
@@ -289,7 +345,8 @@ def append_recvmsg(program: Program, word: str, count: int, fd: int, flags: int 
     header = 2 * width if width == 8 else 12  # struct cmsghdr
     data = program.space(8)
     vector = program.put(struct.pack(f"{order}2{code}", 0, 8), [(0, data)])
-    control = program.space((header + 4 * count + width - 1) // width * width)
+    # -1 until the kernel puts numbers there: where no descriptors come, no other is taken for one.
+    control = program.put(b"\xff" * ((header + 4 * count + width - 1) // width * width))
     message = program.put(
         struct.pack(f"{order}7{code}", 0, 0, 0, 1, 0, len(control), 0), [(2 * width, vector), (4 * width, control)]
     )

@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guardian: tidies up in tasks whose engine was killed.
+"""The guardian: a process that does nothing until the engine dies, and then puts its tasks back.
 
-A task goes home by itself when the engine dies, but it cannot unmap the page that its way home leads over.  The
-guardian, a process of its own that does nothing else, is told every area that the engine maps into a task.  When the
-engine's end of the pipe closes and areas are left, it waits until their tasks are home, and unmaps them.
+Tasks that run the executor go home by themselves when the engine dies.  What they cannot do: unmap the page that their
+way home leads over, go on with a sleep instead of ending it (EINTR), or live at all if the engine died while it stepped
+them.  The guardian can: it knows from the journal (engine/journal.py) what is to be put back where.
+
+It traces the engine for one event, PTRACE_EVENT_EXIT.  There the engine stands still, killed, but its tasks are not
+released yet and its descriptors are open: the guardian takes the executors' sockets, so that no task goes home before
+it comes, and sends SIGSTOP to tasks that were being stepped, so that none runs a single instruction with wrong
+registers.  Where the engine cannot be traced (somebody does so already), tasks go home first and are tidied up then.
 """
 
 import os
 import signal
-import struct
-import time
 
-from torpor.engine import stops
+from torpor.engine import journal, stops
 from torpor.engine.stops import Kind
-from torpor.engine.tracee import Tracee
-from torpor.errors import TorporError
+from torpor.engine.waiting import forget_cancellation
 from torpor.kernel import ptrace
 
-_MESSAGE = struct.Struct("=QQQ")  # PID, address, bytes; 0 bytes: it is gone
-_PATIENCE_S = 15.0  # the executor waits for the engine ten seconds at most
-_PAUSE_S = 0.005
+PR_SET_PTRACER = 0x59616D61
 
 
 class Guardian:
@@ -30,89 +30,87 @@ class Guardian:
 
     @classmethod
     def start(cls) -> "Guardian":
-        """Fork the guardian.  To be called before the freeze."""
+        """Fork the guardian, and keep a journal.  To be called before the freeze."""
+        from torpor.engine import rescue  # noqa: F401  (imported here, for the guardian)
+        from torpor.kernel.process import prctl
+
+        journal.open_journal()
         theirs, ours = os.pipe2(os.O_CLOEXEC)
+        ready, say_ready = os.pipe2(os.O_CLOEXEC)
+        engine = os.getpid()
         pid = os.fork()
         if pid == 0:
             try:
                 os.close(ours)
                 os.setsid()
-                _guard(theirs)
+                _guard(engine, theirs, say_ready)
             finally:
                 os._exit(0)
         os.close(theirs)
+        os.close(say_ready)
+        try:
+            prctl(PR_SET_PTRACER, pid)  # Yama lets nobody trace an ancestor else
+        except OSError:
+            pass
+        os.read(ready, 1)
+        os.close(ready)
         return cls(pid, ours)
 
-    def watch(self, pid: int, address: int, size: int) -> None:
-        """An area was mapped into process `pid`."""
-        os.write(self._fd, _MESSAGE.pack(pid, address, size))
-
-    def forget(self, pid: int, address: int) -> None:
-        """It was unmapped again."""
-        os.write(self._fd, _MESSAGE.pack(pid, address, 0))
-
     def finish(self) -> None:
-        """Everything is put back, or ended: let the guardian go."""
-        os.write(self._fd, _MESSAGE.pack(0, 0, 0))
+        """Everything is put back, or ended: the guardian has nothing to do any more."""
+        journal.close_journal()
+        os.kill(self.pid, signal.SIGKILL)
         os.close(self._fd)
         os.waitpid(self.pid, 0)
 
 
-def _guard(fd: int) -> None:
+def _guard(engine: int, fd: int, say_ready: int) -> None:
+    from torpor.engine.rescue import Rescue
+
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    _close_all_but(fd)
-    areas: dict[tuple[int, int], int] = {}
-    data = b""
-    while chunk := os.read(fd, 1 << 16):
-        data += chunk
-        whole = len(data) // _MESSAGE.size * _MESSAGE.size
-        for pid, address, size in _MESSAGE.iter_unpack(data[:whole]):
-            if not pid:
-                return
-            if size:
-                areas[pid, address] = size
-            else:
-                areas.pop((pid, address), None)
-        data = data[whole:]
-    deadline = time.monotonic() + _PATIENCE_S
-    while areas and time.monotonic() < deadline:
-        for (pid, address), size in list(areas.items()):
-            if _tidy(pid, address, size):
-                del areas[pid, address]
-        time.sleep(_PAUSE_S)
+    forget_cancellation()
+    _close_all_but(fd, say_ready)
+    traced = True
+    try:
+        ptrace.seize(engine, ptrace.O_TRACEEXIT)
+    except OSError:
+        traced = False
+    os.write(say_ready, b"r")
+    os.close(say_ready)
+    rescue = Rescue(engine)
+    if traced and _await_exit(engine):
+        rescue.before_release()
+        ptrace.cont(engine)
+        while stops.wait(engine).kind is not Kind.ENDED:
+            ptrace.cont(engine)
+    else:
+        os.read(fd, 1)  # end-of-file; the engine writes nothing
+        if not traced:
+            rescue.hurry()
+    rescue.run()
 
 
-def _close_all_but(fd: int) -> None:
+def _await_exit(engine: int) -> bool:
+    """Wait until the engine is about to exit.  False: it has done so already (killed twice)."""
+    while True:
+        stop = stops.wait(engine)
+        if stop.kind is Kind.ENDED:
+            return False
+        if stop.kind is Kind.EVENT and stop.event == ptrace.EVENT_EXIT:
+            return True
+        if stop.kind is Kind.GROUP_STOP:
+            ptrace.listen(engine)
+        else:
+            ptrace.cont(engine, stop.signal if stop.kind is Kind.SIGNAL else 0)
+
+
+def _close_all_but(*keep: int) -> None:
     """Hold nothing of the engine's: an image directory could not be unmounted, a pipe would not see its end."""
     from torpor.kernel.process import close_range
 
-    if fd:
-        close_range(0, fd - 1)
-    close_range(fd + 1)
-
-
-def _tidy(pid: int, address: int, size: int) -> bool:
-    """Unmap an area if nobody runs in it any more.  False: try again."""
-    try:
-        ptrace.seize(pid, ptrace.O_TRACESYSGOOD)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return not os.path.exists(f"/proc/{pid}")  # still traced by the dying engine
-    tracee = Tracee(pid, pid)
-    try:
-        ptrace.interrupt(pid)
-        while (stop := stops.wait(pid)).kind not in (Kind.INTERRUPTED, Kind.GROUP_STOP):
-            if stop.kind is Kind.ENDED:
-                return True
-            ptrace.cont(pid, stop.signal if stop.kind is Kind.SIGNAL else 0)
-        # rt_sigreturn takes the frame that lies in the area, so its stack pointer counts too.
-        places = tracee.arch.pc(tracee.general), tracee.arch.sp(tracee.general)
-        home = not any(address <= place < address + size for place in places)
-        if home:
-            tracee.block_signals()
-            tracee.step("munmap", address, size)
-        tracee.let_go()
-        return home
-    except (OSError, TorporError):
-        return True
+    first = 0
+    for fd in sorted(keep):
+        if fd > first:
+            close_range(first, fd - 1)
+        first = fd + 1
+    close_range(first)

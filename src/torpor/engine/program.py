@@ -73,11 +73,11 @@ class Pointer:
 
 
 class Load32:
-    """The signed 32-bit number at `pointer` at the time of the call."""
+    """The signed 32-bit number at `pointer`, or at an address in the task, at the time of the call."""
 
     __slots__ = ("pointer",)
 
-    def __init__(self, pointer: Pointer) -> None:
+    def __init__(self, pointer: Pointer | int) -> None:
         self.pointer = pointer
 
 
@@ -175,7 +175,8 @@ class Batch:
                 elif isinstance(arg, Pointer):
                     args[i] = at[arg.root] + arg.offset
                 elif isinstance(arg, Load32):
-                    args[i] = at[arg.pointer.root] + arg.pointer.offset
+                    where = arg.pointer
+                    args[i] = where if isinstance(where, int) else at[where.root] + where.offset
                     how |= LOAD32 << ARG_BITS * i
                 elif arg.index >= first:
                     args[i] = arg.index - first
@@ -190,8 +191,8 @@ class Batch:
         body = bytearray(b"".join(out).ljust(self.size, b"\0"))
         for pointer, offset in self.pointers.items():
             body[offset : offset + len(pointer.data)] = pointer.data
-            for where, target in pointer.links:
-                struct.pack_into(word, body, offset + where, at[target.root] + target.offset)
+            for inside, target in pointer.links:
+                struct.pack_into(word, body, offset + inside, at[target.root] + target.offset)
         return bytes(body)
 
     def results_size(self, word: str) -> int:
@@ -262,7 +263,8 @@ _IN_MEMORY = (Pointer, Load32)
 
 def _pointers(call: Call) -> Sequence[Pointer]:
     """All pointers that a call needs, each once, those linked from others too."""
-    stack = [a.pointer.root if isinstance(a, Load32) else a.root for a in call.args if isinstance(a, _IN_MEMORY)]
+    args = [arg.pointer if isinstance(arg, Load32) else arg for arg in call.args if isinstance(arg, _IN_MEMORY)]
+    stack = [arg.root for arg in args if isinstance(arg, Pointer)]
     if not stack or (len(stack) == 1 and not stack[0].links):  # nearly always; a thousand threads ask five times each
         return stack
     seen: dict[Pointer, None] = {}

@@ -26,7 +26,7 @@ class Stepper:
         arch = tracee.arch
         tracee.block_signals()
         if not self._scratch:
-            at = tracee.step("mmap", 0, SCRATCH, _PROT_RW, _MAP_PRIVATE_ANON, -1, 0)
+            at = tracee.step_map(0, SCRATCH, _PROT_RW, _MAP_PRIVATE_ANON)
             if -4096 < at < 0:
                 raise KernelError(f"cannot map a page inside task {tracee.tid}", -at)
             self._scratch = at
@@ -63,6 +63,6 @@ class Stepper:
 
     def remove(self) -> None:
         if self._scratch:
-            self.tracee.step("munmap", self._scratch, SCRATCH)
+            self.tracee.step_unmap(self._scratch, SCRATCH)
             self._scratch = 0
         self.tracee.rewind()

@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Mapping
 
+from torpor.engine import journal
 from torpor.engine.area import HEADER, Area, frame_size
 from torpor.engine.executor import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, Executor
 from torpor.engine.program import Batch, CallFailed, Program, batches
@@ -48,14 +49,15 @@ class ThreadTeam:
         program.call("socketpair", socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC, 0, pair)
         self.leader.run(program)
         self._at, self._slots = at.value, threads
-        if self.leader.guardian:
-            self.leader.guardian.watch(self.leader.tracee.pid, self._at, self._size)
+        journal.note("area", self.leader.tracee.pid, self._at, self._size)
         self.fd, theirs = struct.unpack(f"{arch.word[0]}ii", pair.data)
+        journal.note_ours(self.leader.tracee.pid, self.fd, theirs)
         pidfd = call("pidfd_open", self.leader.tracee.pid, 0)
         try:
             self.socket = socket.socket(fileno=call("pidfd_getfd", pidfd, theirs, 0))
         finally:
             os.close(pidfd)
+        journal.note("held", self.socket.fileno())
         program = Program()
         program.call("close", theirs)
         self.leader.set_undo(Program(), self.fd)
@@ -100,11 +102,12 @@ class ThreadTeam:
             whole = (area.header(self.fd, self.fd, thread.tid, home) + frame).ljust(area.work - area.base, b"\0")
             memory.write(area.base, whole + batch.encode(area.work, arch))
             thread.touch()
-            thread.block_signals()
             entry = arch.enter_executor(
                 thread.general, self.leader.base, (area.base, 0, PROT_READ | PROT_WRITE), area.stack_top
             )
             thread.set_general(entry)
+            thread.block_signals()  # not before: from here on, the thread itself would put its mask back
+            journal.note("inside", thread.tid)
             ptrace.cont(thread.tid)
             thread.stopped = False
             running[thread.tid] = thread, area, batch
@@ -130,6 +133,7 @@ class ThreadTeam:
             ptrace.interrupt(thread.tid)
         for thread in done:
             thread.await_interrupt()
+            journal.note("left", thread.tid)
             thread.rewind()
         if failure:
             raise failure
@@ -143,7 +147,6 @@ class ThreadTeam:
         program.call("munmap", self._at, self._size)
         self.leader.set_undo(Program())
         self.leader.run(program)
-        if self.leader.guardian:
-            self.leader.guardian.forget(self.leader.tracee.pid, self._at)
+        journal.note("gone", self.leader.tracee.pid, self._at)
         self.socket.close()
         self.socket = None

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from torpor.arch import native
 from torpor.arch.base import NT_PRSTATUS, Registers
-from torpor.engine import stops
+from torpor.engine import journal, stops
 from torpor.engine.stops import Kind, Stop
 from torpor.errors import TaskGone, TorporError
 from torpor.kernel import ptrace
@@ -36,7 +36,6 @@ class Tracee:
         self.group_stop = 0  # the stop signal, where job control has stopped the process
         self.stopped = True
         self.call_before = b""  # what /proc/TID/syscall said before the stop, where the architecture wants to know
-        self.deferred: list[int] = []  # stop signals that came in mid-program, to be sent again
         self._memory = -1
         self._gadget = 0
         self._general = b""
@@ -152,21 +151,38 @@ class Tracee:
         """Read everything that an image needs of a thread; it can be asked for later, when the thread runs again."""
         _ = self.registers(), self.mask
 
+    def forget(self) -> None:
+        """It has run and was stopped again: what was read before counts no more."""
+        self._general, self._mask, self._others, self._specials = b"", None, None, {}
+        self._rseq_abort = 0
+
+    def adopt(self, general: bytes, mask: int, specials: dict[int, bytes]) -> None:
+        """Take these for what was found, to be put back: somebody else found it, and died."""
+        self._general, self._mask, self._specials, self._rseq_abort = general, mask, specials, 0
+        self._touched = self._mask_touched = True
+        ptrace.set_signal_mask(self.tid, ALL_SIGNALS)
+
     # -- changing it ------------------------------------------------------------------------------------------------
     def touch(self) -> None:
         """Make the thread ready to run what is not its own code."""
         if self._touched:
             return
-        _ = self.general, self.mask
+        self._note()
         for which, value in self.arch.before_programs().items():
             ptrace.set_regset(self.tid, which, value)
         self._touched = True
 
     def block_signals(self) -> None:
         if not self._mask_touched:
-            _ = self.mask
+            self._note()
             ptrace.set_signal_mask(self.tid, ALL_SIGNALS)
             self._mask_touched = True
+
+    def _note(self) -> None:
+        """Write down what is to be put back, should the engine die."""
+        if not self._touched and not self._mask_touched:
+            home = self._home()
+            journal.note("touched", self.tid, self.pid, home, self.mask, self._specials, bool(self.group_stop))
 
     def set_general(self, general: bytes) -> None:
         ptrace.set_regset(self.tid, NT_PRSTATUS, general)
@@ -189,6 +205,19 @@ class Tracee:
         """
         return self.step_number(self.arch.SYSCALLS[name], self.arch.arguments(name, args))
 
+    def step_map(self, hole: int, size: int, prot: int, flags: int) -> int:
+        """Step an mmap(2) of our own; negative errno on failure."""
+        self._note()
+        journal.note("mapping", self.tid, size)
+        at = self.step("mmap", hole, size, prot, flags, -1, 0)
+        if not -4096 < at < 0:
+            journal.note("area", self.pid, at, size)
+        return at
+
+    def step_unmap(self, address: int, size: int) -> None:
+        self.step("munmap", address, size)
+        journal.note("gone", self.pid, address)
+
     def step_number(self, nr: int, args: Sequence[int]) -> int:
         """As `step`, for a call that is given by its number and the contents of its registers."""
         self.touch()
@@ -208,28 +237,30 @@ class Tracee:
         for _ in range(2):
             ptrace.cont_to_call(self.tid)
             while (stop := stops.wait(self.tid)).kind is not Kind.CALL:
-                self.surprise(stop)
-                ptrace.cont_to_call(self.tid)
+                ptrace.cont_to_call(self.tid, self.surprise(stop))
         return self.arch.result(ptrace.get_regset(self.tid, NT_PRSTATUS))
 
-    def surprise(self, stop: Stop) -> None:
-        """A stop that nobody asked for, in the middle of something."""
+    def surprise(self, stop: Stop) -> int:
+        """A stop that nobody asked for, in the middle of something; returns the signal to go on with.
+
+        SIGSTOP cannot be blocked.  It is let through: the kernel then knows that the process is to be stopped, lets a
+        traced thread run on nevertheless, and stops it at the latest when it is let go, or when the engine dies; a
+        SIGCONT that comes first undoes it.
+        """
         if stop.kind is Kind.ENDED:
             self.stopped = False
             raise TaskGone(f"task {self.tid} was ended by somebody else while Torpor worked on it")
-        if stop.kind is Kind.SIGNAL:
-            if stop.signal not in (signal.SIGSTOP,):
-                raise TorporError(
-                    f"task {self.tid} got signal {stop.signal} while it ran a program", "a bug in Torpor", code="bug"
-                )
-            self.deferred.append(stop.signal)
+        if stop.kind is Kind.SIGNAL and stop.signal != signal.SIGSTOP:
+            raise TorporError(
+                f"task {self.tid} got signal {stop.signal} while it ran a program", "a bug in Torpor", code="bug"
+            )
+        return stop.signal if stop.kind is Kind.SIGNAL else 0
 
     def notice(self) -> None:
         """Deal with a stop of a running task, if there is one: nothing that was asked for."""
         stop = stops.poll(self.tid)
         if stop is not None:
-            self.surprise(stop)
-            ptrace.cont(self.tid)
+            ptrace.cont(self.tid, self.surprise(stop))
 
     def stop_program(self) -> None:
         """Stop a task that runs a program or waits for one."""
@@ -244,33 +275,36 @@ class Tracee:
             stop = stops.wait(self.tid)
             if stop.kind in (Kind.INTERRUPTED, Kind.GROUP_STOP):
                 break
-            self.surprise(stop)
-            ptrace.cont(self.tid)
+            ptrace.cont(self.tid, self.surprise(stop))
         self.stopped = True
 
     def rewind(self) -> None:
         """Registers and mask as found; the thread stays stopped."""
+        touched = self._touched or self._mask_touched
         if self._mask_touched:
             ptrace.set_signal_mask(self.tid, self.mask)
             self._mask_touched = False
         if self._touched:
-            general = self.arch.resumed(self.general, self.call_before)
-            if self._rseq_abort:
-                general = self.arch.with_pc(
-                    self.arch.settled(self.general, self._specials, self.call_before), self._rseq_abort
-                )
-            self.set_general(general)
+            self.set_general(self._home())
             for which, value in self._specials.items():
                 ptrace.set_regset(self.tid, which, value)
             self._touched = False
+        if touched:
+            journal.note("home", self.tid)
+
+    def _home(self) -> bytes:
+        """General registers with which the thread goes on."""
+        if self._rseq_abort:
+            settled = self.arch.settled(self.general, self._specials, self.call_before)
+            return self.arch.with_pc(settled, self._rseq_abort)
+        return self.arch.resumed(self.general, self.call_before)
 
     def let_go(self, stop_signal: int = 0) -> None:
         """Put back what was found and detach."""
         self.rewind()
         self.detach()
-        for number in [*self.deferred, stop_signal]:
-            if number:
-                os.kill(self.pid, number)
+        if stop_signal:
+            os.kill(self.pid, stop_signal)
 
     def detach(self) -> None:
         ptrace.detach(self.tid)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal: what the engine has changed in which task, written down before it does it.
+
+It lies in memory that the engine shares with its guardian, which reads it when the engine has died.  Writing costs no
+system call.  A record counts once the length in the first word includes it, so one that was cut short does not.  Where
+nobody keeps a journal (a restore, whose tasks die with the engine; torpor.infect) `note` does nothing.
+
+Records, in the order in which they are written; a task's TID first, but for areas and files, which are a process's:
+
+    touched   registers and signal mask as they are to be put back; from here on the thread may run what is not its own
+    inside    the thread runs the executor's loop, which takes it home by itself
+    left      no more: it is stepped again
+    home      registers and mask are put back
+    mapping   an area of that size is about to be mapped by a stepped call
+    area      it is mapped there;  gone: it is unmapped
+    control   the engine's descriptor of a socket to that thread's executor, and the number of the other end there
+    held      another descriptor of the engine's, whose end would send threads home
+    pair      where in memory the executor writes the numbers of its socket pair, which nobody has fetched yet
+    ours      a descriptor of that device and inode is ours, not the process's
+"""
+
+import mmap
+import os
+import pickle
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+SIZE = 1 << 26  # of address space; memory is taken as it fills: 400 bytes a thread
+_LENGTH = struct.Struct("=Q")
+
+_memory: mmap.mmap | None = None
+_end = _LENGTH.size
+
+
+def open_journal() -> None:
+    """To be called before the guardian is forked."""
+    global _memory, _end
+    try:
+        _memory = mmap.mmap(-1, SIZE)
+    except OSError:  # RLIMIT_AS
+        _memory = mmap.mmap(-1, SIZE >> 6)
+    _end = _LENGTH.size
+
+
+def close_journal() -> None:
+    global _memory
+    if _memory is not None:
+        _memory.close()
+    _memory = None
+
+
+def note(kind: str, *facts: Any) -> None:
+    """Write a record."""
+    global _end
+    if _memory is None:
+        return
+    data = pickle.dumps((kind, *facts), 5)
+    end = _end + len(data)
+    if end > len(_memory):
+        return  # tasks then go home by themselves, as without a guardian
+    _memory[_end:end] = data
+    _end = end
+    _LENGTH.pack_into(_memory, 0, end)
+
+
+def note_ours(pid: int, *fds: int) -> None:
+    """Write down that these descriptors of the process are ours."""
+    if _memory is None:
+        return
+    for fd in fds:
+        facts = os.stat(f"/proc/{pid}/fd/{fd}")
+        note("ours", pid, facts.st_dev, facts.st_ino)
+
+
+def records() -> Iterator[tuple[Any, ...]]:
+    """All that was written."""
+    assert _memory is not None
+    at, end = _LENGTH.size, _LENGTH.unpack_from(_memory)[0]
+    _memory.seek(at)
+    while at < end:
+        yield pickle.load(_memory)
+        at = _memory.tell()
