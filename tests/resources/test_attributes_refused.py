@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks that Torpor must refuse to dump, for real: each in words, and the task goes on unharmed."""
+
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from torpor.dump import dump
+from torpor.errors import Refusal
+from torpor.options import Options
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+SOURCE = r"""
+#define _GNU_SOURCE
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/io.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static void ready(void) { write(1, "ready\n", 6); for (;;) pause(); }
+static void skip(const char *why) { perror(why); exit(77); }
+static volatile char selector; /* SYSCALL_DISPATCH_FILTER_ALLOW */
+static int filter(void)
+{
+	struct sock_filter code[] = {BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+	struct sock_fprog program = {1, code};
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
+}
+static void *confined(void *unused) { if (filter()) skip("seccomp"); ready(); return unused; }
+int main(int count, char **words)
+{
+	const char *what = words[1];
+	if (!strcmp(what, "filter") && filter()) skip(what);
+	if (!strcmp(what, "thread")) { pthread_t t; pthread_create(&t, 0, confined, 0); for (;;) pause(); }
+	if (!strcmp(what, "dispatch") && prctl(59, 1, 0, 0, &selector)) skip(what);
+	if (!strcmp(what, "deadline")) {
+		struct { unsigned size, policy; unsigned long flags; int nice; unsigned priority; unsigned long times[3]; }
+			attr = {48, 6, 0, 0, 0, {1000000, 100000000, 100000000}};
+		if (syscall(SYS_sched_setattr, 0, &attr, 0)) skip(what);
+	}
+	if (!strcmp(what, "keyring") && syscall(SYS_keyctl, 0, -2, 1) < 0) skip(what);
+	if (!strcmp(what, "ioperm") && ioperm(0x80, 1, 1)) skip(what);
+	if (!strcmp(what, "flusher") && prctl(57, 1, 0, 0, 0)) skip(what);
+	ready();
+}
+"""
+
+# pause() and again: int 0x80 in an ELF of 32 bits.
+CODE = bytes.fromhex("b8040000 00bb0100 0000b954 800408ba 06000000 cd80 b81d000000 cd80 ebf7".replace(" ", ""))
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> str:
+    place = tmp_path_factory.mktemp("refused")
+    (place / "victim.c").write_text(SOURCE)
+    subprocess.run(["gcc", "-O1", "-w", "-o", place / "victim", place / "victim.c", "-lpthread"], check=True)
+    return str(place / "victim")
+
+
+class Victim:
+    def __init__(self, place: Path, *words: str) -> None:
+        self.out = place / "out"
+        with self.out.open("wb") as out:
+            self.process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, close_fds=True
+            )
+        while "ready" not in self.out.read_text():
+            if self.process.poll() is not None:
+                pytest.skip(f"cannot be had here: {self.out.read_text()}")
+            time.sleep(0.01)
+
+    def dump(self, place: Path, **options: object) -> None:
+        images = place / "images"
+        images.mkdir()
+        dump(Options(tree=self.process.pid, images_dir=str(images), leave_running=True, **options))
+
+
+@pytest.fixture
+def victims(tmp_path: Path) -> Iterator[list[Victim]]:
+    made: list[Victim] = []
+    yield made
+    for victim in made:
+        victim.process.kill()
+        victim.process.wait()
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "words"),
+    [
+        ("filter", "seccomp", "runs under seccomp (mode filter)"),
+        ("thread", "seccomp", "runs under seccomp (mode filter)"),
+        ("dispatch", "unsupported", "PR_SET_SYSCALL_USER_DISPATCH"),
+        ("deadline", "unsupported", "SCHED_DEADLINE"),
+        ("keyring", "unsupported", "keyring"),
+        ("ioperm", "unsupported", "ioperm"),
+        ("flusher", "unsupported", "I/O flusher"),
+    ],
+)
+def test_refused(what: str, code: str, words: str, program: str, tmp_path: Path, victims: list[Victim]) -> None:
+    victim = Victim(tmp_path, program, what)
+    victims.append(victim)
+    with pytest.raises(Refusal) as refused:
+        victim.dump(tmp_path)
+    assert words in refused.value.why
+    assert refused.value.code == code
+    assert f"task {victim.process.pid} (" in refused.value.subject
+    assert not os.listdir(tmp_path / "images")
+    assert victim.process.poll() is None
+    status = Path(f"/proc/{victim.process.pid}/status").read_text()
+    assert "TracerPid:\t0" in status
+    assert "SigBlk:\t0000000000000000" in status
+
+
+def elf32(path: Path) -> str:
+    """A program of 32 bits that says "ready" and waits."""
+    base = 0x08048000
+    header = struct.pack("<16s2H5I6H", b"\x7fELF\1\1\1", 2, 3, 1, base + 0x5A, 52, 0, 0, 52, 32, 1, 0, 0, 0)
+    segment = struct.pack("<8I", 1, 0, base, base, 0x200, 0x200, 7, 0x1000)
+    path.write_bytes((header + segment + b"ready\n" + CODE).ljust(0x200, b"\0"))
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_32bit_refused(tmp_path: Path, victims: list[Victim]) -> None:
+    program = elf32(tmp_path / "small")
+    try:
+        subprocess.run([program], timeout=0.3, stdout=subprocess.DEVNULL, check=False)
+    except subprocess.TimeoutExpired:
+        pass
+    except OSError as error:
+        pytest.skip(f"this kernel runs no 32-bit programs: {error}")
+    victim = Victim(tmp_path, program)
+    victims.append(victim)
+    with pytest.raises(Refusal, match="32-bit program"):
+        victim.dump(tmp_path)
+    assert victim.process.poll() is None
+
+
+def cgroup_directory() -> Path | None:
+    """Where a cgroup of our own can be made, on v1 or v2."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        kind = fields[fields.index("-") + 1]
+        if kind in ("cgroup", "cgroup2"):
+            place = Path(fields[4]) / f"torpor-test-{os.getpid()}"
+            try:
+                place.mkdir()
+            except OSError:
+                continue
+            return place
+    return None
+
+
+def test_other_cgroup_refused_unless_ignored(program: str, tmp_path: Path, victims: list[Victim]) -> None:
+    place = cgroup_directory()
+    if place is None:
+        pytest.skip("no cgroup can be made here")
+    try:
+        victim = Victim(tmp_path, program, "plain")
+        victims.append(victim)
+        try:
+            (place / "cgroup.procs").write_text(str(victim.process.pid))
+        except OSError as error:
+            pytest.skip(f"the victim cannot be moved: {error}")
+        with pytest.raises(Refusal, match="another cgroup than Torpor") as refused:
+            victim.dump(tmp_path)
+        assert refused.value.code == "cgroup"
+        assert "--manage-cgroups=ignore" in refused.value.remedy
+        shutil.rmtree(tmp_path / "images")
+        victim.dump(tmp_path, manage_cgroups="ignore")
+        assert victim.process.poll() is None
+        os.kill(victim.process.pid, signal.SIGKILL)
+        victim.process.wait()
+    finally:
+        place.rmdir()
