@@ -187,6 +187,12 @@ def check(restore: "Restore") -> None:
     sysv.check(restore)
 
 
+def check_inode(restore: "Restore", inode_id: int) -> None:
+    """After `check`: an image names this segment.  Raises ImageError."""
+    if inode_id not in restore.state[_INODES]:
+        raise ImageError("memfd.img is incomplete", f"segment {inode_id} is not there")
+
+
 def fill_sysv(restore: "Restore", shmid: int) -> None:
     """Make and fill a SysV segment, once."""
     done: set[int] = restore.state.setdefault("memory:sysv filled", set())
@@ -206,10 +212,8 @@ def open_segment(restore: "Restore", inode_id: int) -> int:
     """Our own read-write descriptor of a segment, which is made and filled on first use.  Not to be closed."""
     opened: dict[int, int] = restore.state.setdefault(_OPEN, {})
     if inode_id not in opened:
-        inode = restore.state[_INODES].get(inode_id)
-        if inode is None:
-            raise ImageError("memfd.img is incomplete", f"segment {inode_id} is not there")
-        opened[inode_id] = _make(restore, inode)
+        check_inode(restore, inode_id)
+        opened[inode_id] = _make(restore, restore.state[_INODES][inode_id])
     return opened[inode_id]
 
 

@@ -64,6 +64,7 @@ class Memfd(Described):
             raise ImageError(f"files.img, memfd {entry.id}", f"impossible flags {memfd.flags:#o}")
         if memfd.pos > MAX_POSITION:
             raise ImageError(f"files.img, memfd {entry.id}", f"impossible position {memfd.pos}")
+        segments.check_inode(restore, memfd.inode_id)
 
     def make(self, entry: FileEntry, restore: "Restore") -> int:
         memfd = entry.memfd

@@ -96,30 +96,9 @@ def make(restore: "Restore", remap: "RemapFilePathEntry") -> dict[int, int]:
     """Open all descriptions of the file behind `remap`: file id -> descriptor."""
     entries = _together(restore)[remap.remap_type or 0, remap.remap_id]
     regs = [entry.reg for entry in entries if entry.reg is not None]
-    source: _Source
-    if remap.remap_type == ghost.GHOST:
-        source = _Ghost(restore, remap.remap_id, regs)
-    else:
-        source = _Linked(restore, remap.remap_id, regs)
     made: dict[int, int] = {}
-    places: dict[str, Place] = {}
     try:
-        try:
-            names = {}
-            for reg in regs:
-                if reg.name not in names and source.tmpfile is None:
-                    place = places[reg.name] = Place(reg.name)
-                    names[reg.name] = source.link(place)
-            for reg in regs:
-                if source.tmpfile is not None:
-                    made[reg.id] = source.take_tmpfile(reg)
-                else:
-                    made[reg.id] = open_as(reg, names[reg.name], places[reg.name].fd)
-            source.finish()
-        finally:
-            source.close()
-            for place in reversed(places.values()):
-                place.remove()
+        _open_all(_source(restore, remap, regs), regs, made)
     except OSError as error:
         _close(made)
         raise RestoreFailed(
@@ -130,6 +109,33 @@ def make(restore: "Restore", remap: "RemapFilePathEntry") -> dict[int, int]:
         _close(made)
         raise
     return made
+
+
+def _source(restore: "Restore", remap: "RemapFilePathEntry", regs: "list[RegFileEntry]") -> "_Source":
+    if remap.remap_type == ghost.GHOST:
+        return _Ghost(restore, remap.remap_id, regs)
+    return _Linked(restore, remap.remap_id, regs)
+
+
+def _open_all(source: "_Source", regs: "list[RegFileEntry]", made: dict[int, int]) -> None:
+    """Give the inode its names, open it as often as it is wanted, take the names away."""
+    places: dict[str, Place] = {}
+    names: dict[str, str] = {}
+    try:
+        for reg in regs:
+            if reg.name not in names and source.tmpfile is None:
+                place = places[reg.name] = Place(reg.name)
+                names[reg.name] = source.link(place)
+        for reg in regs:
+            if source.tmpfile is not None:
+                made[reg.id] = source.take_tmpfile(reg)
+            else:
+                made[reg.id] = open_as(reg, names[reg.name], places[reg.name].fd)
+        source.finish()
+    finally:
+        source.close()
+        for place in reversed(places.values()):
+            place.remove()
 
 
 def _close(made: dict[int, int]) -> None:
