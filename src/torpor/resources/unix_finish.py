@@ -174,5 +174,3 @@ def _options(sockets: "Sockets", id: int, usk: "UnixSkEntry") -> None:
     if own.peek_offset is not None:
         sock.setsockopt(SOL, unix_queue.SO_PEEK_OFF, own.peek_offset)
     set_flags(sock.fileno(), usk.flags)
-
-

@@ -325,6 +325,4 @@ def check_free(place: Place, living: "dict[tuple[int, int], int] | None") -> Non
         raise Refusal(f"the UNIX socket {shown}", "a file that is no socket has its name", "move that file away")
     key = (facts.st_ino & 0xFFFFFFFF, os.major(facts.st_dev) << 20 | os.minor(facts.st_dev))
     if living and key in living:
-        raise Refusal(
-            f"the UNIX socket {shown}", "another process has a socket of this name", "end that process first"
-        )
+        raise Refusal(f"the UNIX socket {shown}", "another process has a socket of this name", "end that process first")
