@@ -385,7 +385,7 @@ def test_nothing_is_left_when_it_fails(saved: Saved, place: Path, monkeypatch: p
         restore.make()
     assert len(os.listdir("/proc/self/fd")) <= before + 1  # the reader's directory
     assert list(place.iterdir()) == []
-    monkeypatch.setattr(unlinked.ghost, "fill", failing)
+    monkeypatch.setattr(ghost, "fill", failing)
     calls = 1
     with pytest.raises(RestoreFailed):
         saved.restore().make()
