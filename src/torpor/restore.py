@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from torpor.engine.process import Report
     from torpor.engine.spawn import Cradle, Spawner
     from torpor.engine.tracee import Tracee
+    from torpor.model.restore_plan import Plan
     from torpor.options import Options
-    from torpor.resources.context import RestoreTask
+    from torpor.resources.context import Restore, RestoreTask
 
 # Whose child the root becomes: of whoever adopts orphans, of the process that asks, of that one's parent.
 NOBODY, FRONT, TORPORS_PARENT = range(3)
@@ -147,17 +148,24 @@ def _restore(options: "Options", dir_fd: int, report: "Report", parent: int, cra
     return work.result()
 
 
+def check_all(restore: "Restore") -> "Plan":
+    """Everything that a restore checks before it creates anything, for `torpor check`; the plan of births."""
+    work = _Work(restore.options, -1, restore)
+    work.check()
+    return work.plan
+
+
 class _Work:
     """One restore, phase by phase."""
 
-    def __init__(self, options: "Options", dir_fd: int) -> None:
+    def __init__(self, options: "Options", dir_fd: int, restore: "Restore | None" = None) -> None:
         from torpor.images.directory import ImageReader
         from torpor.resources.context import Restore
 
-        self.restore = Restore(options, ImageReader(dir_fd))
+        self.restore = restore or Restore(options, ImageReader(dir_fd))
         self.phases: dict[str, float] = {}
         self._at = time.monotonic()
-        self.limit = raise_limit()
+        self.limit = _raise_limit()
         self.spawner: Spawner | None = None
 
     def lap(self, name: str) -> None:
@@ -176,15 +184,19 @@ class _Work:
         restore = self.restore
         self.plan = restore_load.load(restore)
         restore.state["executor areas"] = restore_load.executor_areas(restore)
-        self.spaces = AddressSpaces(restore)
+        with restore.trying():
+            self.spaces = AddressSpaces(restore)
         self.files = Files(restore)
-        self.files.check(self.limit)
+        with restore.trying():
+            self.files.check(self.limit)
         self.attributes = registry.attributes()
         for task in restore.tasks.values():
             if not task.dead:
                 for attribute in self.attributes:
-                    attribute.check(task, restore)
-        self.registers = restore_load.registers(restore, native(), template())
+                    with restore.trying():
+                        attribute.check(task, restore)
+        with restore.trying():
+            self.registers = restore_load.registers(restore, native(), _template())
         restore_load.check_pids(restore, self.plan)
         self.lap("check")
 
@@ -421,7 +433,7 @@ def _load_registers(thread: "Tracee", registers: "Registers") -> None:
     ptrace.set_regset(thread.tid, NT_PRSTATUS, registers.general)
 
 
-def raise_limit() -> int:
+def _raise_limit() -> int:
     """Let the engine, and the tasks that come from it, have as many descriptors as they may."""
     import resource
 
@@ -430,7 +442,7 @@ def raise_limit() -> int:
     return hard
 
 
-def template() -> "Registers":
+def _template() -> "Registers":
     """Registers of a process of this machine, whose sizes and reserved fields count: those of a moment's child."""
     from torpor.engine.tracee import Tracee
     from torpor.kernel import ptrace

@@ -5,12 +5,15 @@ Resources reach other resources only through these.
 """
 
 import os
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torpor.errors import Refusal, TorporError
 from torpor.kernel.process import pidfd_getfd
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torpor.engine.executor import Executor
     from torpor.engine.freeze import FrozenProcess
     from torpor.engine.program import Program, Result
@@ -212,6 +215,10 @@ class Restore:
     def problem(self, error: TorporError) -> None:
         """It cannot be restored.  A restore ends here; a check collects what is in the way: go on after it."""
         raise error
+
+    def trying(self) -> "AbstractContextManager[None]":
+        """What fails inside is a problem; what comes after it does not depend on it."""
+        return nullcontext()
 
     def descriptor(self, id: int) -> int:
         """Our descriptor of a file that has been made."""
