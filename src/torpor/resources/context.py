@@ -176,6 +176,7 @@ class RestoreTask:
         self.credentials: Any = None  # creds.py: what threads start as
         self.extras: Extras = None  # type: ignore[assignment]  # by names.py's check
         self.loginuid_written: Result | None = None
+        self.pending_timers: dict[int, int] | None = None  # timers.py: those that queue their signals themselves
 
     @property
     def core(self) -> "CoreEntry":

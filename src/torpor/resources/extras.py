@@ -30,7 +30,5 @@ def load(restore: "Restore", pid: int) -> Extras:
         entry = restore.images.find(TORPOR_TASK, pid)
         process = entry.process if entry is not None else None
         threads = entry.threads if entry is not None else []
-        known[pid] = Extras(
-            entry is not None, process or TaskExtraEntry(), {thread.tid: thread for thread in threads}
-        )
+        known[pid] = Extras(entry is not None, process or TaskExtraEntry(), {thread.tid: thread for thread in threads})
     return known[pid]

@@ -61,17 +61,20 @@ def facts() -> Facts:
     """Of this process; read once (the engine is a process of its own for each dump or restore)."""
     global _facts
     if _facts is None or _facts[0] != os.getpid():
-        _facts = os.getpid(), Facts(
-            credentials=parse_status(read_all("/proc/self/status")).credentials,
-            securebits=prctl(PR_GET_SECUREBITS),
-            limits=parse_limits(read_all("/proc/self/limits")),
-            sched=sched_getattr(0),
-            io_priority=ioprio_get(0),
-            timer_slack=prctl(PR_GET_TIMERSLACK),
-            cpus=get_affinity(0),
-            oom_score_adj=parse_number("oom_score_adj", read_all("/proc/self/oom_score_adj")),
-            loginuid=number_file("/proc/self/loginuid"),
-            coredump_filter=number_file("/proc/self/coredump_filter", 16),
+        _facts = (
+            os.getpid(),
+            Facts(
+                credentials=parse_status(read_all("/proc/self/status")).credentials,
+                securebits=prctl(PR_GET_SECUREBITS),
+                limits=parse_limits(read_all("/proc/self/limits")),
+                sched=sched_getattr(0),
+                io_priority=ioprio_get(0),
+                timer_slack=prctl(PR_GET_TIMERSLACK),
+                cpus=get_affinity(0),
+                oom_score_adj=parse_number("oom_score_adj", read_all("/proc/self/oom_score_adj")),
+                loginuid=number_file("/proc/self/loginuid"),
+                coredump_filter=number_file("/proc/self/coredump_filter", 16),
+            ),
         )
     return _facts[1]
 

@@ -33,6 +33,7 @@ PR_GET_SPECULATION_CTRL, PR_SET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, PR_SPEC_
 PR_SET_MDWE, PR_GET_MDWE = 65, 66
 PR_SET_MEMORY_MERGE, PR_GET_MEMORY_MERGE = 67, 68
 PR_SPEC_PRCTL = 1  # of what PR_GET_SPECULATION_CTRL answers: this task's own setting is in the other bits
+MEMBARRIER_REGISTRATIONS = 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8
 MEMBARRIER_PRIVATE, MEMBARRIER_REGISTER_PRIVATE, MEMBARRIER_GET_REGISTRATIONS = 1 << 3, 1 << 4, 1 << 9
 PF_IO_FLUSHER = 0x00080000  # PF_MEMALLOC_NOIO
 DEFAULT_COREDUMP_FILTER = 0x33
@@ -122,6 +123,12 @@ class Membarrier(Attribute):
         mask = max(registered.value, 0) & (~MEMBARRIER_REGISTER_PRIVATE if private.value < 0 else ~0)
         core.tc.membarrier_registration_mask = mask or None
 
+    def check(self, task: "RestoreTask", restore: "Restore") -> None:
+        assert task.core.tc is not None
+        unknown = (task.core.tc.membarrier_registration_mask or 0) & ~MEMBARRIER_REGISTRATIONS
+        if unknown:
+            raise task.refusal(f"it is registered for memory barriers that Torpor does not know ({unknown:#x})")
+
     def place(self, task: "RestoreTask", program: "Program") -> None:
         assert task.core.tc is not None
         mask = task.core.tc.membarrier_registration_mask or 0
@@ -190,9 +197,10 @@ class LoginUid(Attribute):
         if wanted is None or ours is None or wanted == ours:
             return
         text = b"%d" % wanted
-        fd = program.call("openat", AT_FDCWD, program.string("/proc/self/loginuid"), O_WRONLY, 0)
+        # A task with a root of its own may not have it.
+        fd = program.call("openat", AT_FDCWD, program.string("/proc/self/loginuid"), O_WRONLY, 0, may_fail=True)
         task.loginuid_written = program.call("write", fd, program.put(text), len(text), may_fail=True)
-        program.call("close", fd)
+        program.call("close", fd, may_fail=True)
 
     def outside(self, task: "RestoreTask", restore: "Restore") -> None:
         written = task.loginuid_written

@@ -230,6 +230,12 @@ def _posix(task: "RestoreTask") -> list[PosixTimerEntry]:
 
 def pending_periodic(task: "RestoreTask") -> dict[int, int]:
     """Timers that will queue their pending signals themselves, and how many overruns those have."""
+    if task.pending_timers is None:
+        task.pending_timers = _pending_periodic(task)
+    return task.pending_timers
+
+
+def _pending_periodic(task: "RestoreTask") -> dict[int, int]:
     suited = {timer.it_id for timer in _posix(task) if overruns.is_suited(timer)}
     if not suited:
         return {}
