@@ -68,6 +68,7 @@ def everything(dump: "Dump", asked: "Asked", memory: "list[AddressSpace]") -> No
             kinds.FDINFO,
             [FdinfoEntry(id=seen.id, flags=flags, type=types[seen.id], fd=number) for seen, flags, number in table],
             files_id,
+            even_empty=True,  # so that a missing one is noticed
         )
     for kind in dump.state.get("file kinds", {}).values():
         kind.late(dump)

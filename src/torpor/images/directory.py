@@ -59,11 +59,13 @@ class ImageWriter:
         self.names: dict[str, None] = {}  # of the files written, in order
         self.bytes_written = 0  # by `write`; pages and other raw images are not counted here
 
-    def write(self, kind: ImageKind[Any] | str, entries: Iterable[Entry], id: Id = None) -> None:
-        """Write an image with these entries.  Without any there is no image, and an old one goes."""
+    def write(
+        self, kind: ImageKind[Any] | str, entries: Iterable[Entry], id: Id = None, *, even_empty: bool = False
+    ) -> None:
+        """Write an image with these entries.  Without any there is no image, and an old one goes, or an empty one."""
         kind = _kind(kind)
         parts = encode_entries(entries)
-        if not parts:
+        if not parts and not even_empty:
             self.remove(kind, id)
             return
         fd = self._create(kind.file_name(id))

@@ -57,6 +57,12 @@ class Files:
             if task.dead or task.ids is None:
                 continue
             if task.ids.files_id not in self.tables:
+                name = kinds.FDINFO.file_name(task.ids.files_id)
+                # CRIU leaves out an empty table's image, Torpor does not.
+                if restore.images.exists(kinds.TORPOR_TASK, task.pid) and not restore.images.exists(
+                    kinds.FDINFO, task.ids.files_id
+                ):
+                    restore.problem(ImageError(f"{name} is missing", code="missing-image"))
                 self.tables[task.ids.files_id] = self.table(task.ids.files_id, limit)
             task.fds = self.tables[task.ids.files_id]
             wanted += [fd.id for fd in task.fds]
