@@ -150,7 +150,12 @@ class AddressSpace:
         access = O_RDWR if area.shared and may_write else O_RDONLY
         path = f"/proc/{task.leader.tid}/map_files/{area.start:x}-{area.end:x}"
         subject = f"{task.subject}, area {area.start:#x}-{area.end:#x}"
-        entry.shmid = regular.save_path(dump, subject, area.path, path, access)
+        # maps says by itself that two areas are of one file: most need no look at it.
+        known: dict[tuple[tuple[int, int], int, str, int], int] = dump.setdefault("memory:files", {})
+        key = (area.dev, area.inode, area.path, access)
+        if key not in known:
+            known[key] = regular.save_path(dump, subject, area.path, path, access)
+        entry.shmid = known[key]
         entry.fdflags = access
 
     def scan(self) -> None:
