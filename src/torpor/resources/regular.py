@@ -56,6 +56,8 @@ def save_path(dump: "Dump", subject: str, link: str, path: str, flags: int) -> i
     known: dict[tuple[int, int, int, str], int] = dump.setdefault("regular:paths", {})
     key = (stat.st_dev, stat.st_ino, flags, link)
     if key not in known:
+        if st.S_ISCHR(stat.st_mode) and (os.major(stat.st_rdev), os.minor(stat.st_rdev)) not in MEMORY_DEVICES:
+            raise Refusal(f"{subject} ({link})", "this device keeps state that Torpor cannot save", "close it first")
         dump.setdefault("file kinds", {})[id(KIND)] = KIND  # for `late`, where no descriptor is of this kind
         known[key] = number = dump.new_file_id()
         dump.file_entries.append(file_entry(dump, subject, number, link, stat, flags, 0, NOBODY, path))
