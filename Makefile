@@ -28,6 +28,7 @@ lint: .venv/ready-demo
 docs: .venv/ready-demo
 	$(PYTHON) tools/keywords.py
 	$(PYTHON) tools/docs.py
+	$(PYTHON) tools/supported.py
 
 setup: .venv/ready-test
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torpor.resources.context import Dump, DumpTask, Restore, RestoreTask
 
 SCHED_RESET_ON_FORK = 0x40000000  # in the policy of sched_getscheduler(2)
+UTIL_MAX = 1024  # what is not clamped; 0 on a kernel that cannot clamp
 REAL_TIME = (sched.SCHED_FIFO, sched.SCHED_RR)
 KNOWN = (sched.SCHED_OTHER, sched.SCHED_BATCH, sched.SCHED_IDLE, *REAL_TIME)
 
@@ -103,6 +104,9 @@ def _refuse_policy(task: "DumpTask", tid: int, attr: SchedAttr, refuse: "Callabl
     if attr.policy not in KNOWN:
         policy = "SCHED_DEADLINE" if attr.policy == sched.SCHED_DEADLINE else f"scheduling policy {attr.policy}"
         refuse(task.refusal(f"thread {tid} runs under {policy}", "give it another policy first (chrt)"))
+    elif attr.policy not in REAL_TIME and (attr.util_min or attr.util_max not in (0, UTIL_MAX)):
+        why = f"the utilisation of thread {tid} is clamped ({attr.util_min} to {attr.util_max})"
+        refuse(task.refusal(why, "reset that first (uclampset -R)"))
 
 
 def _raise(refusal: Refusal) -> None:
