@@ -7,6 +7,8 @@ registry key says why there is nothing to save.
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -254,3 +256,14 @@ CALLS = {
 def test_what_calls_tell(name: str) -> None:
     key = {**PRCTL, **CALLS}[name]
     assert answered(key) or key.removeprefix("vma:") in areas.REFUSED_KINDS
+
+
+# ---- the document ----------------------------------------------------------------------------------------------------
+
+
+def test_all_is_named_in_the_document() -> None:
+    attributes = {key for attribute in registry.attributes() for key in attribute.covers}
+    assert set(words.OTHERS) == attributes | set(registry.OTHERS)
+    script = Path(__file__).resolve().parents[1] / "tools/supported.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
