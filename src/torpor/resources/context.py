@@ -64,8 +64,12 @@ class SeenFile:
             self._fd = -1
 
     @property
+    def where(self) -> str:
+        return f"task {self.pid}, fd {self.number}"
+
+    @property
     def subject(self) -> str:
-        return f"task {self.pid}, fd {self.number} ({self.link})"
+        return f"{self.where} ({self.link})"
 
     def refusal(self, why: str, remedy: str = "") -> Refusal:
         return Refusal(self.subject, why, remedy)

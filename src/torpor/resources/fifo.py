@@ -43,7 +43,7 @@ class Fifo(FileKind):
         id = dump.new_file_id()
         flags, path = seen.info.status_flags, f"/proc/{seen.pid}/fd/{seen.number}"
         dump.file_entries.append(
-            regular.file_entry(dump, seen.subject, id, seen.link, seen.stat, flags, 0, save_owner(seen.fd), path)
+            regular.file_entry(dump, seen.where, id, seen.link, seen.stat, flags, 0, save_owner(seen.fd), path)
         )
         return FileEntry(type=FIFO, id=seen.id, fifo=FifoEntry(id=seen.id, pipe_id=pipe_id, regf_id=id))
 

@@ -247,7 +247,7 @@ class Regular(Described):
         info = seen.info
         path = f"/proc/{seen.pid}/fd/{seen.number}"
         return file_entry(
-            dump, seen.subject, seen.id, seen.link, seen.stat, info.status_flags, info.pos, save_owner(seen.fd), path
+            dump, seen.where, seen.id, seen.link, seen.stat, info.status_flags, info.pos, save_owner(seen.fd), path
         )
 
     def late(self, dump: "Dump") -> None:
