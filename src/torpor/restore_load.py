@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading and checking images before anything is created: what comes from here can be trusted to make sense."""
 
-import errno
-import os
 from typing import TYPE_CHECKING
 
-from torpor.errors import ImageError, Refusal, RestoreFailed
+from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
 from torpor.images.schema.constants import TaskState
 from torpor.model.restore_plan import Plan, Spec, make_plan
+from torpor.resources import pids
 from torpor.resources.context import RestoreTask
 from torpor.resources.fdtable import thread_tables
 
@@ -129,34 +128,11 @@ def executor_areas(restore: "Restore") -> int:
 
 
 def check_pids(restore: "Restore", plan: Plan) -> None:
-    """Refuse where a PID that has to be given is in use: as that of a process, a thread, a group or a session."""
+    """Refuse where a PID that has to be given is in use."""
     wanted = [tid for task in restore.tasks.values() for tid in ([task.pid] if task.dead else task.threads)]
     wanted += [pid for pid in plan.helpers if pid > 0]
-    for pid in wanted:
-        for target in (pid, -pid):
-            try:
-                os.kill(target, 0)
-            except OSError as error:
-                if error.errno == errno.ESRCH:
-                    continue
-            restore.problem(pid_taken(pid, target < 0))
-            break
-
-
-def pid_taken(pid: int, group: bool) -> RestoreFailed:
-    name = ""
-    try:
-        with open(f"/proc/{pid}/comm") as file:
-            name = f" ({file.read().strip()})"
-    except OSError:
-        pass
-    what = "a process group" if group and not name else "a process"
-    return RestoreFailed(
-        f"PID {pid} is taken{name}",
-        f"it is needed for the tree, and {what} has it already",
-        "end it, or restore in a PID namespace of its own (unshare -fp --mount-proc)",
-        code="pid-taken",
-    )
+    for refusal in pids.taken(wanted):
+        restore.problem(refusal)
 
 
 def registers(restore: "Restore", arch: "Arch", template: "Registers") -> dict[int, "Registers"]:
