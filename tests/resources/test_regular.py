@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that have a name: saved, made again, compared with what they were."""
 
+import fcntl
 import os
 import shutil
 import struct
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 from filekit import Saved, look
 
-from torpor.errors import ImageError, Refusal
+from torpor.errors import ImageError, Refusal, RestoreFailed
 from torpor.images.schema.fdinfo import FileEntry
-from torpor.resources import build_id
+from torpor.images.schema.fown import FownEntry
+from torpor.resources import build_id, description
 
 FLAGS = [
     os.O_RDONLY,
@@ -260,3 +262,36 @@ def test_nothing_is_created_or_cut(saved: Saved, file: Path) -> None:
 
     saved.restore(change).make()
     assert file.read_bytes() == b"0123456789"
+
+
+# -- owners -----------------------------------------------------------------------------------------------------------
+
+
+def test_owner(saved: Saved, file: Path) -> None:
+    fd = os.open(file, os.O_RDWR)
+    fcntl.fcntl(fd, description.F_SETOWN_EX, struct.pack("=ii", 1, os.getpid()))
+    fcntl.fcntl(fd, description.F_SETSIG, 40)
+    (now,) = saved.save(fd).remade()
+    assert fcntl.fcntl(now, description.F_GETOWN_EX, bytes(8)) == struct.pack("=ii", 1, os.getpid())
+    assert fcntl.fcntl(now, description.F_GETSIG) == 40
+
+
+def test_an_owner_under_other_ids(saved: Saved, file: Path) -> None:
+    fd = os.open(file, os.O_RDWR)
+    owner = FownEntry(uid=1234, euid=4321, signum=0, pid_type=1, pid=os.getpid())
+    description.set_owner(fd, owner)
+    assert os.getresuid() == (0, 0, 0)
+    (now,) = saved.save(fd).remade()
+    assert description.save_owner(now) == owner
+
+
+def test_an_owner_that_is_gone(saved: Saved, file: Path) -> None:
+    saved.save(os.open(file, os.O_RDWR)).write()
+
+    def change(entry: FileEntry) -> None:
+        assert entry.reg is not None
+        entry.reg.fown = FownEntry(uid=1234, euid=0, signum=0, pid_type=1, pid=(1 << 22) - 1)
+
+    with pytest.raises(RestoreFailed, match="process 4194303 is not there"):
+        saved.restore(change).make()
+    assert os.getresuid() == (0, 0, 0)

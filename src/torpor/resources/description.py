@@ -16,6 +16,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, ClassVar
 
+from torpor.errors import RestoreFailed
 from torpor.images import kinds
 from torpor.images.schema.fown import FownEntry
 from torpor.images.schema.torpor_file import TorporFileEntry
@@ -55,21 +56,29 @@ def save_owner(fd: int) -> FownEntry:
 
 
 def set_owner(fd: int, owner: FownEntry) -> None:
-    """Put the owner back.  Its process, group or thread must exist.  Raises OSError."""
+    """Put the owner back.  Its process, group or thread must exist.  Raises OSError, RestoreFailed."""
     if owner.signum:
         fcntl.fcntl(fd, F_SETSIG, owner.signum)
     if not owner.pid:
         return
     argument = _OWNER.pack(owner.pid_type, owner.pid)
     ours = os.getresuid()
-    if (owner.uid, owner.euid) == ours[:2]:
-        fcntl.fcntl(fd, F_SETOWN_EX, argument)
-        return
-    call("setresuid", owner.uid, owner.euid, ours[0])  # of this thread alone; the saved id leads back
+    if (owner.uid, owner.euid) != ours[:2]:
+        call("setresuid", owner.uid, owner.euid, ours[0])  # of this thread alone; the saved id leads back
     try:
         fcntl.fcntl(fd, F_SETOWN_EX, argument)
+    except ProcessLookupError:
+        raise RestoreFailed(
+            f"the signals of {os.readlink(f'/proc/self/fd/{fd}')} cannot be sent any more",
+            f"their {_RECEIVERS.get(owner.pid_type, 'receiver')} {owner.pid} is not there",
+            "dump it together with the tree",
+        ) from None
     finally:
-        call("setresuid", *ours)
+        if os.getresuid() != ours:
+            call("setresuid", *ours)
+
+
+_RECEIVERS = {0: "thread", 1: "process", 2: "process group"}
 
 
 def set_flags(fd: int, flags: int) -> None:
