@@ -77,7 +77,7 @@ class TreeReport(NamedTuple):
         else:
             lines.append(
                 f"a dump would write about {quantity(self.image_bytes)} "
-                f"and stop the tree for about {duration(self.frozen_seconds)}"
+                f"and stop the tree for about {duration(self.frozen_seconds)} (with -R)"
             )
         lines += ["", "Cannot be dumped as it is." if self.obstacles else "Can be dumped."]
         return lines
