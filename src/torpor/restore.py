@@ -20,6 +20,7 @@ from collections.abc import Callable
 from errno import EPERM
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from torpor import log
 from torpor.errors import KernelError, RestoreFailed, TorporError
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ class _Work:
     def lap(self, name: str) -> None:
         now = time.monotonic()
         self.phases[name] = self.phases.get(name, 0.0) + now - self._at
+        log.info(f"{name}: {(now - self._at) * 1e3:.1f} ms")
         self._at = now
 
     # -- check ------------------------------------------------------------------------------------------------------
