@@ -4,8 +4,8 @@
 Whether two descriptors share a description only kcmp(2) tells; cheap keys (inode, offset, flags) keep questions few.
 """
 
+import _socket
 import os
-import socket
 import stat as st
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -151,8 +151,9 @@ def kind_of(seen: SeenFile) -> str:
     family = None
     if st.S_ISSOCK(seen.stat.st_mode):
         # Family, type and protocol are given, or Python would ask for the address, which XDP sockets do not have.
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=os.dup(seen.fd)) as sock:
-            family = sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fileno=os.dup(seen.fd))
+        family = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_DOMAIN)
+        sock.close()
     device = seen.stat.st_dev
     file_system = 0
     if st.S_ISREG(seen.stat.st_mode) and os.major(device) == 0:

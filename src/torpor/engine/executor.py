@@ -12,12 +12,12 @@ pair, and wait there for an end-of-file that only the controller's death brings:
 
 import errno
 import os
-import socket
 import struct
 import time
+from _socket import AF_UNIX, SCM_RIGHTS, SO_RCVTIMEO, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKET, socket
 from collections.abc import Iterator, Sequence
-from importlib import resources
 
+from torpor.arch import base as arch_base
 from torpor.arch.base import Arch
 from torpor.engine import journal
 from torpor.engine.area import PAGE, Area, frame_size
@@ -30,7 +30,6 @@ from torpor.kernel.syscall import call
 
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 MAP_PRIVATE, MAP_FIXED_NOREPLACE, MAP_ANONYMOUS = 2, 0x100000, 0x20
-SOL_SOCKET, SO_RCVTIMEO = socket.SOL_SOCKET, socket.SO_RCVTIMEO  # ppc64le has other numbers
 SCM_MAX_FD, MSG_CMSG_CLOEXEC = 253, 0x40000000
 _GRACE_S = 10
 _BELL = b"\1" * 8
@@ -48,7 +47,8 @@ def blob(arch: Arch) -> bytes:
     """The executor's code.  Raises TorporError where it was not built."""
     if arch.name not in _blobs:
         try:
-            _blobs[arch.name] = resources.files("torpor.arch").joinpath(f"blobs/{arch.name}.bin").read_bytes()
+            with open(f"{os.path.dirname(arch_base.__file__)}/blobs/{arch.name}.bin", "rb") as file:
+                _blobs[arch.name] = file.read()
         except FileNotFoundError:
             raise TorporError(
                 f"the executor for {arch.name} is not built",
@@ -66,7 +66,7 @@ class Executor:
         """Install it; at address `hole`, or where the kernel likes.  Raises CannotInstall, leaving nothing behind."""
         self.tracee = tracee
         self.arch = tracee.arch
-        self.socket: socket.socket | None = None
+        self.socket: socket | None = None
         self.fd = -1
         self._undo_slot = 0
         self.inherited = False  # entered through memory that a fork left there
@@ -89,7 +89,7 @@ class Executor:
             raise
 
     @classmethod
-    def entered(cls, tracee: Tracee, base: int, size: int, area: Area, control: socket.socket, fd: int) -> "Executor":
+    def entered(cls, tracee: Tracee, base: int, size: int, area: Area, control: socket, fd: int) -> "Executor":
         """The executor in a new task that has its pages and its socket from the task that made it, and starts with an
         empty program: `finish` awaits that.  Such a task has no home to go to (see engine/spawn.py)."""
         executor = cls.__new__(cls)
@@ -135,7 +135,7 @@ class Executor:
         tracee.write(area.frame, frame)
         first = Program()
         fds = first.put(struct.pack(f"{order}ii", -1, -1))
-        first.call("socketpair", socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC, 0, fds)
+        first.call("socketpair", AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds)
         grace = first.put(struct.pack(f"{order}2{self.arch.word[1]}", _GRACE_S, 0))
         first.call("setsockopt", Load32(fds), SOL_SOCKET, SO_RCVTIMEO, grace, 2 * self.arch.word_size)
         first.call("recvfrom", Load32(fds), first.space(8), 8, 0, 0, 0)
@@ -159,7 +159,7 @@ class Executor:
         self.fd, theirs = self._await_pair(fds_at)
         pidfd = call("pidfd_open", tracee.pid, 0)
         try:
-            self.socket = socket.socket(fileno=_fetch(pidfd, theirs))
+            self.socket = socket(fileno=_fetch(pidfd, theirs))
         finally:
             os.close(pidfd)
         journal.note_ours(tracee.pid, self.fd, theirs)
@@ -285,7 +285,7 @@ class Executor:
         """Send the descriptors of `send_fds`; to be called after `start` and before `finish`."""
         assert self.socket is not None
         try:
-            socket.send_fds(self.socket, [_BELL], fds)
+            self.socket.sendmsg([_BELL], [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"={len(fds)}i", *fds))])
         except OSError:  # too many are under way: the task, which waits for them, finds -1 for each
             self.socket.send(_BELL)
             raise

@@ -21,8 +21,8 @@ Records, in the order in which they are written; a task's TID first, but for are
 
 import mmap
 import os
-import pickle
 import struct
+from _pickle import dumps, load  # pickle itself would import re and more
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,7 +55,7 @@ def note(kind: str, *facts: Any) -> None:
     global _end
     if _memory is None:
         return
-    data = pickle.dumps((kind, *facts), 5)
+    data = dumps((kind, *facts), 5)
     end = _end + len(data)
     if end > len(_memory):
         return  # tasks then go home by themselves, as without a guardian
@@ -79,5 +79,5 @@ def records() -> Iterator[tuple[Any, ...]]:
     at, end = _LENGTH.size, _LENGTH.unpack_from(_memory)[0]
     _memory.seek(at)
     while at < end:
-        yield pickle.load(_memory)
+        yield load(_memory)
         at = _memory.tell()

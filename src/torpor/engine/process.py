@@ -8,10 +8,9 @@ register writes; a process of its own settles all three.
 """
 
 import os
-import pickle
 import signal
 import sys
-import traceback
+from _pickle import dumps, loads  # pickle itself would import re and more
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -74,6 +73,8 @@ def _engine(work: Callable[[Report], T], out: int, alive: int) -> None:
     except TorporError as error:
         answer = ("error", error)
     except BaseException as error:
+        import traceback
+
         answer = ("bug", (repr(error), traceback.format_exc()))
     log.release()
     try:
@@ -83,7 +84,7 @@ def _engine(work: Callable[[Report], T], out: int, alive: int) -> None:
 
 
 def _send(fd: int, message: tuple[str, Any]) -> None:
-    data = pickle.dumps(message)
+    data = dumps(message)
     data = len(data).to_bytes(4, "little") + data
     while data:
         data = data[os.write(fd, data) :]
@@ -118,7 +119,7 @@ def _front(
                 break
             data += chunk
             while len(data) >= 4 and len(data) >= 4 + (size := int.from_bytes(data[:4], "little")):
-                kind, value = pickle.loads(data[4 : 4 + size])
+                kind, value = loads(data[4 : 4 + size])
                 data = data[4 + size :]
                 if kind in ("result", "error", "bug"):
                     answer = kind, value

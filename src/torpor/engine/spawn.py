@@ -14,8 +14,8 @@ the descriptor table, at the number that it had in the maker.
 import errno
 import os
 import signal
-import socket
 import struct
+from _socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -112,13 +112,13 @@ def stub(arch: Arch) -> bytes:
 class Cradle(NamedTuple):
     """What the first task begins with: its socket (both ends) and the file that it executes."""
 
-    ours: socket.socket
-    theirs: socket.socket
+    ours: socket
+    theirs: socket
     file: int
 
     @classmethod
     def make(cls) -> "Cradle":
-        return cls(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), _stub_file(native()))
+        return cls(*socketpair(AF_UNIX, SOCK_SEQPACKET), _stub_file(native()))
 
     def clone(self, pid: int, flags: int = 0) -> None:
         """Clone the calling process, with CLONE_PARENT in `flags` into a sibling; the clone waits to be traced and
@@ -190,7 +190,7 @@ class Spawner:
 
         The results of clone3 are in the order of the births.  Raises RestoreFailed where a PID is taken.
         """
-        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in births]
+        pairs = [socketpair(AF_UNIX, SOCK_SEQPACKET) for _ in births]
         made = []
         out: list[tuple[int, int, int]] = []
         first = 0
@@ -221,7 +221,7 @@ class Spawner:
         return executors
 
     def _some(
-        self, maker: Executor, program: Program, births: Sequence[Birth], ends: Sequence[socket.socket]
+        self, maker: Executor, program: Program, births: Sequence[Birth], ends: Sequence[socket]
     ) -> list[tuple[int, int, int]]:
         """PID, number of the socket, and number of the area, of each."""
         arch, space = self.arch, self.spaces[maker.tracee.pid]
@@ -267,7 +267,7 @@ class Spawner:
             if result.ran and result.value > 0:
                 self.tracees[result.value] = Tracee(result.value, result.value)
 
-    def _enter(self, tracee: Tracee, space: Space, number: int, ours: socket.socket, fd: int) -> Executor:
+    def _enter(self, tracee: Tracee, space: Space, number: int, ours: socket, fd: int) -> Executor:
         """Start the executor in a stopped task that has its pages; `finish` awaits it."""
         arch = self.arch
         area = Area(arch, space.area_at(number), LEADER_AREA, 0, _UNDO_ROOM)
@@ -321,7 +321,7 @@ class Spawner:
     def enter_thread(self, leader: Executor, thread: Tracee) -> Executor:
         """Start an executor in a thread that is to have a table of descriptors of its own, and let it have that."""
         space = self.spaces[leader.tracee.tid]
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
         try:
             program = Program()
             fds = leader.send_fds(program, [theirs.fileno()])

@@ -7,8 +7,8 @@ on a socket that all share, and waits there.  Nothing is ever sent to them: end-
 """
 
 import os
-import socket
 import struct
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket
 from collections.abc import Mapping
 
 from torpor.engine import journal
@@ -29,7 +29,7 @@ class ThreadTeam:
 
     def __init__(self, leader: Executor) -> None:
         self.leader = leader
-        self.socket: socket.socket | None = None
+        self.socket: socket | None = None
         self.fd = -1
         self._at = 0
         self._size = 0
@@ -46,7 +46,7 @@ class ThreadTeam:
         program = Program()
         at = program.call("mmap", 0, self._size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         pair = program.space(8)
-        program.call("socketpair", socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC, 0, pair)
+        program.call("socketpair", AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)
         self.leader.run(program)
         self._at, self._slots = at.value, threads
         journal.note("area", self.leader.tracee.pid, self._at, self._size)
@@ -54,7 +54,7 @@ class ThreadTeam:
         journal.note_ours(self.leader.tracee.pid, self.fd, theirs)
         pidfd = call("pidfd_open", self.leader.tracee.pid, 0)
         try:
-            self.socket = socket.socket(fileno=call("pidfd_getfd", pidfd, theirs, 0))
+            self.socket = socket(fileno=call("pidfd_getfd", pidfd, theirs, 0))
         finally:
             os.close(pidfd)
         journal.note("held", self.socket.fileno())

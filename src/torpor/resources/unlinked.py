@@ -16,7 +16,6 @@ Surprising facts:
 
 import errno
 import os
-import secrets
 import stat as st
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -258,7 +257,7 @@ class _Ghost(_Source):
 
     def _make_hidden(self, place: Place) -> None:
         """No O_TMPFILE on this file system: a name that nobody looks for."""
-        place.base = f".torpor-{secrets.token_hex(8)}"
+        place.base = f".torpor-{os.urandom(8).hex()}"
         flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR | os.O_CLOEXEC
 
         def create(name: str, directory: int) -> None:
