@@ -136,27 +136,10 @@ def _check(options: Options) -> ImagesReport:
 
 
 def _all(restore: _Collecting) -> "Plan":
-    """As restore.py, in its order; raises TorporError where what follows needs what is missing."""
-    from torpor import restore_load
-    from torpor.arch import native
-    from torpor.memory.restore import AddressSpaces
-    from torpor.resources import registry
-    from torpor.resources.fdtable import Files
-    from torpor.restore import raise_limit, template
+    """As a restore does; raises TorporError where all that follows needs what is missing."""
+    from torpor.restore import check_all
 
-    plan = restore_load.load(restore)
-    with restore.trying():
-        AddressSpaces(restore)
-    with restore.trying():
-        Files(restore).check(raise_limit())
-    for attribute in registry.attributes():
-        for task in restore.tasks.values():
-            if not task.dead:
-                with restore.trying():
-                    attribute.check(task, restore)
-    with restore.trying():
-        restore_load.registers(restore, native(), template())
-    restore_load.check_pids(restore, plan)
+    plan = check_all(restore)
     with restore.trying():
         _ports(restore)
     return plan
