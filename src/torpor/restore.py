@@ -55,12 +55,15 @@ def restore(options: "Options", sibling: bool = False) -> RestoreResult:
     with `sibling` a child of this process's parent), else of whoever adopts orphans.
     """
     from torpor.engine.process import run_engine
-    from torpor.engine.spawn import Cradle
     from torpor.images.directory import ImageReader
 
     started = time.monotonic()
     parent = TORPORS_PARENT if sibling else FRONT if options.restore_sibling or not options.restore_detached else NOBODY
-    cradle = Cradle.make() if sibling else None
+    cradle = None
+    if sibling:
+        from torpor.engine.spawn import Cradle
+
+        cradle = Cradle.make()
     child: list[int] = []
 
     def on_report(kind: str, value: Any) -> None:
