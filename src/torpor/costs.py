@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a dump costs, for estimates: bytes of images, and seconds for which the tree stands still.
 
-Measured on Linux 6.18 x86_64, a virtual machine with two processors: 200 threads, 2,000 areas, 2,000 files, 20 small
-processes, 512 MB, each less a program that only sleeps.  ``make bench`` measures the same (docs/benchmarks.md, table
-"Growth": what one more of a thing costs), and these should not be far from it.  A busy machine needs much longer.
+The times are those of docs/benchmarks.md (``make bench``; table "Growth": what one more of a thing costs), less what
+is counted apart, as measured on a busy virtual machine with two processors; others need less.  The sizes were measured
+with 200 threads, 2,000 areas, 2,000 files and 20 processes, each less a program that only sleeps.
 """
 
 from typing import NamedTuple
 
-BASE = 4e-3  # a small process, whatever it has
-PROCESS = 400e-6
-THREAD = 120e-6
-AREA = 12e-6
-FILE = 60e-6
-GIB = 0.35  # writing memory
+BASE = 8e-3  # a small process, whatever it has
+PROCESS = 4e-3
+THREAD = 300e-6
+AREA = 28e-6
+FILE = 80e-6
+GIB = 0.57  # writing memory
 
 BASE_BYTES = 6_000  # inventory, statistics, and what every tree has
 PROCESS_BYTES = 2_700
