@@ -165,6 +165,8 @@ def check(options: Options) -> TreeReport:
             uid = task.status.credentials.uids[0] if task.status else 0
         facts.append(TaskFacts(task.pid, task.ppid, os.fsdecode(task.stat.comm), task.stat.state,
                                max(len(task.threads), 1), uid, exe))  # fmt: skip
+    with survey.looking(f"process {options.tree}"):
+        dump_files.examined(survey)
     if not facts:
         raise TaskGone(f"there is no process {options.tree}", remedy="check the PID given with -t")
     kinds = {kind: (both[0], both[1]) for kind, both in memory.kinds.items()}

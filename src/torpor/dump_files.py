@@ -172,8 +172,15 @@ def examine(dump: "Dump", seen: SeenFile, key: str = "") -> "FileKind":
     kind = registry.file_kind(key)
     if kind is None:
         raise seen.refusal(*registry.REFUSED[key])
+    dump.setdefault("examined kinds", {})[id(kind)] = kind
     kind.examine(seen, dump)
     return kind
+
+
+def examined(dump: "Dump") -> None:
+    """All that is to be examined was: now what depends on others."""
+    for kind in dump.state.get("examined kinds", {}).values():
+        kind.examined(dump)
 
 
 def _save(dump: "Dump", seen: SeenFile) -> None:

@@ -82,6 +82,9 @@ class FileKind:
         """Raises Refusal for what could not be brought back: all that `save` would refuse and that can be seen without
         changing anything.  Also called for tasks that are not frozen, by `check -t`."""
 
+    def examined(self, dump: "Dump") -> None:
+        """Once, when `examine` has seen all descriptions: what depends on others, said by dump.refuse."""
+
     def save(self, seen: "SeenFile", dump: "Dump") -> "FileEntry":
         """The description's entry for files.img, with `id=seen.id` and `type=self.type`.  Frozen: be quick; queues are
         peeked at here, but what can be written later is kept for `late` (e.g. in dump.state)."""

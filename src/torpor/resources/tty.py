@@ -30,15 +30,18 @@ PTY, CTTY = 1, 4  # TtyType
 PTMX, CONTROLLING = os.makedev(5, 2), os.makedev(5, 0)
 SLAVE_MAJOR = 136
 CTTY_ID = 2012  # CRIU's number for /dev/tty
+OUTSIDE = "the other end of this terminal is outside the tree"
+OUTSIDE_REMEDY = (
+    "say --shell-job, here and at restore, where the terminal that you call it from takes its place;"
+    " or start the program with its standard files redirected"
+)
 
 
 class End(NamedTuple):
-    """One end of a pseudo-terminal, or /dev/tty, as seen first; `fd`: our own descriptor."""
+    """One end of a pseudo-terminal, or /dev/tty; `fd`: our own descriptor."""
 
-    seen: "SeenFile"
     info: TtyInfoEntry
     fd: int
-    hung_up: bool
 
 
 class Tty(Described):
@@ -55,13 +58,34 @@ class Tty(Described):
                 " emulator or a multiplexer, or redirect its standard files"
             )  # fmt: skip
 
+        if device != CONTROLLING:
+            id = number(seen.fd, tty_calls.TIOCGPTN) * 2 + 1 if device == PTMX else os.minor(device) * 2
+            dump.setdefault("tty examined", {}).setdefault(id, (seen, _session(seen.fd)[0], _hung_up(seen.fd)))
+
+    def examined(self, dump: "Dump") -> None:
+        """Terminals whose master is not in the tree."""
+        seen: dict[int, tuple[SeenFile, int, bool]] = dump.state.get("tty examined", {})
+        outside = [one for id, (one, _, hung_up) in seen.items() if not id % 2 and id + 1 not in seen and not hung_up]
+        if len(outside) > 1:
+            why = "the tree uses two terminals whose masters are outside of it"
+            dump.refuse(outside[1].refusal(why, "close one of them first"))
+        elif outside and not dump.options.shell_job:
+            dump.refuse(outside[0].refusal(OUTSIDE, OUTSIDE_REMEDY))
+        sessions = {sid for id, (_, sid, _) in seen.items() if id % 2}
+        for task in dump.tasks.values():
+            leads = not task.zombie and task.sid == task.pid and task.stat.tty_nr
+            if leads and task.sid not in sessions and not dump.options.shell_job and not outside:
+                why = "it leads a session whose terminal is outside of the tree"
+                remedy = "say --shell-job: the session comes back without a controlling terminal"
+                dump.refuse(task.refusal(why, remedy, code="shell-job"))
+
     def save(self, seen: "SeenFile", dump: "Dump") -> FileEntry:
         ends: dict[int, End] = dump.setdefault("ttys", {})
-        info, hung_up = self._info(seen, dump)
+        info = self._info(seen, dump)
         if info.id in ends:
             info = ends[info.id].info
         else:
-            ends[info.id] = End(seen, info, os.dup(seen.fd), hung_up)
+            ends[info.id] = End(info, os.dup(seen.fd))
         name = dump.new_file_id()
         flags = seen.info.status_flags
         path = f"/proc/{seen.pid}/fd/{seen.number}"
@@ -72,7 +96,7 @@ class Tty(Described):
         tty = TtyFileEntry(id=seen.id, tty_info_id=info.id, flags=flags, fown=save_owner(seen.fd), regf_id=name)
         return FileEntry(type=TTY, id=seen.id, tty=tty)
 
-    def _info(self, seen: "SeenFile", dump: "Dump") -> tuple[TtyInfoEntry, bool]:
+    def _info(self, seen: "SeenFile", dump: "Dump") -> TtyInfoEntry:
         fd, device = seen.fd, seen.stat.st_rdev
         kind, sid, pgrp, index, locked, packets = PTY, 0, 0, os.minor(device), False, False
         if device == PTMX:
@@ -103,7 +127,7 @@ class Tty(Described):
         try:
             modes = Modes.get(fd)
         except OSError:
-            return info, True
+            return info  # hung up
         if modes.line != tty_calls.N_TTY:
             raise seen.refusal(f"it has line discipline {modes.line}", "end the program that set it first")
         info.termios, info.termios_locked = modes.entry(), tty_calls.locks(fd)
@@ -111,7 +135,7 @@ class Tty(Described):
         info.exclusive = bool(number(fd, tty_calls.TIOCGEXCL))
         if device != PTMX:
             extra(dump, seen.id).mode = seen.stat.st_mode & 0o7777
-        return info, False
+        return info
 
     @staticmethod
     def _controlling(seen: "SeenFile", dump: "Dump") -> tuple[int, int, int]:
@@ -126,51 +150,19 @@ class Tty(Described):
     def settle(self, dump: "Dump") -> None:
         ends: dict[int, End] = dump.state.get("ttys", {})
         data: list[TtyDataEntry] = dump.setdefault("tty data", [])
-        outside: set[int] = set()
         try:
-            self._refuse_sessions(ends, dump)
+            self.examined(dump)
             for id, end in ends.items():
-                if end.info.type == CTTY:
-                    if not any(other.info.sid == end.info.sid and other.info.type == PTY for other in ends.values()):
-                        self._refuse_outside(end, dump)
-                elif id % 2:
-                    if id - 1 in ends:
-                        ends[id - 1].info.sid, ends[id - 1].info.pgrp = end.info.sid, end.info.pgrp
-                    queues = tty_queue.look(end.fd)
-                    data += [TtyDataEntry(tty_id=id - 1, data=queues.typed)] if queues.typed else []
-                    data += [TtyDataEntry(tty_id=id, data=queues.written)] if queues.written else []
-                elif id + 1 not in ends and not end.hung_up:
-                    self._refuse_outside(end, dump)
-                    outside.add(id)
-                    if len(outside) > 1:
-                        raise end.seen.refusal(
-                            "the tree uses two terminals whose masters are outside of it", "close one of them first"
-                        )
+                if end.info.type == CTTY or not id % 2:
+                    continue
+                if id - 1 in ends:
+                    ends[id - 1].info.sid, ends[id - 1].info.pgrp = end.info.sid, end.info.pgrp
+                queues = tty_queue.look(end.fd)
+                data += [TtyDataEntry(tty_id=id - 1, data=queues.typed)] if queues.typed else []
+                data += [TtyDataEntry(tty_id=id, data=queues.written)] if queues.written else []
         finally:
             for end in ends.values():
                 os.close(end.fd)
-
-    @staticmethod
-    def _refuse_sessions(ends: dict[int, End], dump: "Dump") -> None:
-        """Sessions of the tree whose terminal is not: they come back without one."""
-        for task in dump.tasks.values():
-            if task.zombie or task.sid != task.pid or not task.stat.tty_nr or dump.options.shell_job:
-                continue
-            if not any(end.info.sid == task.sid and end.info.id % 2 for end in ends.values()):
-                raise task.refusal(
-                    "it leads a session whose terminal is outside of the tree",
-                    "say --shell-job: the session comes back without a controlling terminal",
-                    code="shell-job",
-                )
-
-    @staticmethod
-    def _refuse_outside(end: End, dump: "Dump") -> None:
-        if not dump.options.shell_job:
-            raise end.seen.refusal(
-                "the other end of this terminal is outside the tree",
-                "say --shell-job, here and at restore, where the terminal that you call it from takes its place;"
-                " or start the program with its standard files redirected",
-            )
 
     def late(self, dump: "Dump") -> None:
         ends: dict[int, End] = dump.state.get("ttys", {})
@@ -198,6 +190,14 @@ class Tty(Described):
 
         super().last(entry, fd, restore)
         tty_restore.terminals(restore).give_outside()
+
+
+def _hung_up(fd: int) -> bool:
+    try:
+        Modes.get(fd)
+    except OSError:
+        return True
+    return False
 
 
 def _session(master: int) -> tuple[int, int]:

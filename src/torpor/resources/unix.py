@@ -50,6 +50,30 @@ class Unix(Described):
     carries = True
 
     # -- dump ---------------------------------------------------------------------------------------------------------
+    def examine(self, seen: "SeenFile", dump: "Dump") -> None:
+        facts = _facts(seen, dump)
+        dump.setdefault("unix examined", {})[facts.ino] = (seen, facts)
+
+    def examined(self, dump: "Dump") -> None:
+        """Is every peer in the tree?"""
+        known: dict[int, tuple[SeenFile, UnixSocket]] = dump.state.get("unix examined", {})
+        for seen, facts in known.values():
+            strangers = [ino for ino in facts.backlog if ino not in known]
+            if strangers and not dump.options.skip_in_flight:
+                dump.refuse(
+                    seen.refusal(
+                        f"a connection from outside the tree waits to be accepted{_owner(strangers[0])}",
+                        "try again, or use --skip-in-flight (it is lost)",
+                    )
+                )
+            if facts.peer and facts.peer not in known:
+                dump.refuse(
+                    seen.refusal(
+                        f"it is connected to a socket outside the tree{_owner(facts.peer)}",
+                        "dump that process too (with a common parent), or close the connection first",
+                    )
+                )
+
     def save(self, seen: "SeenFile", dump: "Dump") -> FileEntry:
         facts = _facts(seen, dump)
         name = facts.name or b""
@@ -102,8 +126,6 @@ class Unix(Described):
         if not facts.backlog:
             return
         clients: dict[int, int] = dump.setdefault("unix clients", {})
-        listeners: list[tuple[SeenFile, UnixSocket]] = dump.setdefault("unix listeners", [])
-        listeners.append((seen, facts))
         clients.update((ino, facts.ino) for ino in facts.backlog)
         own.waiting = list(facts.backlog)
 
@@ -144,35 +166,24 @@ class Unix(Described):
                 extra(dump, seen.id).senders.append(sender)
 
     def settle(self, dump: "Dump") -> None:
-        """All open files are known: what is in flight, and is every peer among them?"""
+        """All open files are known: what is in flight, and who is connected to a listener."""
         self._rights(dump)
+        self.examined(dump)
         known: dict[int, tuple[SeenFile, UnixSkEntry]] = dump.state.get("unix seen", {})
-        clients: dict[int, int] = dump.state.get("unix clients", {})
-        for seen, facts in dump.state.get("unix listeners", []):
-            strangers = [ino for ino in facts.backlog if ino not in known]
-            if strangers and not dump.options.skip_in_flight:
-                raise seen.refusal(
-                    f"a connection from outside the tree waits to be accepted{_owner(strangers[0])}",
-                    "try again, or use --skip-in-flight (it is lost)",
-                )
-            own = extra(dump, seen.id)
-            own.waiting = [ino for ino in own.waiting if ino in known]
         listed: dict[int, UnixSocket] = dump.state.get("unix", {})
-        for ino, (seen, entry) in known.items():
-            if entry.peer:
-                if entry.peer not in known:
-                    raise seen.refusal(
-                        f"it is connected to a socket outside the tree{_owner(entry.peer)}",
-                        "dump that process too (with a common parent), or close the connection first",
-                    )
-            elif ino in clients:
-                if listed[ino].wqueue:
-                    raise seen.refusal(
-                        "it has sent data over a connection that nobody has accepted yet",
-                        "try again when it was accepted",
-                    )
-                entry.peer = clients[ino]
-                extra(dump, seen.id).peer_gone = extra(dump, seen.id).peer_name = None
+        for listener, _ in list(known.values()):
+            own = extra(dump, listener.id)
+            own.waiting = [ino for ino in own.waiting if ino in known]
+        for ino, listener_ino in dump.state.get("unix clients", {}).items():
+            if ino not in known:
+                continue
+            seen, entry = known[ino]
+            if listed[ino].wqueue:
+                raise seen.refusal(
+                    "it has sent data over a connection that nobody has accepted yet", "try again when it was accepted"
+                )
+            entry.peer = listener_ino
+            extra(dump, seen.id).peer_gone = extra(dump, seen.id).peer_name = None
 
     @staticmethod
     def _rights(dump: "Dump") -> None:
@@ -228,10 +239,11 @@ class Unix(Described):
 
 def _facts(seen: "SeenFile", dump: "Dump") -> UnixSocket:
     """What sock_diag says of a socket.  It is asked once a dump: frozen tasks' sockets do not move."""
-    if "unix" not in dump.state:
+    ino = seen.stat.st_ino & 0xFFFFFFFF
+    if ino not in dump.state.get("unix", {}):  # the first, or one that was made since, by a task that runs
         with SockDiag() as diag:
             dump.state["unix"] = diag.unix()
-    facts: UnixSocket | None = dump.state["unix"].get(seen.stat.st_ino & 0xFFFFFFFF)
+    facts: UnixSocket | None = dump.state["unix"].get(ino)
     if facts is None:
         raise seen.refusal(
             "the kernel does not list it in Torpor's network namespace", "run Torpor in the one it was made in"
