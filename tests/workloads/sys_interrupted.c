@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /* System calls caught in the middle, one in each thread.  Which end with EINTR where nobody sent a signal?
  * - Never: calls that the kernel restarts (ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND).
- * - Only in a restored process: calls with a restart block (relative sleeps, poll, futex with a relative timeout), whose
+ * - Only in a restored process: calls with a restart block (relative sleeps, futex with a relative timeout), whose
  *   state is in the kernel and lost.  A process that goes on after a dump must not see it.
+ * - poll, too, is restored so by CRIU; Torpor begins it again.
  * - At any time a tracer stops it: epoll_wait, sigtimedwait, semop, which the kernel never restarts.
  * Sleeps must not end early in any case. */
 /* wl: */

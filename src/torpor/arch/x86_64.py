@@ -71,7 +71,6 @@ _UC_FLAGS = 1 | 2 | 4  # UC_FP_XSTATE, UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS
 _UCONTEXT = 8  # struct rt_sigframe begins with the return address
 
 
-
 def _words(general: bytes) -> list[int]:
     return list(_GENERAL.unpack(general))
 
@@ -119,9 +118,10 @@ class X86_64(Arch):
         error = -_signed(r[RAX])
         if error in (512, 513, 514):
             r[RAX], r[RIP] = r[ORIG_RAX], r[RIP] - 2
-        elif error == 516:
-            r[RAX] = -4 & _M64
-        r[ORIG_RAX] = _NO_CALL
+        if error == 516:
+            r[RAX] = -4 & _M64  # which call it was stays: from_core makes use of it
+        else:
+            r[ORIG_RAX] = _NO_CALL
         return _GENERAL.pack(*r)
 
     def pc(self, general: bytes) -> int:
@@ -144,7 +144,10 @@ class X86_64(Arch):
         xstate_at = 512  # of the frame; 64-byte aligned as XRSTOR wants
         context = struct.pack(
             "<18Q4H4Q",
-            *(r[i] for i in (R8, R9, R10, R11, R12, R13, R14, R15, RDI, RSI, RBP, RBX, RDX, RAX, RCX, RSP, RIP, EFLAGS)),
+            *(
+                r[i]
+                for i in (R8, R9, R10, R11, R12, R13, R14, R15, RDI, RSI, RBP, RBX, RDX, RAX, RCX, RSP, RIP, EFLAGS)
+            ),
             *(r[CS] & 0xFFFF, 0, 0, r[SS] & 0xFFFF),
             *(0, 0, mask, 0),
         )
