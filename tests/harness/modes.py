@@ -115,6 +115,19 @@ def plain(case: Case) -> None:
     case.running.finish()
 
 
+def refused(case: Case) -> None:
+    """Torpor cannot save this, and says so; the workload has not noticed anything."""
+    try:
+        case.dump()
+    except ToolFailed as error:
+        if case.workload.refused not in str(error):
+            raise
+    else:
+        raise AssertionError(f"the dump was not refused, though it should be: {case.workload.refused}")
+    case.compare("after the refused dump")
+    case.running.finish()
+
+
 def dump_and_restore(case: Case) -> None:
     """Dump, the original ends, restore."""
     case.dump()
@@ -222,7 +235,10 @@ def run_case(workload: Workload, mode: Mode, tools: dict[str, Tool], directory: 
             with Nursery() as nursery:
                 case = Case(workload, place, tools[mode.dumper], tools[mode.restorer], nursery)
                 try:
-                    mode.run(case)
+                    if workload.refused and mode.dumper == "torpor" and mode.run is not plain:
+                        refused(case)
+                    else:
+                        mode.run(case)
                 finally:
                     case.running.close()
             return

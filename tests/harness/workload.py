@@ -7,6 +7,7 @@ A comment `wl: key=value ...` in its first 2,000 characters gives what the harne
     libs=-lrt                        more for the compiler
     timeout=120                      seconds for `ready` and for the verdict (default 60)
     same=no                          do not compare /proc before and after (why must stand beside it)
+    refused=has_sent_data            Torpor refuses to dump it, in a sentence with these words; it goes on and passes
     terminal=yes                     runs as a job of a shell on a terminal outside the tree (terminal.py)
 """
 
@@ -26,7 +27,7 @@ from harness.terminal import Terminal
 DIRECTORY = Path(__file__).resolve().parent.parent / "workloads"
 CFLAGS = ["-O1", "-pthread", "-Wall", "-Wextra", "-Wno-unused-result", "-Wno-sign-compare"]
 CFLAGS += ["-Wno-missing-field-initializers"]
-KEYS = {"opts", "dump", "restore", "libs", "timeout", "same", "terminal"}
+KEYS = {"opts", "dump", "restore", "libs", "timeout", "same", "terminal", "refused"}
 
 
 class Skipped(Exception):
@@ -45,6 +46,7 @@ class Workload:
         if unknown := self.header.keys() - KEYS:
             raise ValueError(f"{path.name}: unknown word in the wl: comment: {', '.join(unknown)}")
         self.timeout = float(self.header.get("timeout", "60"))
+        self.refused = self.header.get("refused", "").replace("_", " ")
         self.compared = self.header.get("same") != "no"
 
     def options(self, verb: str) -> list[str]:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* UNIX connections that wait in a listener's backlog, with data already sent, in order; one of them from a child. */
-/* wl: */
+/* wl: refused=nobody_has_accepted */
 #include "sk.h"
 
 static void child(void *argument)
