@@ -41,7 +41,8 @@ _SPELLED = {"pid": "PID", "net": "network", "ipc": "IPC", "uts": "UTS", "mnt": "
 
 
 def prepare(dump: "Dump") -> None:
-    """Before the freeze: import what will be needed, so that nothing is imported while tasks stand still."""
+    """Before the freeze: import what will be needed, so that nothing is imported while tasks stand still.  (What the
+    tree's open files need is found out by survey.foresee.)"""
     from torpor import dump_write  # noqa: F401
 
     attributes = dump.state["attributes"] = registry.attributes()
@@ -52,11 +53,6 @@ def prepare(dump: "Dump") -> None:
         dump.state["attributes"] = [Timed(attribute, costs) for attribute in attributes]
     blob(native())
     pagemap.abilities()
-    for module in set(registry.FILES.values()):
-        try:
-            registry.import_resource(module)
-        except ModuleNotFoundError:
-            pass
 
 
 def tasks(dump: "Dump", tree: "FrozenTree") -> None:

@@ -109,7 +109,8 @@ def _task(pid: int, ppid: int) -> tuple[DumpTask, list[int]]:
 
 
 def foresee(dump: Dump, root: int) -> None:
-    """Before the freeze: refuse at once what needs no second look.  Whatever cannot be seen yet is left to the dump.
+    """Before the freeze: refuse at once what needs no second look, and import what the open files will need.  Whatever
+    cannot be seen yet is left to the dump.
 
     A look at a task takes a third of a millisecond, and in a large tree most tasks are alike: the first ones and those
     that begin a session are examined, of the others only the descriptors.
@@ -117,6 +118,7 @@ def foresee(dump: Dump, root: int) -> None:
     own = collect.namespaces(os.getpid())
     tasks = tree(root)
     collect.refuse_session(dump, tasks)
+    modules: set[str] = set()
     for number, task in enumerate(tasks.values()):
         if task.zombie:
             continue
@@ -124,14 +126,18 @@ def foresee(dump: Dump, root: int) -> None:
             if number < EXAMINED or task.pid == task.sid:
                 status(task, all_threads=False)
                 examine(dump, task, own)
-            _foresee_files(task)
+            modules |= _foresee_files(task)
         except (OSError, TaskGone):
             pass
     dump.state.pop("own cgroups", None)
+    for module in modules:
+        registry.import_resource(module)
 
 
-def _foresee_files(task: DumpTask) -> None:
-    """By the links alone: 3 µs a descriptor."""
+def _foresee_files(task: DumpTask) -> set[str]:
+    """By the links alone, 3 µs a descriptor; returns the modules that the files need."""
+    modules: set[str] = set()
+    starts: set[str] = set()
     directory = f"/proc/{task.leader.tid}/fd"
     for name in os.listdir(directory):
         try:
@@ -140,6 +146,10 @@ def _foresee_files(task: DumpTask) -> None:
             continue
         if link[0] != "/" and (key := registry.key_of_link(link)) in registry.REFUSED:
             raise Refusal(f"task {task.pid}, fd {name} ({link})", *registry.REFUSED[key])
+        if (start := link[:12]) not in starts:  # enough of it to tell
+            starts.add(start)
+            modules.update(registry.modules_of_link(link))
+    return modules
 
 
 def status(task: DumpTask, all_threads: bool = True) -> None:

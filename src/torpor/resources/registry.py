@@ -186,6 +186,20 @@ def key_of_link(link: str) -> str:
     return ""
 
 
+def modules_of_link(link: str) -> tuple[str, ...]:
+    """The modules that an open file with that link in /proc needs, as far as the link tells."""
+    if link.startswith("socket:["):
+        return "unix", "inet"
+    if link.startswith("pipe:["):
+        return ("pipe",)
+    if link.startswith("/"):
+        if link.startswith("/memfd:"):
+            return ("memfd",)
+        return ("tty", "regular") if link.startswith(("/dev/pts/", "/dev/tty")) else ("regular",)
+    key = key_of_link(link)
+    return (FILES[key],) if key in FILES else ()
+
+
 def file_key(link: str, stat: os.stat_result, socket_family: int | None = None, file_system: int = 0) -> str:
     """The registry key of an open file: from its link text and its stat; of a socket also its address family, of a
     regular file the type of its file system (statfs.f_type), where the kernel may have made that up."""

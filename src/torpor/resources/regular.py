@@ -23,7 +23,7 @@ from torpor.images import kinds
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.regfile import RegFileEntry
 from torpor.kernel.maps import shm_device
-from torpor.resources import build_id, ghost, link_remap, unlinked
+from torpor.resources import build_id, ghost, link_remap
 from torpor.resources.description import NOBODY, Described, save_owner
 from torpor.resources.registry import MEMORY_DEVICES
 
@@ -293,6 +293,8 @@ class Regular(Described):
     def make(self, entry: FileEntry, restore: "Restore") -> int:
         reg = entry.reg
         assert reg is not None  # check
+        from torpor.resources import unlinked
+
         remap = ghost.load(restore).get(entry.id)
         if remap is None:
             return unlinked.open_as(reg, reg.name)
