@@ -138,6 +138,13 @@ class Terminals:
         for number, master in self._masters.items():
             tty_calls.set_number(master, tty_calls.TIOCSPTLCK, 0)
             self._slaves[number] = tty_calls.open_slave(master, os.O_RDWR)
+            info = self._about(number)
+            if info.winsize is not None:  # once a session has the terminal, this sends SIGWINCH
+                tty_calls.set_window_size(master, info.winsize)
+
+    def _about(self, number: int) -> "TtyInfoEntry":
+        """What modes and size the terminal of this number has: its master says it, or else its slave."""
+        return self.infos[number * 2 + 1] if number * 2 + 1 in self.infos else self.infos[number * 2]
 
     def _open_masters(self, name: str, numbers: set[int]) -> None:
         """Open until every number has come; the kernel gives the lowest that is free."""
@@ -213,8 +220,7 @@ class Terminals:
             return
         self._finished = True
         for number, master in self._masters.items():
-            slave, info = self._slaves[number], self.infos.get(number * 2 + 1)
-            info = info if info is not None else self.infos[number * 2]
+            slave, info = self._slaves[number], self._about(number)
             if info.termios is not None:
                 modes = Modes.of(info.termios, Modes.get(slave))
                 queues = Queues(self.data.get(number * 2, b""), self.data.get(number * 2 + 1, b""))
@@ -224,8 +230,6 @@ class Terminals:
                 modes.set(slave)
                 if info.termios_locked is not None:
                     tty_calls.set_locks(slave, info.termios_locked)
-            if info.winsize is not None:
-                tty_calls.set_window_size(master, info.winsize)
             self._foreground(info, slave)
         for entry in self._entries:
             self._own(entry)
