@@ -47,8 +47,8 @@ def lines() -> list[str]:
     out += ["", "## Namespaces", "", "A task in another namespace than Torpor's own is refused, of any kind: "
             f"{', '.join((*NAMESPACES, *FOR_CHILDREN))}.", ""]  # fmt: skip
     out += ["## Not to be seen from outside", "",
-            "Landlock rules, a session keyring, memory policies of single areas (mbind) and of threads but the first, and "
-            "the slice of a fair scheduling policy are neither saved nor refused.", ""]  # fmt: skip
+            "Landlock rules, a session keyring, memory policies of single areas (mbind) and of threads but the first, "
+            "and the slice of a fair scheduling policy are neither saved nor refused.", ""]  # fmt: skip
     return out
 
 

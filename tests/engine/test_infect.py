@@ -57,7 +57,8 @@ class Victim:
     def facts(self) -> tuple[list[str], list[str], str]:
         """What must not change: areas, descriptors, the status lines that count."""
         with open(f"/proc/{self.pid}/maps") as maps, open(f"/proc/{self.pid}/status") as status:
-            lines = [line for line in status if line.startswith(("SigP", "SigB", "SigI", "SigC", "Shd", "Tracer", "Threads"))]
+            names = ("SigP", "SigB", "SigI", "SigC", "Shd", "Tracer", "Threads")
+            lines = [line for line in status if line.startswith(names)]
             return sorted(maps), sorted(os.listdir(f"/proc/{self.pid}/fd")), "".join(lines)
 
 

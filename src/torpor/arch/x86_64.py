@@ -85,7 +85,7 @@ class X86_64(Arch):
     word_size = 8
     page_size_hint = 4096
     march = 1
-    SYSCALLS = (  # noqa: RUF012
+    SYSCALLS = (
         {name: number for number, name in enumerate(_FROM_0.split())}
         | {name: number for number, name in enumerate(_FROM_424.split(), 424)}
         | _LATER
@@ -151,7 +151,7 @@ class X86_64(Arch):
             *(r[CS] & 0xFFFF, 0, 0, r[SS] & 0xFFFF),
             *(0, 0, mask, 0),
         )
-        # struct sigcontext: err, trapno, oldmask, cr2, then the pointer to the floating point state and 8 reserved words.
+        # struct sigcontext goes on: err, trapno, oldmask, cr2, a pointer to the floating point state, 8 words of nothing.
         ucontext = struct.pack("<QQ", _UC_FLAGS, 0) + bytes(24) + context
         ucontext += struct.pack("<Q", address + xstate_at) + bytes(64) + struct.pack("<Q", mask)
         frame = (bytes(8) + ucontext).ljust(xstate_at, b"\0")

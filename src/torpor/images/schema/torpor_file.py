@@ -56,7 +56,7 @@ class TorporFileEntry(Message):
     handle: bytes | None = optional(34, BYTES, default=None)
     # UNIX sockets.
     senders: list[SenderEntry] = repeated(9, "torpor_file.SenderEntry", default_factory=list)
-    socket_file: str | None = optional(10, STRING, default=None)  # where the socket's file is, if not where its name says
+    socket_file: str | None = optional(10, STRING, default=None)  # its file, if not where its name says
     name_root: str | None = optional(11, STRING, default=None)  # root directory that an absolute name belongs to
     peer_gone: bool | None = optional(12, BOOL, default=None)  # a datagram socket's peer was closed
     peer_name: bytes | None = optional(13, BYTES, default=None)  # of a peer that was closed
