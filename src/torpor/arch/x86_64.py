@@ -151,7 +151,7 @@ class X86_64(Arch):
             *(r[CS] & 0xFFFF, 0, 0, r[SS] & 0xFFFF),
             *(0, 0, mask, 0),
         )
-        # struct sigcontext goes on: err, trapno, oldmask, cr2, a pointer to the floating point state, 8 words of nothing.
+        # struct sigcontext goes on: err, trapno, oldmask, cr2, a pointer to the floating point state, 8 unused words.
         ucontext = struct.pack("<QQ", _UC_FLAGS, 0) + bytes(24) + context
         ucontext += struct.pack("<Q", address + xstate_at) + bytes(64) + struct.pack("<Q", mask)
         frame = (bytes(8) + ucontext).ljust(xstate_at, b"\0")
