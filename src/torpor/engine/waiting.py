@@ -99,4 +99,3 @@ def wait_readable(fd: int, on_child: Callable[[], None], timeout: float | None =
             return True
         _drain()
         on_child()
-
