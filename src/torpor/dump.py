@@ -17,10 +17,10 @@ Everything until `write` happens in the engine process.  Whatever fails, and who
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torpor import log
 from torpor.errors import DumpFailed, TaskGone, TorporError, UsageError
+from torpor.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.engine.process import Report

@@ -3,7 +3,6 @@
 
 import os
 from resource import RLIMIT_NOFILE
-from typing import TYPE_CHECKING, Any
 
 from torpor import dump_files
 from torpor.arch import native
@@ -26,6 +25,7 @@ from torpor.memory.dump import AddressSpace
 from torpor.model import identity
 from torpor.resources import registry
 from torpor.resources.context import DumpTask
+from torpor.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torpor.engine.freeze import FrozenTree

@@ -2,7 +2,6 @@
 """Everything that a dump can write when the tasks go on already (or, if they are to end, just before)."""
 
 import os
-from typing import TYPE_CHECKING, Any
 
 from torpor import log
 from torpor.arch import native
@@ -19,6 +18,7 @@ from torpor.images.schema.timens import TimensEntry
 from torpor.images.schema.torpor import AreaNameEntry, TaskExtraEntry, TorporTaskEntry
 from torpor.memory import segments
 from torpor.resources.description import write_extras
+from torpor.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torpor.dump_collect import Asked

@@ -16,9 +16,9 @@ apply; ``--leave-running`` and ``--leave-stopped`` exclude each other, the last 
 
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 from torpor.errors import Refusal, UsageError
+from torpor.typed import Any, NamedTuple
 
 GHOST_LIMIT = 1 << 20  # bytes of st_blocks, CRIU's default
 COLLECT_TIMEOUT = 10  # seconds

@@ -18,10 +18,10 @@ import signal
 import time
 from collections.abc import Callable
 from errno import EPERM
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torpor import log
 from torpor.errors import KernelError, RestoreFailed, TorporError
+from torpor.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.arch.base import Registers

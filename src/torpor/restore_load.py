@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading and checking images before anything is created: what comes from here can be trusted to make sense."""
 
-from typing import TYPE_CHECKING
-
 from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
 from torpor.images.schema.constants import TaskState
@@ -10,6 +8,7 @@ from torpor.model.restore_plan import Plan, Spec, make_plan
 from torpor.resources import pids
 from torpor.resources.context import RestoreTask
 from torpor.resources.fdtable import thread_tables
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.arch.base import Arch, Registers

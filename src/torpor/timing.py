@@ -2,9 +2,9 @@
 """Where the time of a dump goes, by kind of object: only when it is asked for (--display-stats), as asking costs."""
 
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
 
 from torpor.resources.base import Attribute
+from torpor.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torpor.engine.program import Program

@@ -3,9 +3,9 @@
 
 import os
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from torpor.errors import Refusal
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.arch.base import Arch

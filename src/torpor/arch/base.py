@@ -6,9 +6,9 @@ return new bytes; engine/ moves them with PTRACE_GETREGSET and PTRACE_SETREGSET.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
 
 from torpor.errors import ImageError, Refusal
+from torpor.typed import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry

@@ -7,9 +7,9 @@ Layouts: user_regs_struct (arch/x86/include/asm/user_64.h), the XSAVE area (Inte
 
 import struct
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from torpor.arch.base import Arch, Registers
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry

@@ -3,13 +3,13 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
 from torpor import log
 from torpor.cli.say import Voice, count
 from torpor.dump import Watcher, dump
 from torpor.options import Options
 from torpor.progress import Progress, duration, quantity
+from torpor.typed import Any
 
 
 def run(options: Options, voice: Voice) -> int:

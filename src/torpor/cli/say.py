@@ -2,10 +2,10 @@
 """What the command line says to people (sentences) and to programs (one JSON object)."""
 
 import sys
-from typing import Any
 
 from torpor import log
 from torpor.errors import TorporError
+from torpor.typed import Any
 
 
 class Voice:

@@ -11,7 +11,6 @@ import math
 import os
 import time
 from collections import deque
-from typing import NamedTuple
 
 from torpor import log
 from torpor.engine import stops
@@ -23,6 +22,7 @@ from torpor.kernel import ptrace
 from torpor.kernel.proc import parse_pids, parse_stat
 from torpor.kernel.process import kcmp
 from torpor.kernel.procfs import read_all
+from torpor.typed import NamedTuple
 
 OPTIONS = ptrace.O_TRACESYSGOOD
 _STUBBORN_S = 1.0  # how long a task may stay unstoppable (vfork, uninterruptible sleep) before it is refused

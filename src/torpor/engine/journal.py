@@ -24,7 +24,8 @@ import os
 import struct
 from _pickle import dumps, load  # pickle itself would import re and more
 from collections.abc import Iterator
-from typing import Any
+
+from torpor.typed import Any
 
 SIZE = 1 << 26  # of address space; memory is taken as it fills: 400 bytes a thread
 _LENGTH = struct.Struct("=Q")

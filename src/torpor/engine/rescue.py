@@ -10,7 +10,6 @@ import os
 import select
 import signal
 import time
-from typing import Any
 
 from torpor.engine import journal
 from torpor.engine.freeze import FrozenProcess, freeze
@@ -18,6 +17,7 @@ from torpor.engine.tracee import ALL_SIGNALS, Tracee
 from torpor.errors import Refusal, TorporError
 from torpor.kernel import ptrace
 from torpor.kernel.syscall import call
+from torpor.typed import Any
 
 PATIENCE_S = 60.0  # for a program that writes memory to a slow disk
 _GOING_HOME_S = 15.0  # for tasks that go home by themselves

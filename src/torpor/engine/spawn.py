@@ -17,7 +17,6 @@ import signal
 import struct
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from torpor.arch import native
 from torpor.arch.base import Arch
@@ -55,6 +54,7 @@ from torpor.kernel.process import (
     close_range,
 )
 from torpor.kernel.syscall import call
+from torpor.typed import NamedTuple
 
 ADDR_NO_RANDOMIZE = 0x0040000
 MFD_CLOEXEC, MFD_EXEC = 1, 0x10

@@ -10,9 +10,9 @@ goes through `classify`.  Facts: ptrace(2), "Stopped states".
 import os
 import signal
 from enum import Enum, auto
-from typing import NamedTuple
 
 from torpor.kernel import ptrace
+from torpor.typed import NamedTuple
 
 WALL = 0x40000000
 STOP_SIGNALS = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})

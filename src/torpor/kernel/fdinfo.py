@@ -24,7 +24,8 @@ Surprising facts:
 import os
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+
+from torpor.typed import Any, NamedTuple
 
 
 class Eventfd(NamedTuple):

@@ -23,9 +23,9 @@ What only it has is the page size of a hugetlb area and an unescaped path, which
 import mmap
 import os
 import re
-from typing import NamedTuple
 
 from torpor.kernel.procfs import LARGE, ParseError, read_all
+from torpor.typed import NamedTuple
 
 DELETED = " (deleted)"
 

@@ -30,7 +30,6 @@ import os
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
 
 from torpor.kernel.pagemap_file import (
     PFN_MASK,
@@ -43,6 +42,7 @@ from torpor.kernel.pagemap_file import (
     stored_runs,
     subtract,
 )
+from torpor.typed import NamedTuple, Protocol
 
 # include/uapi/linux/fs.h
 PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)

@@ -12,9 +12,9 @@ a newer kernel, are passed over.  Surprising:
 
 import resource
 import struct
-from typing import NamedTuple
 
 from torpor.kernel.procfs import ParseError
+from torpor.typed import NamedTuple
 
 INFINITY = (1 << 64) - 1  # RLIM64_INFINITY
 

@@ -8,6 +8,8 @@
 - process_vm_readv(2) honours the protection of the pages (PROT_NONE is EFAULT); /proc/PID/mem does not.
 """
 
+from __future__ import annotations
+
 import ctypes
 import os
 import struct
@@ -62,7 +64,7 @@ _KCMP, _GETFD = NR["kcmp"], NR["pidfd_getfd"]
 _ORDER = (0, -1, 1, UNORDERED)  # the kernel's 0, 1, 2, 3; a failure's -1 is looked at first
 
 
-def _buffer(data: bytes) -> "ctypes.Array[ctypes.c_char]":
+def _buffer(data: bytes) -> ctypes.Array[ctypes.c_char]:
     """A copy of `data` that has an address."""
     return ctypes.create_string_buffer(data, len(data))
 

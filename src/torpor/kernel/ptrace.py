@@ -9,7 +9,8 @@ import ctypes
 import errno
 import os
 import struct
-from typing import NamedTuple
+
+from torpor.typed import NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _ptrace = _libc.ptrace

@@ -7,9 +7,9 @@ SCHED_OTHER wants priority 0, and for SCHED_FIFO ignores nice.  What was never s
 
 import ctypes
 import struct
-from typing import NamedTuple
 
 from torpor.kernel.syscall import call
+from torpor.typed import NamedTuple
 
 SCHED_OTHER, SCHED_FIFO, SCHED_RR, SCHED_BATCH, SCHED_IDLE, SCHED_DEADLINE, SCHED_EXT = 0, 1, 2, 3, 5, 6, 7
 SCHED_FLAG_RESET_ON_FORK = 1

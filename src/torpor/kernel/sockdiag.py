@@ -26,7 +26,8 @@ import errno
 import os
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple, Self
+
+from torpor.typed import NamedTuple, Self
 
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 NETLINK_SOCK_DIAG = 4

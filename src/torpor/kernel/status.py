@@ -8,9 +8,9 @@
 """
 
 import re
-from typing import NamedTuple
 
 from torpor.kernel.procfs import ParseError
+from torpor.typed import NamedTuple
 
 
 class Credentials(NamedTuple):

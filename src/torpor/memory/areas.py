@@ -5,10 +5,9 @@ The two-letter flags of smaps say what maps does not.  Everything that cannot be
 Facts: proc_pid_smaps(5), fs/proc/task_mmu.c show_smap_vma_flags() of Linux 6.18.
 """
 
-from typing import TYPE_CHECKING
-
 from torpor.images.schema.vma import VmaEntry
 from torpor.kernel.maps import Area
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.resources.context import DumpTask

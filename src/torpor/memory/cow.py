@@ -7,7 +7,8 @@ CRIU's images do not say which pages were shared, so contents are compared, by b
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+
+from torpor.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.images.pages import PagemapReader

@@ -11,7 +11,6 @@ Shared segments (shared anonymous memory, memfds, SysV) are stored once, by inod
 import os
 import struct
 from resource import RLIMIT_FSIZE
-from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.engine.executor import Executor
 from torpor.engine.program import Batch, Load32, Program, Result
@@ -27,6 +26,7 @@ from torpor.kernel.procfs import LARGE, read_all
 from torpor.memory import areas as vma
 from torpor.memory import segments
 from torpor.resources import regular
+from torpor.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.resources.context import Dump, DumpTask

@@ -3,11 +3,11 @@
 child can keep of what it inherits from its parent."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import ImageError
 from torpor.images.schema.vma import VmaEntry
 from torpor.memory import areas as vma
+from torpor.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.images.schema.mm import MmEntry

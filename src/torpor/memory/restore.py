@@ -13,7 +13,6 @@ import fcntl
 import os
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torpor.engine.area import PAGE as AREA_PAGE
 from torpor.engine.executor import LEADER_AREA, SCM_MAX_FD, Executor
@@ -26,6 +25,7 @@ from torpor.kernel.maps import kind, read_maps
 from torpor.memory import areas as vma
 from torpor.memory import cow, layout, segments, sysv
 from torpor.memory.layout import PAGE, Span
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.resources.context import Restore, RestoreTask

@@ -7,7 +7,6 @@ pagemap-shmem-SHMID, where vaddr is the offset in the segment.  Holes are not st
 """
 
 import os
-from typing import TYPE_CHECKING
 
 from torpor.errors import ImageError
 from torpor.images.kinds import MEMFD_INODE, SHMEM_PAGEMAP
@@ -19,6 +18,7 @@ from torpor.kernel.maps import DELETED, Area
 from torpor.kernel.syscall import call
 from torpor.memory import sysv
 from torpor.resources.description import NOBODY
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.resources.context import Dump, DumpTask, Restore

@@ -8,13 +8,13 @@ CRIU only dumps these in an IPC namespace of the tree's own; the image is the sa
 """
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import ImageError, KernelError, Refusal
 from torpor.images.kinds import IPCNS_SHM
 from torpor.images.schema.ipc_desc import IpcDescEntry
 from torpor.images.schema.ipc_shm import IpcShmEntry
 from torpor.kernel.syscall import call
+from torpor.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.engine.program import Program

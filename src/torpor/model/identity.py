@@ -14,8 +14,11 @@ CRIU's images name an object by a number that is equal for all who share it (cor
 sighand_id; fdinfo id).  Numbers start at 1; 0 means "none".
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+
+from torpor.typed import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 

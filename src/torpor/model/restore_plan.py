@@ -19,10 +19,10 @@ side by side.  A helper whose PID does not matter has a negative number.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from torpor.errors import ImageError, Refusal
 from torpor.kernel.process import CLONE_FILES, CLONE_FS, CLONE_SIGHAND, CLONE_VM
+from torpor.typed import NamedTuple
 
 OUTSIDE = 0  # the session, or process group, of Torpor itself
 MAX_PID = 1 << 22

@@ -14,7 +14,7 @@ all tasks at the same time.  What `ask` returns is kept and handed to `save`, wh
         core.... = answer.value
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from torpor.typed import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from torpor.engine.program import Program

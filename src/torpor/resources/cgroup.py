@@ -4,12 +4,11 @@
 The set of cgroups that a task is in has a number in images; 1 is Torpor's own, for which no cgroup.img is written.
 """
 
-from typing import TYPE_CHECKING
-
 from torpor.images import kinds
 from torpor.kernel.proc import parse_cgroup
 from torpor.kernel.procfs import read_all
 from torpor.resources.base import Attribute
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.engine.tracee import Tracee

@@ -15,13 +15,13 @@ ids resets the process's dumpable flag and the thread's parent-death signal: prc
 """
 
 import struct
-from typing import TYPE_CHECKING
 
 from torpor.engine.program import Program
 from torpor.errors import ImageError
 from torpor.images.schema.creds import CredsEntry
 from torpor.resources import own
 from torpor.resources.base import Attribute
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.engine.program import Result

@@ -14,7 +14,6 @@ import fcntl
 import os
 import select
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from torpor.errors import ImageError
 from torpor.images.schema.eventpoll import EventpollFileEntry, EventpollTfdEntry
@@ -23,6 +22,7 @@ from torpor.kernel.fdinfo import EpollTarget
 from torpor.kernel.process import kcmp_epoll
 from torpor.kernel.syscall import call
 from torpor.resources.description import Described, extra, extras, save_owner, set_flags
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.resources.context import Dump, DumpTask, Restore, SeenFile

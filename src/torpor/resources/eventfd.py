@@ -8,12 +8,12 @@ written in.
 """
 
 import os
-from typing import TYPE_CHECKING
 
 from torpor.errors import ImageError
 from torpor.images.schema.eventfd import EventfdFileEntry
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.resources.description import Described, save_owner, set_flags
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.resources.context import Dump, Restore, SeenFile

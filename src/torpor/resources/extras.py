@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What CRIU's images have no room for: torpor-PID.img, as the attributes fill it at dump and look it up at restore."""
 
-from typing import TYPE_CHECKING
-
 from torpor.images.kinds import TORPOR_TASK
 from torpor.images.schema.torpor import TaskExtraEntry, ThreadExtraEntry
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.resources.context import DumpTask, Restore

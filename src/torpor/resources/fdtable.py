@@ -12,7 +12,6 @@ Tasks may share a table (CLONE_FILES): it is filled by the first of them.
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from torpor.engine.executor import MSG_CMSG_CLOEXEC, SCM_MAX_FD, Executor, received
 from torpor.engine.program import Load32, Program
@@ -21,6 +20,7 @@ from torpor.errors import ImageError, Refusal, RestoreFailed, TorporError
 from torpor.images import kinds
 from torpor.images.schema.fdinfo import FdinfoEntry, FileEntry
 from torpor.resources import extras, registry
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.resources.base import FileKind

@@ -10,7 +10,6 @@ Two entries make each description: a REG entry has path, flags and owner (so tha
 """
 
 import os
-from typing import TYPE_CHECKING
 
 from torpor.errors import ImageError
 from torpor.images import kinds
@@ -21,6 +20,7 @@ from torpor.resources import regular
 from torpor.resources.base import FileKind
 from torpor.resources.description import O_ASYNC, extras, save_owner, set_flags, set_owner
 from torpor.resources.pipe import Queues, reopen
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.resources.context import Dump, Restore, SeenFile

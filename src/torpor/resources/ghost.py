@@ -14,7 +14,6 @@ remap-fpath.img say who uses it.  Surprising facts:
 import errno
 import os
 import stat as st
-from typing import TYPE_CHECKING
 
 from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
@@ -24,6 +23,7 @@ from torpor.images.schema.remap_file_path import RemapFilePathEntry
 from torpor.images.schema.time import Timeval
 from torpor.resources.description import extra, extras
 from torpor.resources.registry import MEMORY_DEVICES
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.resources.context import Dump, Restore

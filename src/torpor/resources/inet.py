@@ -10,7 +10,6 @@ which netfilter and ss look at): fchown gives it back.
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING
 
 from torpor.errors import ImageError, KernelError, Refusal
 from torpor.images.schema.fdinfo import FileEntry
@@ -19,6 +18,7 @@ from torpor.images.schema.tcp_stream import TcpOptsEntry
 from torpor.kernel.sockdiag import SockDiag
 from torpor.resources import inet_options, socket_options
 from torpor.resources.description import Described, extra, extras, save_owner, set_flags
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.resources.context import Dump, Restore, SeenFile

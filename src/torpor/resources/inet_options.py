@@ -6,7 +6,8 @@ an option's number there.  Facts: tcp(7), udp(7), ip(7), ipv6(7), socket(7).
 """
 
 import socket
-from typing import TYPE_CHECKING
+
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.images.schema.torpor_file import TorporFileEntry

@@ -16,7 +16,6 @@ import os
 import re
 import stat as st
 import struct
-from typing import TYPE_CHECKING
 
 from torpor.errors import ImageError, Refusal
 from torpor.images.schema.fdinfo import FileEntry
@@ -25,6 +24,7 @@ from torpor.images.schema.remap_file_path import RemapFilePathEntry
 from torpor.kernel.syscall import call
 from torpor.resources import ghost
 from torpor.resources.description import NOBODY, extra, extras
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.resources.context import Dump, Restore

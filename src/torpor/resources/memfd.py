@@ -12,7 +12,6 @@ areas there are of it; here are the descriptions.  Surprising facts:
 
 import fcntl
 import os
-from typing import TYPE_CHECKING
 
 from torpor.errors import ImageError
 from torpor.images.schema.fdinfo import FileEntry
@@ -21,6 +20,7 @@ from torpor.kernel.maps import shm_device
 from torpor.memory import segments
 from torpor.resources.description import Described, save_owner, set_flags
 from torpor.resources.pipe import reopen
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.resources.context import Dump, Restore, SeenFile

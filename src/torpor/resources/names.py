@@ -9,12 +9,12 @@
 """
 
 import os
-from typing import TYPE_CHECKING
 
 from torpor.kernel.proc import parse_number
 from torpor.kernel.procfs import read_all
 from torpor.resources import extras
 from torpor.resources.base import Attribute
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.engine.program import Program

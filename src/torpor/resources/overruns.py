@@ -10,10 +10,10 @@ timer) the signal comes back with a count of 0.
 
 import struct
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.engine.program import Program
 from torpor.kernel import ptrace
+from torpor.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.images.schema.timer import PosixTimerEntry

@@ -7,7 +7,6 @@ beyond it cannot be given.
 
 import ctypes
 import os
-from typing import NamedTuple
 
 from torpor.kernel.proc import Limit, parse_limits, parse_number
 from torpor.kernel.process import prctl
@@ -15,6 +14,7 @@ from torpor.kernel.procfs import read_all
 from torpor.kernel.sched import SchedAttr, ioprio_get, sched_getattr
 from torpor.kernel.status import Credentials, parse_status
 from torpor.kernel.syscall import call
+from torpor.typed import NamedTuple
 
 PR_GET_SECUREBITS, PR_GET_TIMERSLACK = 27, 30
 

@@ -9,11 +9,11 @@ after a dump these are often what is left of the original, and they go by themse
 import os
 import time
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from torpor.errors import RestoreFailed
 from torpor.kernel.proc import Stat, parse_stat
 from torpor.kernel.procfs import read_all
+from torpor.typed import NamedTuple
 
 PATIENCE = 2.0  # for what has ended already
 _AWHILE = 0.002

@@ -13,7 +13,6 @@ facts:
 """
 
 import os
-from typing import TYPE_CHECKING
 
 from torpor.errors import ImageError
 from torpor.images import kinds
@@ -22,6 +21,7 @@ from torpor.images.schema.pipe import PipeEntry
 from torpor.images.schema.pipe_data import PipeDataEntry
 from torpor.resources import pipe_queue
 from torpor.resources.description import O_ASYNC, Described, extra, extras, save_owner, set_flags
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.images.kinds import ImageKind

@@ -15,10 +15,10 @@ left alone; from the duplicate it is read.  Surprising facts:
 
 import fcntl
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import RestoreFailed
 from torpor.kernel.syscall import call
+from torpor.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.resources.context import Dump, SeenFile

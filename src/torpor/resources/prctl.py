@@ -11,11 +11,11 @@
 
 import os
 import struct
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torpor.errors import KernelError
 from torpor.resources import extras, own
 from torpor.resources.base import Attribute
+from torpor.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.engine.program import Pointer, Program, Result

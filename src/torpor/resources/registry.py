@@ -10,7 +10,8 @@ import os
 import stat as st
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING
+
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.resources.base import Attribute, FileKind

@@ -16,7 +16,6 @@ Also what is not an open descriptor but names a file: mapped files, executables,
 import os
 import re
 import stat as st
-from typing import TYPE_CHECKING
 
 from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
@@ -26,6 +25,7 @@ from torpor.kernel.maps import shm_device
 from torpor.resources import build_id, ghost, link_remap
 from torpor.resources.description import NOBODY, Described, save_owner
 from torpor.resources.registry import MEMORY_DEVICES
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.images.schema.fown import FownEntry

@@ -8,7 +8,6 @@
 """
 
 import struct
-from typing import TYPE_CHECKING
 
 from torpor.errors import ImageError
 from torpor.images.schema.core import TaskRlimitsEntry
@@ -16,6 +15,7 @@ from torpor.images.schema.rlimit import RlimitEntry
 from torpor.kernel.proc import INFINITY, LIMITS, Limit
 from torpor.resources import own
 from torpor.resources.base import Attribute
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.engine.program import Program

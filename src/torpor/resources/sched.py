@@ -6,13 +6,12 @@ A restored task starts as Torpor is: only what differs is set.  The nice value o
 one no more: sched_setattr(2) neither shows nor sets it.
 """
 
-from typing import TYPE_CHECKING
-
 from torpor.errors import ImageError, Refusal
 from torpor.kernel import sched
 from torpor.kernel.sched import SchedAttr
 from torpor.resources import extras, own
 from torpor.resources.base import Attribute
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,13 +9,13 @@ What cannot be seen from outside is not refused: Landlock rules, a session keyri
 import ctypes
 import errno
 import os
-from typing import TYPE_CHECKING
 
 from torpor.errors import Refusal
 from torpor.kernel import ptrace
 from torpor.kernel.procfs import read_all
 from torpor.kernel.syscall import call
 from torpor.resources.base import Attribute
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.engine.program import Pointer, Program, Result

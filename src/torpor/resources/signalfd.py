@@ -6,13 +6,13 @@ so it does not matter who makes it.  (An epoll registration of it *is* bound to 
 """
 
 import ctypes
-from typing import TYPE_CHECKING
 
 from torpor.errors import ImageError
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.signalfd import SignalfdEntry
 from torpor.kernel.syscall import call
 from torpor.resources.description import Described, save_owner, set_flags
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.resources.context import Dump, Restore, SeenFile

@@ -11,7 +11,6 @@ Masks are the engine's business: it blocks all signals while programs run, and p
 """
 
 import struct
-from typing import TYPE_CHECKING
 
 from torpor.errors import ImageError
 from torpor.images.schema.core import ThreadSasEntry
@@ -21,6 +20,7 @@ from torpor.kernel import ptrace
 from torpor.resources import overruns
 from torpor.resources.base import Attribute
 from torpor.resources.timers import pending_periodic
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

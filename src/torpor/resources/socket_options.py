@@ -10,10 +10,10 @@ import os
 import socket
 import struct
 import sys
-from typing import TYPE_CHECKING
 
 from torpor.images.schema.sk_opts import SkOptsEntry
 from torpor.kernel.syscall import call
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.resources.context import SeenFile

@@ -6,10 +6,10 @@ counts as seen, as it is in a shell.  At restore resources/tree.py stops the tas
 """
 
 import struct
-from typing import TYPE_CHECKING
 
 from torpor.resources import extras
 from torpor.resources.base import Attribute
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.engine.program import Pointer, Program

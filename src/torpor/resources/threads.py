@@ -9,12 +9,12 @@
 """
 
 import struct
-from typing import TYPE_CHECKING
 
 from torpor.errors import ImageError
 from torpor.images.schema.rseq import RseqEntry
 from torpor.kernel.process import get_robust_list
 from torpor.resources.base import Attribute
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.engine.program import Pointer, Program

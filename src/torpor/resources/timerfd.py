@@ -17,7 +17,6 @@ import ctypes
 import fcntl
 import struct
 import time
-from typing import TYPE_CHECKING
 
 from torpor.errors import ImageError, KernelError
 from torpor.images.schema.fdinfo import FileEntry
@@ -25,6 +24,7 @@ from torpor.images.schema.timerfd import TimerfdEntry
 from torpor.kernel import fdinfo
 from torpor.kernel.syscall import call
 from torpor.resources.description import Described, extra, extras, save_owner, set_flags
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.resources.context import Dump, Restore, SeenFile

@@ -13,7 +13,6 @@
 """
 
 import struct
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torpor.engine.program import Program
 from torpor.errors import ImageError
@@ -22,6 +21,7 @@ from torpor.kernel.proc import Timer, parse_timers
 from torpor.kernel.procfs import read_all
 from torpor.resources import extras, overruns, own
 from torpor.resources.base import Attribute
+from torpor.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.engine.program import Pointer

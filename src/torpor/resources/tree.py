@@ -14,7 +14,6 @@ detached it is simply what it was, without news to anybody.
 import os
 import signal
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from torpor.engine import stops
 from torpor.engine.program import Program
@@ -28,6 +27,7 @@ from torpor.kernel.process import CLONE_PARENT, CLONE_VM
 from torpor.model.restore_plan import OUTSIDE, SIBLING, Adopt, Create, End, Lead, Plan, Setsid, Step, Unshare
 from torpor.resources import names
 from torpor.resources.stops import is_unseen
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.engine.executor import Executor

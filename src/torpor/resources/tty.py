@@ -13,7 +13,6 @@ Making them again is in tty_restore.py, queued data in tty_queue.py.
 """
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.images import kinds
 from torpor.images.schema.fdinfo import FileEntry
@@ -21,6 +20,7 @@ from torpor.images.schema.tty import TtyDataEntry, TtyFileEntry, TtyInfoEntry, T
 from torpor.resources import regular, tty_calls, tty_queue
 from torpor.resources.description import NOBODY, Described, extra, save_owner
 from torpor.resources.tty_calls import Modes, number
+from torpor.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.resources.context import Dump, Restore, SeenFile

@@ -17,9 +17,9 @@ import os
 import select
 import termios
 import time
-from typing import NamedTuple
 
 from torpor.resources.tty_calls import ECHO, FIONREAD, ICANON, TIOCGPKT, Modes, number, open_slave
+from torpor.typed import NamedTuple
 
 PATIENCE = 0.1  # seconds for the kernel's work queue
 FULL = 4095  # what a line discipline takes

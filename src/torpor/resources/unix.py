@@ -18,7 +18,6 @@ import os
 import select
 import socket
 import struct
-from typing import TYPE_CHECKING
 
 from torpor.images import kinds
 from torpor.images.schema.fdinfo import FileEntry
@@ -28,6 +27,7 @@ from torpor.images.schema.torpor_file import SenderEntry
 from torpor.kernel.sockdiag import CLOSE, ESTABLISHED, LISTEN, SockDiag, UnixSocket
 from torpor.resources import socket_options, unix_names, unix_queue
 from torpor.resources.description import Described, extra, save_owner
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.images.schema.torpor_file import TorporFileEntry

@@ -9,7 +9,6 @@ Send buffers are as large as can be while queues are filled; every socket gets i
 """
 
 import socket
-from typing import TYPE_CHECKING
 
 from torpor.resources import socket_options, unix_queue
 from torpor.resources.description import set_flags
@@ -17,6 +16,7 @@ from torpor.resources.unix_names import is_path
 from torpor.resources.unix_plan import DGRAM
 from torpor.resources.unix_queue import Message
 from torpor.resources.unix_restore import new
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.images.schema.sk_unix import UnixSkEntry

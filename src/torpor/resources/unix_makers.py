@@ -10,11 +10,11 @@ A task that gave up its effective uid keeps fsuid 0, so that it may still write 
 
 import os
 import struct
-from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.engine.program import Load32, Program
 from torpor.kernel.syscall import call
 from torpor.resources.unix_names import AF_UNIX, Address
+from torpor.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.engine.executor import Executor

@@ -17,10 +17,10 @@ import os
 import stat as st
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 from torpor.errors import KernelError, Refusal
 from torpor.kernel.syscall import call
+from torpor.typed import NamedTuple
 
 AF_UNIX = 1
 SIOCUNIXFILE = 0x89E0

@@ -2,7 +2,6 @@
 """UNIX sockets in images: checked, and who is connected to whom.  Makes nothing; unix_restore.py does."""
 
 import socket
-from typing import TYPE_CHECKING
 
 from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
@@ -12,6 +11,7 @@ from torpor.resources import unix_names, unix_queue
 from torpor.resources.description import extras
 from torpor.resources.unix_makers import Who
 from torpor.resources.unix_names import Place, is_path
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.images.schema.fdinfo import FileEntry

@@ -18,10 +18,10 @@ import errno
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.errors import RestoreFailed
 from torpor.resources.unix_names import is_path
+from torpor.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.resources.context import SeenFile

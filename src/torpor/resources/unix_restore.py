@@ -12,7 +12,6 @@ The order that the kernel asks for:
 
 import os
 import socket
-from typing import TYPE_CHECKING
 
 from torpor.errors import KernelError
 from torpor.kernel.sockdiag import ESTABLISHED, LISTEN
@@ -20,6 +19,7 @@ from torpor.resources import unix_names
 from torpor.resources.unix_makers import Makers, Who
 from torpor.resources.unix_names import AF_UNIX, Names, is_path
 from torpor.resources.unix_plan import DGRAM, Plan, place_of
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.images.schema.sk_unix import UnixSkEntry

@@ -18,11 +18,11 @@ import errno
 import os
 import stat as st
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from torpor.errors import ImageError, RestoreFailed
 from torpor.resources import ghost, link_remap
 from torpor.resources.pipe import reopen
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.images.schema.fdinfo import FileEntry
