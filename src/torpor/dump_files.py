@@ -8,15 +8,15 @@ import _socket
 import os
 import stat as st
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
 
 from torpor import log
 from torpor.kernel import fdinfo
 from torpor.kernel.process import FileSorter, statfs_type
 from torpor.kernel.syscall import call
 from torpor.resources import extras, registry, regular
-from torpor.resources.context import DumpTask, SeenFile
+from torpor.resources.context import DumpTask, SeenFile, named
 from torpor.resources.security import refuse_locks
+from torpor.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torpor.engine.tracee import Tracee
@@ -95,7 +95,7 @@ def _table(dump: "Dump", task: "Tracee", numbers: list[int], pidfd: int) -> Tabl
             stat = os.stat(name, dir_fd=directory)
             info = fdinfo.read_at(infos, number)
             if info.locks:  # of this table, or of the description: seen through every descriptor that can
-                refuse_locks(f"task {task.pid}, fd {number} ({os.readlink(name, dir_fd=directory)})", info)
+                refuse_locks(f"{named(task.tid)}, fd {number} ({os.readlink(name, dir_fd=directory)})", info)
             key = (stat.st_dev, stat.st_ino, info.pos, info.status_flags)
             index = known.sorter.add((task.tid, number), key, hint=number)
             if index == len(known.seen):

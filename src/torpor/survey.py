@@ -13,7 +13,6 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from torpor import dump_collect as collect
 from torpor import dump_files
@@ -32,6 +31,7 @@ from torpor.memory.dump import AddressSpace
 from torpor.resources import ghost, link_remap, registry, regular
 from torpor.resources.context import Dump, DumpTask, SeenFile
 from torpor.resources.security import refuse_locks
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.images.directory import ImageWriter
@@ -145,7 +145,7 @@ def _foresee_files(task: DumpTask) -> set[str]:
         except OSError:
             continue
         if link[0] != "/" and (key := registry.key_of_link(link)) in registry.REFUSED:
-            raise Refusal(f"task {task.pid}, fd {name} ({link})", *registry.REFUSED[key])
+            raise Refusal(f"{task.subject}, fd {name} ({link})", *registry.REFUSED[key])
         if (start := link[:12]) not in starts:  # enough of it to tell
             starts.add(start)
             modules.update(registry.modules_of_link(link))

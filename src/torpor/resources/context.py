@@ -6,10 +6,11 @@ Resources reach other resources only through these.
 
 import os
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
 
 from torpor.errors import Refusal, TorporError
 from torpor.kernel.process import pidfd_getfd
+from torpor.kernel.procfs import read_all
+from torpor.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -33,6 +34,19 @@ if TYPE_CHECKING:
     from torpor.options import Options
     from torpor.resources.extras import Extras
     from torpor.timing import Costs
+
+
+_names: dict[int, str] = {}  # of tasks, in the dump or check that is under way
+
+
+def named(pid: int) -> str:
+    """ "task 4711 (server)": what people call a task that they are told about."""
+    if pid not in _names:
+        try:
+            _names[pid] = f" ({os.fsdecode(read_all(f'/proc/{pid}/comm')).rstrip()})"
+        except OSError:
+            return f"task {pid}"
+    return f"task {pid}{_names[pid]}"
 
 
 class SeenFile:
@@ -65,7 +79,7 @@ class SeenFile:
 
     @property
     def where(self) -> str:
-        return f"task {self.pid}, fd {self.number}"
+        return f"{named(self.pid)}, fd {self.number}"
 
     @property
     def subject(self) -> str:
@@ -140,6 +154,7 @@ class Dump:
 
     def __init__(self, options: "Options", images: "ImageWriter") -> None:
         self.options, self.images = options, images
+        _names.clear()
         self.tasks: dict[int, DumpTask] = {}  # parents before children
         self.file_entries: list[FileEntry] = []
         self.state: dict[str, Any] = {}
