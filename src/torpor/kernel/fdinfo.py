@@ -22,10 +22,12 @@ Surprising facts:
 """
 
 import os
-import re
 from collections.abc import Callable
 
-from torpor.typed import Any, NamedTuple
+from torpor.typed import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import re
 
 
 class Eventfd(NamedTuple):
@@ -110,31 +112,39 @@ class FdInfo(NamedTuple):
         return self.flags & ~os.O_CLOEXEC
 
 
-_COMMON = re.compile(r"pos:\t(-?\d{1,20})\nflags:\t(0[0-7]*)\nmnt_id:\t(-?\d{1,20})\n(?:ino:\t(\d{1,20})\n)?", re.A)
-_EPOLL = re.compile(
+# Patterns are compiled when such a file is met: most tasks have none.
+_EPOLL = (
     r"\s*(-?\d{1,20})\s+events:\s*([0-9a-f]+)\s+data:\s*([0-9a-f]+)"
-    r"(?:\s+pos:(-?\d{1,20})\s+ino:([0-9a-f]+)\s+sdev:([0-9a-f]+))?\s*\Z",
-    re.A,
+    r"(?:\s+pos:(-?\d{1,20})\s+ino:([0-9a-f]+)\s+sdev:([0-9a-f]+))?\s*\Z"
 )
-_PAIR = re.compile(r"\((\d{1,20}), (\d{1,20})\)\Z", re.A)
-_INOTIFY = re.compile(
+_PAIR = r"\((\d{1,20}), (\d{1,20})\)\Z"
+_INOTIFY = (
     r"inotify wd:([0-9a-f]+) ino:([0-9a-f]+) sdev:([0-9a-f]+) mask:([0-9a-f]+) ignored_mask:([0-9a-f]+)"
-    r"(?:\s+fhandle-bytes:[0-9a-f]+ fhandle-type:([0-9a-f]+) f_handle:((?:[0-9a-f]{2})*))?\s*\Z",
-    re.A,
+    r"(?:\s+fhandle-bytes:[0-9a-f]+ fhandle-type:([0-9a-f]+) f_handle:((?:[0-9a-f]{2})*))?\s*\Z"
 )
-_LOCK = re.compile(r"\s*\d+: (\S+)\s+(\S+)\s+(\S+) (-?\d{1,20}) \S+ (\d{1,20}) (\d{1,20}|EOF)\s*\Z", re.A)
+_LOCK = r"\s*\d+: (\S+)\s+(\S+)\s+(\S+) (-?\d{1,20}) \S+ (\d{1,20}) (\d{1,20}|EOF)\s*\Z"
+
+
+def _match(pattern: str, text: str) -> "re.Match[str] | None":
+    import re
+
+    return re.match(pattern, text, re.ASCII)
 
 
 def parse(text: str) -> FdInfo:
     """Parse the text of an fdinfo file; unknown lines go to `other`.  ValueError if it begins otherwise."""
-    head = _COMMON.match(text)
-    if head is None:
-        raise ValueError(f"not an fdinfo file: {text[:80]!r}")
-    pos, flags, mnt_id, ino = head.groups()
-    info = FdInfo(int(pos), int(flags, 8), int(mnt_id), int(ino) if ino is not None else None)
-    if head.end() == len(text):
-        return info
-    return info._replace(**_details(text[head.end() :]))
+    try:
+        pos, flags, mnt_id, rest = text.split("\n", 3)
+        if pos[:5] != "pos:\t" or flags[:7] != "flags:\t" or mnt_id[:8] != "mnt_id:\t":
+            raise ValueError
+        ino = None
+        if rest[:5] == "ino:\t":
+            first, _, rest = rest.partition("\n")
+            ino = int(first[5:])
+        info = FdInfo(int(pos[5:]), int(flags[7:], 8), int(mnt_id[8:]), ino)
+    except ValueError:
+        raise ValueError(f"not an fdinfo file: {text[:80]!r}") from None
+    return info._replace(**_details(rest)) if rest else info
 
 
 def read(pid: int | str, fd: int) -> FdInfo:
@@ -178,11 +188,11 @@ def _details(text: str) -> dict[str, Any]:
     lists: dict[str, list[Any]] = {}
     for line in text.split("\n"):
         key, _, value = line.partition(":")
-        if key == "tfd" and (match := _EPOLL.match(value)):
+        if key == "tfd" and (match := _match(_EPOLL, value)):
             lists.setdefault("epoll", []).append(_epoll_target(match))
-        elif key == "inotify wd" and (match := _INOTIFY.match(line)):
+        elif key == "inotify wd" and (match := _match(_INOTIFY, line)):
             lists.setdefault("inotify", []).append(_inotify_watch(match))
-        elif key == "lock" and (match := _LOCK.match(value)):
+        elif key == "lock" and (match := _match(_LOCK, value)):
             lists.setdefault("locks", []).append(_lock(match))
         elif key.startswith("fanotify "):
             lists.setdefault("fanotify", []).append(line)
@@ -206,19 +216,19 @@ def _details(text: str) -> dict[str, Any]:
     return fields
 
 
-def _epoll_target(match: re.Match[str]) -> EpollTarget:
+def _epoll_target(match: "re.Match[str]") -> EpollTarget:
     tfd, events, data, pos, ino, sdev = match.groups()
     where = (None, None, None) if pos is None else (int(pos), int(ino, 16), int(sdev, 16))
     return EpollTarget(int(tfd), int(events, 16), int(data, 16), *where)
 
 
-def _inotify_watch(match: re.Match[str]) -> InotifyWatch:
+def _inotify_watch(match: "re.Match[str]") -> InotifyWatch:
     wd, ino, sdev, mask, ignored = (int(part, 16) for part in match.groups()[:5])
     kind, handle = match.group(6), match.group(7)
     return InotifyWatch(wd, ino, sdev, mask, ignored, None if kind is None else (int(kind, 16), bytes.fromhex(handle)))
 
 
-def _lock(match: re.Match[str]) -> FileLock:
+def _lock(match: "re.Match[str]") -> FileLock:
     kind, mandatory, access, pid, start, end = match.groups()
     return FileLock(kind, mandatory == "MANDATORY", access, int(pid), int(start), None if end == "EOF" else int(end))
 
@@ -228,7 +238,7 @@ def _timerfd(clock: str, ticks: str, flags: str, value: str, interval: str) -> T
 
 
 def _pair(text: str) -> tuple[int, int]:
-    match = _PAIR.match(text)
+    match = _match(_PAIR, text)
     if match is None:
         raise ValueError(text)
     return int(match.group(1)), int(match.group(2))

@@ -22,7 +22,6 @@ What only it has is the page size of a hugetlb area and an unescaped path, which
 
 import mmap
 import os
-import re
 
 from torpor.kernel.procfs import LARGE, ParseError, read_all
 from torpor.typed import NamedTuple
@@ -138,18 +137,19 @@ def parse_vm_flags(data: bytes) -> dict[int, frozenset[str]]:
                 found[start] = frozenset()
     except ValueError:
         raise ParseError("smaps", line) from None
-    if _KEYS.search(data):
+    if data.count(b"ProtectionKey:") != data.count(b"ProtectionKey:         0\n"):
         _add_keys(data, found)
     return found
 
 
-_KEYS = re.compile(rb"^ProtectionKey: +[1-9]", re.M)
 PROTECTION_KEY = "pkey"  # not one of the kernel's flags: the area has a protection key other than 0
 
 
 def _add_keys(data: bytes, found: dict[int, frozenset[str]]) -> None:
+    import re
+
     for part in re.split(rb"^(?=[0-9a-f]+-)", data, flags=re.M):
-        if _KEYS.search(part):
+        if re.search(rb"^ProtectionKey: +[1-9]", part, re.M):
             start = int(part.partition(b"-")[0], 16)
             found[start] |= {PROTECTION_KEY}
 

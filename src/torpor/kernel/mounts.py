@@ -9,12 +9,9 @@ r"""/proc/PID/mountinfo: the mounts that a task sees (proc_pid_mountinfo(5)).  P
 """
 
 import os
-import re
 from typing import NamedTuple
 
 from torpor.kernel.procfs import ParseError
-
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
 class Mount(NamedTuple):
@@ -38,7 +35,9 @@ class Mount(NamedTuple):
 def unescape(field: bytes) -> str:
     r"""Undo ``\ooo`` (seq_escape, mangle_path)."""
     if b"\\" in field:
-        field = _ESCAPE.sub(lambda found: bytes([int(found[1], 8) & 0xFF]), field)
+        import re
+
+        field = re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8) & 0xFF]), field)
     return os.fsdecode(field)
 
 

@@ -7,7 +7,6 @@ expression finds the runs: 10 to 20 ms for the entries of 1 GB.
 
 import mmap
 import os
-import re
 import struct
 import sys
 from collections.abc import Iterable, Sequence
@@ -24,7 +23,6 @@ PAGE = mmap.PAGESIZE
 Run = tuple[int, int]
 
 _ENTRIES = 1 << 17  # pages read at a time: 1 MiB of entries
-_YES = re.compile(b"y+")
 
 
 def _stored(top: int) -> bool:
@@ -75,9 +73,11 @@ def stored_runs(fd: int, start: int, end: int, zero_pfn: int, guard_entry: int |
 
     Zero pages that cannot be told (no PFNs, several zero pages, huge ones) are stored.
     """
+    import re
+
     runs: list[Run] = []
     for a, data in chunks(fd, start, end):
-        found = [match.span() for match in _YES.finditer(data[TOP::8].translate(_STORED))]
+        found = [match.span() for match in re.finditer(b"y+", data[TOP::8].translate(_STORED))]
         if found and zero_pfn:
             found = subtract(found, same(data, PRESENT | zero_pfn, PRESENT | SWAPPED | PFN_MASK))
         if found and guard_entry is not None and not guard_entry >> 56 & TOP_GUARD:

@@ -7,10 +7,8 @@
 - A zombie has no umask, no Vm lines, no capabilities lost: everything else is still there.
 """
 
-import re
-
 from torpor.kernel.procfs import ParseError
-from torpor.typed import NamedTuple
+from torpor.typed import Any, NamedTuple
 
 
 class Credentials(NamedTuple):
@@ -160,18 +158,33 @@ def parse_status(data: bytes) -> Status:
 
 # A thousand threads have the same credentials but for a few: the two stretches of text that hold them are the key.
 _known: dict[tuple[bytes, bytes], Credentials] = {}
-_THREAD = re.compile(
+_THREAD = (
     rb"Name:\t(.*)\n(?:Umask:.*\n)?State:\t(\w).*\n(?:[^U].*\n)*?Pid:\t(\d+)\n(?:[^U].*\n)*"
     rb"(Uid:.*\nGid:.*\n(?:[^N].*\n)*?Groups:.*\n)NStgid:.*\nNSpid:\t(.*)\n(?:[^S].*\n)*"
     rb"SigQ:.*\nSigPnd:\t(\w+)\nShdPnd:.*\nSigBlk:\t(\w+)\n(?:Sig.*\n)*(CapInh:.*\nCapPrm:.*\nCapEff:.*\nCapBnd:(?:.*\n)*?)Cpus_allowed:"
 )
+FEW = 20  # as long as this takes the pattern's compilation
+_parsed = 0
+_pattern: Any = None
+
+
+def pattern() -> Any:
+    """The compiled pattern of the fast way."""
+    global _pattern
+    if _pattern is None:
+        import re
+
+        _pattern = re.compile(_THREAD)
+    return _pattern
 
 
 def parse_thread_status(data: bytes) -> ThreadStatus:
     """Much faster than `parse_status`: a process may have thousands of threads."""
-    found = _THREAD.match(data)
+    global _parsed
+    _parsed += 1
+    found = pattern().match(data) if _parsed > FEW else None
     try:
-        if found is None:  # an unknown order of the lines
+        if found is None:  # the first ones, or an unknown order of the lines
             lines = _lines(data)
             credentials = _credentials(lines)
             name, state, tid = lines[b"Name"], lines[b"State"].lstrip()[:1], lines[b"Pid"]

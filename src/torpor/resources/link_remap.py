@@ -13,7 +13,6 @@ be ended, the link stays if there is no handle.
 
 import ctypes
 import os
-import re
 import stat as st
 import struct
 
@@ -33,7 +32,6 @@ REG = 1  # FdTypes
 AT_FDCWD, AT_SYMLINK_FOLLOW = -100, 0x400
 MAX_HANDLE = 128
 MADE, NO_HANDLE = "link remaps", "link remaps without handle"
-_LINK = re.compile(r"(/[^\0]*)?/link_remap\.\d{1,10}\Z", re.ASCII)  # such names are removed by a restore, no others
 
 # -- dump -------------------------------------------------------------------------------------------------------------
 
@@ -133,12 +131,20 @@ def open_again(restore: "Restore", id: int, regs: list[RegFileEntry]) -> int:
     return _open(restore, id, regs[0].name)
 
 
+def _is_ours(link: str) -> bool:
+    """Whether a dump gives such names: a restore removes them, and no others."""
+    directory, _, base = link.rpartition("/")
+    number = base.removeprefix("link_remap.")
+    good = number != base and len(number) <= 10 and number.isascii() and number.isdigit()
+    return good and (link.startswith("/") or not directory) and "\0" not in link
+
+
 def _open(restore: "Restore", id: int, name: str) -> int:
     entry = restore.files.get(id)
     if entry is None or entry.reg is None:
         raise ImageError("files.img is incomplete", f"{id}, another name of {name}, is not there")
     link = entry.reg.name
-    if not _LINK.match(link):
+    if not _is_ours(link):
         raise ImageError("files.img is mangled", f"{link} is not a name that a dump gives")
     try:
         return os.open(link, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)

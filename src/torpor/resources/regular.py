@@ -14,7 +14,6 @@ Also what is not an open descriptor but names a file: mapped files, executables,
 """
 
 import os
-import re
 import stat as st
 
 from torpor.errors import ImageError, Refusal
@@ -37,8 +36,7 @@ DELETED = " (deleted)"
 MAX_POSITION = (1 << 63) - 1
 MIN_ELF = 64
 KINDS = frozenset({st.S_IFREG, st.S_IFDIR, st.S_IFLNK, st.S_IFIFO, st.S_IFCHR, st.S_IFBLK, st.S_IFSOCK})
-_PROC = re.compile(r"/proc/(\d{1,10})(/.*)?\Z", re.ASCII | re.DOTALL)
-_NO_LATER = re.compile(r"/(task/|fdinfo/|map_files/)")  # what /proc/PID has only when threads, files, areas are back
+_NO_LATER = ("/task/", "/fdinfo/", "/map_files/")  # what /proc/PID has only when threads, files, areas are back
 
 # -- dump -------------------------------------------------------------------------------------------------------------
 
@@ -120,16 +118,25 @@ def locate(dump: "Dump", subject: str, link: str, stat: os.stat_result) -> tuple
     return name, True
 
 
+def _of_task(name: str) -> tuple[int, str] | None:
+    """PID and what follows it of a name in /proc/PID; None for any other."""
+    if not name.startswith("/proc/"):
+        return None
+    number, slash, rest = name[6:].partition("/")
+    return (int(number), slash + rest) if number.isascii() and number.isdigit() and len(number) <= 10 else None
+
+
 def _examine_proc(dump: "Dump", subject: str, link: str) -> None:
-    found = _PROC.match(link)
+    found = _of_task(link)
     if found is None:
         return
     subject = f"{subject} ({link})"
     if link.endswith(DELETED):
         raise Refusal(subject, "it belongs to a task that has ended", "close it first")
-    if int(found[1]) not in dump.tasks:
+    pid, rest = found
+    if pid not in dump.tasks:
         raise Refusal(subject, "it belongs to a task outside of the tree, which will be another one", "close it first")
-    if _NO_LATER.match(found[2] or ""):
+    if rest.startswith(_NO_LATER):
         raise Refusal(subject, "this file of /proc cannot be opened again early enough", "close it first")
 
 
@@ -283,10 +290,11 @@ class Regular(Described):
             restore.state["regular:special"] = found
         if reg.id in restore.state["regular:special"]:
             return True
-        task = _PROC.match(reg.name)
+        task = _of_task(reg.name)
         if task is None:
             return False
-        if int(task[1]) not in restore.tasks or _NO_LATER.match(task[2] or ""):
+        pid, rest = task
+        if pid not in restore.tasks or rest.startswith(_NO_LATER):
             raise Refusal(f"the file {reg.name}", "it belongs to a task that is not restored", "dump without it")
         return True
 
