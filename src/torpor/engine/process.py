@@ -12,10 +12,10 @@ import signal
 import sys
 from _pickle import dumps, loads  # pickle itself would import re and more
 from collections.abc import Callable
-from typing import Any, TypeVar
 
 from torpor import log
 from torpor.errors import TorporError
+from torpor.typed import Any, TypeVar
 
 T = TypeVar("T")
 Report = Callable[[str, Any], None]
