@@ -6,7 +6,7 @@ is counted apart, as measured on a busy virtual machine with two processors; oth
 with 200 threads, 2,000 areas, 2,000 files and 20 processes, each less a program that only sleeps.
 """
 
-from typing import NamedTuple
+from torpor.typed import NamedTuple
 
 BASE = 8e-3  # a small process, whatever it has
 PROCESS = 4e-3

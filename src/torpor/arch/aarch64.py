@@ -15,11 +15,11 @@ run in a task that was interrupted elsewhere would destroy them: they are `volat
 
 import struct
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from torpor.arch.base import EINTR, Arch, Registers
 from torpor.arch.numbers import FROM_424, numbers
 from torpor.errors import Refusal
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry

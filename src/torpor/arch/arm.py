@@ -12,10 +12,10 @@ which the first must be even (`arguments`).
 
 import struct
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
 
 from torpor.arch.base import EINTR, Arch, Registers
 from torpor.arch.numbers import FROM_424, numbers
+from torpor.typed import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry

@@ -12,10 +12,10 @@ There are two ways into the kernel, `sc` (0xc00: errors are positive with a flag
 
 import struct
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from torpor.arch.base import Arch, Registers
 from torpor.arch.numbers import FROM_424, numbers
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry

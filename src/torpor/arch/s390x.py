@@ -11,10 +11,10 @@ lost, and the victim's own returns ENOSYS.  mmap takes the address of its six ar
 
 import struct
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from torpor.arch.base import Arch, Registers
 from torpor.arch.numbers import FROM_424, numbers
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry

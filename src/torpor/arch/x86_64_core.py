@@ -20,7 +20,6 @@ every component that the CPU has, an empty CET, and three unused TLS slots.
 import os
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torpor.errors import ImageError, Refusal
 from torpor.images.schema.core_x86 import (
@@ -31,6 +30,7 @@ from torpor.images.schema.core_x86 import (
     UserX86RegsEntry,
     UserX86XsaveEntry,
 )
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry

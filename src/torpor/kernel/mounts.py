@@ -9,9 +9,9 @@ r"""/proc/PID/mountinfo: the mounts that a task sees (proc_pid_mountinfo(5)).  P
 """
 
 import os
-from typing import NamedTuple
 
 from torpor.kernel.procfs import ParseError
+from torpor.typed import NamedTuple
 
 
 class Mount(NamedTuple):

@@ -13,7 +13,6 @@ or a kernel thread; its mountinfo is EINVAL) or the kernel has no such file.
 import errno
 import os
 from types import TracebackType
-from typing import Self
 
 from torpor.errors import TaskGone
 from torpor.kernel import proc
@@ -21,6 +20,7 @@ from torpor.kernel.maps import Area, parse_maps, parse_vm_flags
 from torpor.kernel.mounts import Mount, parse_mountinfo
 from torpor.kernel.procfs import CHUNK, LARGE, read_fd
 from torpor.kernel.status import Status, ThreadStatus, parse_status, parse_thread_status
+from torpor.typed import Self
 
 _READ = os.O_RDONLY | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

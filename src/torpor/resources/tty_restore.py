@@ -14,7 +14,6 @@ import os
 import signal
 import struct
 import termios
-from typing import TYPE_CHECKING
 
 from torpor.engine.program import Load32, Program
 from torpor.errors import ImageError, Refusal
@@ -24,6 +23,7 @@ from torpor.resources import tty_calls, tty_queue
 from torpor.resources.description import extras, set_flags
 from torpor.resources.tty_calls import Modes
 from torpor.resources.tty_queue import Queues
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.engine.executor import Executor
