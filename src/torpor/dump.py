@@ -74,9 +74,10 @@ def dump(options: "Options", watcher: Watcher | None = None) -> DumpResult:
 
 
 def refuse_target(pid: int) -> None:
-    """Raises UsageError for Torpor itself, its ancestors and init, TaskGone where there is no such process."""
+    """Raises UsageError for Torpor itself, its ancestors, init, threads and zombies, TaskGone where nothing is."""
     from torpor.kernel.proc import parse_stat
     from torpor.kernel.procfs import read_all
+    from torpor.kernel.status import parse_status
 
     ancestor = os.getpid()
     while ancestor > 1:
@@ -90,8 +91,17 @@ def refuse_target(pid: int) -> None:
         ancestor = parse_stat(read_all(f"/proc/{ancestor}/stat")).ppid
     if pid == 1:
         raise UsageError("cannot dump process 1", "it is the init of this PID namespace", "dump it from outside")
-    if not os.path.exists(f"/proc/{pid}"):
-        raise TaskGone(f"there is no process {pid}", remedy="check the PID given with -t")
+    try:
+        process = parse_status(read_all(f"/proc/{pid}/status")).tgid
+        ended = parse_stat(read_all(f"/proc/{pid}/stat")).state in "ZX" and len(os.listdir(f"/proc/{pid}/task")) == 1
+    except OSError:
+        raise TaskGone(f"there is no process {pid}", remedy="check the PID given with -t") from None
+    if process != pid:
+        raise UsageError(f"cannot dump process {pid}", f"it is a thread of process {process}",
+                         f"dump that: -t {process}", code="thread")  # fmt: skip
+    if ended:
+        raise UsageError(f"cannot dump process {pid}", "it has ended, and waits for its parent to ask for its status",
+                         "dump its parent with it", code="ended")  # fmt: skip
 
 
 def _open_images(path: str) -> int:

@@ -134,6 +134,25 @@ def test_torpor_itself_and_nobody() -> None:
         check((1 << 22) - 1)
 
 
+def test_threads_and_zombies_are_no_roots(tmp_path: Path) -> None:
+    ended = os.posix_spawn("/bin/true", ["true"], {})
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    try:
+        os.waitid(os.P_PID, ended, os.WEXITED | os.WNOWAIT)
+        assert thread.native_id is not None
+        for pid, code in ((thread.native_id, "thread"), (ended, "ended")):
+            assert code in codes(check(pid))
+            with pytest.raises(torpor.UsageError) as caught:
+                torpor.dump(pid, tmp_path)
+            assert caught.value.code == code
+    finally:
+        stop.set()
+        thread.join()
+        os.waitpid(ended, 0)
+
+
 def test_nothing_is_stopped_or_changed(tmp_path: Path) -> None:
     """Its threads run all the time, and what /proc shows afterwards is what it showed before."""
     with owner(tmp_path, "connected") as victim:

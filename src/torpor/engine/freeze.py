@@ -86,7 +86,7 @@ def _freeze(root: int, held: dict[int, Tracee], with_children: bool, deadline: f
                     del held[tid]
             if not new:
                 break
-        if not threads and not _is_zombie(pid):
+        if not threads and (pid == root or not _is_zombie(pid)):
             if pid == root:
                 raise TaskGone(f"process {root} has ended")
             continue  # ended, and was reaped, while we came
