@@ -111,8 +111,9 @@ def namespaces(tid: int) -> dict[str, int]:
         try:
             found[name] = os.stat(f"/proc/{tid}/ns/{name}").st_ino
         except FileNotFoundError:
-            if name in FOR_CHILDREN:
-                found[name] = 0  # a PID namespace into which nobody was born yet cannot be looked at
+            # A PID namespace into which nobody was born yet cannot be looked at; a task that is about to end has none.
+            if name in FOR_CHILDREN and os.path.exists(f"/proc/{tid}/ns/net"):
+                found[name] = 0
     return found
 
 
