@@ -6,6 +6,7 @@ sentence on stderr says why, or one JSON object on stdout where ``--json`` was g
 does not need: the whole of a small dump takes less time than importing argparse, json and logging would.
 """
 
+import gc
 import os
 import sys
 
@@ -30,6 +31,8 @@ VERBS = ("dump", "restore", "check", "show", *REFUSED)
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    if argv is None:
+        gc.disable()  # this process ends soon: looking for garbage would take a fifth of the time of a small dump
     program = os.path.basename(sys.argv[0]) if argv is None else "torpor"
     if program in ("__main__.py", ""):
         program = "torpor"

@@ -7,6 +7,7 @@ belongs to one thread, waiting for tracees would steal a host program's children
 register writes; a process of its own settles all three.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -63,6 +64,7 @@ def run_engine(
 def _engine(work: Callable[[Report], T], out: int, alive: int) -> None:
     from torpor.engine import waiting
 
+    gc.disable()  # it ends soon, and ten thousand areas or threads would be looked through again and again
     waiting.setup(alive)
 
     def report(kind: str, value: Any) -> None:
