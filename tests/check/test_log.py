@@ -95,3 +95,18 @@ def test_a_refusal_stands_in_the_log(tmp_path: Path) -> None:
         status, _ = dump(victim, tmp_path)
         assert status == 1
         assert "Error: there is no process" in (tmp_path / "log").read_text()
+
+
+def test_a_result_that_nobody_reads_changes_nothing(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    with Victim(tmp_path, sys.executable, "-c", SLEEPER) as victim, open("/dev/full", "wb") as full:
+        words = ("dump", "-t", victim.pid, "-D", images, "-R", "--manage-cgroups=ignore")
+        for more in ((), ("--json",), ("--display-stats",)):
+            read_end, write_end = os.pipe()
+            os.close(read_end)
+            for out in (write_end, full.fileno()):
+                done = command(*words, *more, stdout=out)
+                assert done.returncode == 0, done.stderr
+                assert not done.stderr or "the result could not be written" in done.stderr
+            os.close(write_end)

@@ -28,14 +28,12 @@ def run(options: Options, voice: Voice) -> int:
     }
     if options.display_stats:
         facts["kinds"] = {kind: {"number": each[0], "seconds": each[1]} for kind, each in result.kinds.items()}
-    if options.display_stats and not voice.json:
-        voice.out(times(result.phases))
-        voice.out(kinds(result.kinds))
-    voice.result(
+    lines = [times(result.phases), kinds(result.kinds)] if options.display_stats else []
+    lines.append(
         f"dumped {count(result.tasks, 'task')}, {count(result.files, 'file')}, {quantity(result.bytes)} in "
-        f"{duration(result.seconds)} (frozen {duration(result.frozen_seconds)}) → {where}",
-        facts,
+        f"{duration(result.seconds)} (frozen {duration(result.frozen_seconds)}) → {where}"
     )
+    voice.result("\n".join(lines), facts)
     return 0
 
 

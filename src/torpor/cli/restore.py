@@ -26,14 +26,12 @@ def run(options: Options, voice: Voice) -> int:
 
     result = restore(options, sibling=options.restore_sibling)
     facts = {"pid": result.pid, "tasks": result.tasks, "seconds": result.seconds, "images": options.images_dir}
+    where = options.images_dir.rstrip("/") + "/"
+    lines = [f"restored {count(result.tasks, 'task')} in {duration(result.seconds)} ← {where} (root {result.pid})"]
     if options.display_stats:
         facts["phases"] = dict(result.phases)
-        if not voice.json:
-            voice.out(times(result.phases))
-    where = options.images_dir.rstrip("/") + "/"
-    voice.result(
-        f"restored {count(result.tasks, 'task')} in {duration(result.seconds)} ← {where} (root {result.pid})", facts
-    )
+        lines.insert(0, times(result.phases))
+    voice.result("\n".join(lines), facts)
     if not options.restore_detached:
         wait(result.pid)
     return 0

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the command line says to people (sentences) and to programs (one JSON object)."""
 
+import os
 import sys
 
 from torpor import log
@@ -32,13 +33,16 @@ class Voice:
             pass  # nowhere left to say so
 
     def result(self, sentence: str, facts: dict[str, Any]) -> None:
-        """The end of a command that did its work."""
+        """The end of a command that did its work: nobody who listens to that changes it."""
         if self.json:
             import json
 
-            self.out(json.dumps(facts))
-        else:
+            sentence = json.dumps(facts)
+        try:
             self.out(sentence)
+        except OSError as error:
+            log.warning(f"the result could not be written: {error}")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python flushes at its end
 
     def error(self, error: TorporError) -> int:
         """The end of one that did not."""
