@@ -157,7 +157,7 @@ def check(options: Options) -> TreeReport:
     for task in tasks.values():
         uid, exe = 0, ""
         if not task.zombie:
-            with survey.looking(task.subject):
+            with survey.looking(task.subject, task):
                 looking.status(task)
                 looking.examine(survey, task, own)
                 _look(survey, task, files, memory, known)

@@ -21,7 +21,7 @@ from torpor.engine.tracee import Tracee
 from torpor.errors import Refusal, TaskGone
 from torpor.kernel import fdinfo
 from torpor.kernel.maps import Area, kind, parse_vm_flags, read_maps
-from torpor.kernel.proc import parse_pids, parse_stat
+from torpor.kernel.proc import PF_EXITING, parse_pids, parse_stat
 from torpor.kernel.process import compare_files
 from torpor.kernel.procfs import LARGE, read_all
 from torpor.kernel.status import parse_status, parse_thread_status
@@ -54,8 +54,10 @@ class Survey(Dump):
         self.refusals.append(refusal)
 
     @contextmanager
-    def looking(self, subject: str) -> Iterator[None]:
-        """What is refused inside is noted, what has vanished is passed over, and missing rights are a refusal."""
+    def looking(self, subject: str, task: DumpTask | None = None) -> Iterator[None]:
+        """What is refused inside is noted, what has vanished is passed over, and missing rights are a refusal.  Where
+        `task` is just ending, what was seen of it is forgotten."""
+        before = len(self.refusals)
         try:
             yield
         except Refusal as refusal:
@@ -68,6 +70,8 @@ class Survey(Dump):
                                     code="no-rights"))  # fmt: skip
             elif error.errno not in _VANISHED:
                 raise
+        if task is not None and len(self.refusals) > before and ending(task):
+            del self.refusals[before:]
 
 
 def _no_images() -> "ImageWriter":
@@ -95,6 +99,8 @@ def tree(root: int) -> dict[int, DumpTask]:
 def _task(pid: int, ppid: int) -> tuple[DumpTask, list[int]]:
     stat = parse_stat(read_all(f"/proc/{pid}/stat"))
     tids = sorted(map(int, os.listdir(f"/proc/{pid}/task")), key=lambda tid: (tid != pid, tid))
+    if not tids:
+        raise ProcessLookupError
     children: list[int] = []
     for tid in tids:
         try:
@@ -129,9 +135,22 @@ def foresee(dump: Dump, root: int) -> None:
             modules |= _foresee_files(task)
         except (OSError, TaskGone):
             pass
+        except Refusal:
+            if not ending(task):
+                raise
     dump.state.pop("own cgroups", None)
     for module in modules:
         registry.import_resource(module)
+
+
+def ending(task: DumpTask) -> bool:
+    """Whether a task that runs is about to end, or has ended.  It has left its namespaces and cgroups by then, so what
+    a look at it found says nothing."""
+    try:
+        stat = parse_stat(read_all(f"/proc/{task.pid}/task/{task.leader.tid}/stat"))
+    except OSError:
+        return True
+    return stat.state in ZOMBIE or bool(stat.flags & PF_EXITING)
 
 
 def _foresee_files(task: DumpTask) -> set[str]:
