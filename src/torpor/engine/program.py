@@ -24,6 +24,7 @@ RESULT, LOAD32, ARG_BITS, MAY_FAIL = 1, 2, 2, 1 << 15  # as in arch/executor.c
 CALL_WORDS = 9
 LIST_WORDS = 2
 _ALIGN = 16
+_UNUSED = [(0,) * (6 - used) for used in range(7)]
 MAX_ERRNO = 4095
 
 
@@ -61,12 +62,12 @@ class Pointer:
     def __add__(self, offset: int) -> "Pointer":
         """A pointer into the same bytes."""
         inner = Pointer(b"")
-        inner.base, inner.offset = self.base or self, self.offset + offset
+        inner.base, inner.offset = self.root, self.offset + offset
         return inner
 
     @property
     def root(self) -> "Pointer":
-        return self.base or self
+        return self if self.base is None else self.base
 
     def __len__(self) -> int:
         return len(self.root.data)
@@ -85,10 +86,13 @@ Argument = int | Result | Pointer | Load32
 
 
 class Call:
-    __slots__ = ("args", "may_fail", "name", "result")
+    """`needs`: all that has to lie in the task for it, each once, those linked from others too."""
+
+    __slots__ = ("args", "may_fail", "name", "needs", "result")
 
     def __init__(self, name: str, args: tuple[Argument, ...], may_fail: bool, result: Result) -> None:
         self.name, self.args, self.may_fail, self.result = name, args, may_fail, result
+        self.needs = _needs(args)
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(map(_describe, self.args))})"
@@ -159,36 +163,38 @@ class Batch:
         """struct list (arch/executor.c) and the data after it, to be written at `address`."""
         word, numbers = arch.word, arch.SYSCALLS
         code = word[1]
-        width = struct.calcsize(word)
+        width = arch.word_size
         mask = (1 << 8 * width) - 1
         first = self.calls[0].result.index if self.calls else 0
-        pack = struct.Struct(f"{word[0]}{CALL_WORDS}{code}").pack
-        out = [struct.pack(f"{word[0]}2{code}", len(self.calls), 0)]
+        body = bytearray(self.size)
+        struct.pack_into(f"{word[0]}2{code}", body, 0, len(self.calls), 0)
+        pack = struct.Struct(f"{word[0]}{CALL_WORDS}{code}").pack_into
         at = {pointer: address + offset for pointer, offset in self.pointers.items()}
+        where = LIST_WORDS * width
         for call in self.calls:
             how = MAY_FAIL if call.may_fail else 0
-            args = [0] * 6
-            call_args: Sequence[Argument] = arch.arguments(call.name, call.args)
-            for i, arg in enumerate(call_args):
+            words = []
+            args: Sequence[Argument] = arch.arguments(call.name, call.args)
+            for arg in args:
                 if isinstance(arg, int):
-                    args[i] = arg & mask
+                    words.append(arg & mask)
                 elif isinstance(arg, Pointer):
-                    args[i] = at[arg.root] + arg.offset
+                    words.append(at[arg.root] + arg.offset)
                 elif isinstance(arg, Load32):
-                    where = arg.pointer
-                    args[i] = where if isinstance(where, int) else at[where.root] + where.offset
-                    how |= LOAD32 << ARG_BITS * i
+                    how |= LOAD32 << ARG_BITS * len(words)
+                    place = arg.pointer
+                    words.append(place if isinstance(place, int) else at[place.root] + place.offset)
                 elif arg.index >= first:
-                    args[i] = arg.index - first
-                    how |= RESULT << ARG_BITS * i
+                    how |= RESULT << ARG_BITS * len(words)
+                    words.append(arg.index - first)
                 else:
-                    args[i] = arg.value & mask
+                    words.append(arg.value & mask)
             try:
                 number = numbers[call.name]
             except KeyError:
                 raise AssertionError(f"no system call {call.name} in this architecture's table") from None
-            out.append(pack(number, *args, how, 0))
-        body = bytearray(b"".join(out).ljust(self.size, b"\0"))
+            pack(body, where, number, *words, *_UNUSED[len(words)], how, 0)
+            where += CALL_WORDS * width
         for pointer, offset in self.pointers.items():
             body[offset : offset + len(pointer.data)] = pointer.data
             for inside, target in pointer.links:
@@ -201,15 +207,10 @@ class Batch:
     def decode(self, tid: int, body: bytes, word: str) -> None:
         """Take results and data from what was read back.  Raises CallFailed."""
         width = struct.calcsize(word)
-        order, code = word[0], word[1]
         done = struct.unpack_from(word, body, width)[0]
-        signed = struct.Struct(order + code.lower())
-        step = CALL_WORDS * width
-        at = (LIST_WORDS + CALL_WORDS - 1) * width
-        for i, call in enumerate(self.calls):
-            if i > done:
-                break
-            value = signed.unpack_from(body, at + i * step)[0]
+        results = memoryview(body)[LIST_WORDS * width : self.results_size(word)]
+        each = f"{word[0]}{(CALL_WORDS - 1) * width}x{word[1].lower()}"
+        for call, (value,) in zip(self.calls[: done + 1], struct.iter_unpack(each, results), strict=False):
             if width == 4 and value < -MAX_ERRNO:
                 value += 1 << 32  # an address in the upper half
             call.result._value = value
@@ -226,51 +227,50 @@ class Batch:
 def batches(program: Program, word: str, room: int) -> Iterator[Batch]:
     """Cut a program into batches that fit into `room` bytes, in order.  Results cross from one to the next."""
     width = struct.calcsize(word)
-    calls: list[Call] = []
-    data = 0
-    known: set[Pointer] = set()
+    room -= LIST_WORDS * width + _ALIGN
+    first = last = data = 0
+    placed: dict[Pointer, int] = {}
 
     def finish() -> Batch:
-        offset = (LIST_WORDS + CALL_WORDS * len(calls)) * width
-        placed: dict[Pointer, int] = {}
-        for call in calls:
-            for pointer in _pointers(call):
-                if pointer not in placed:
-                    offset = (offset + _ALIGN - 1) & -_ALIGN
-                    placed[pointer] = offset
-                    offset += len(pointer.data)
-        return Batch(list(calls), placed, offset)
+        start = (LIST_WORDS + CALL_WORDS * (last - first)) * width + _ALIGN - 1 & -_ALIGN
+        return Batch(program.calls[first:last], {p: start + offset for p, offset in placed.items()}, start + data)
 
     for call in program.calls:
-        needs = [p for p in _pointers(call) if p not in known]
-        extra = CALL_WORDS * width + sum(len(p.data) + _ALIGN for p in needs)
-        if calls and data + extra > room - 64:
+        extra = sum(_room(p) for p in call.needs if p not in placed) if call.needs else 0
+        if first < last and CALL_WORDS * width * (last + 1 - first) + data + extra > room:
             yield finish()
-            calls, data, known = [], 0, set()
-            needs = list(_pointers(call))
-            extra = CALL_WORDS * width + sum(len(p.data) + _ALIGN for p in needs)
-        if extra > room - 64:
+            first, data, placed = last, 0, {}
+            extra = sum(map(_room, call.needs))
+        if CALL_WORDS * width + extra > room:
             raise AssertionError(f"{call.name} needs {extra} bytes, more than a program's room of {room}")
-        calls.append(call)
-        known.update(needs)
-        data += extra
-    if calls:
+        for pointer in call.needs:
+            if pointer not in placed:
+                placed[pointer] = data
+                data += _room(pointer)
+        last += 1
+    if first < last:
         yield finish()
 
 
-_IN_MEMORY = (Pointer, Load32)
+def _room(pointer: Pointer) -> int:
+    return len(pointer.data) + _ALIGN - 1 & -_ALIGN
 
 
-def _pointers(call: Call) -> Sequence[Pointer]:
-    """All pointers that a call needs, each once, those linked from others too."""
-    args = [arg.pointer if isinstance(arg, Load32) else arg for arg in call.args if isinstance(arg, _IN_MEMORY)]
-    stack = [arg.root for arg in args if isinstance(arg, Pointer)]
-    if not stack or (len(stack) == 1 and not stack[0].links):  # nearly always; a thousand threads ask five times each
-        return stack
+def _needs(args: tuple[Argument, ...]) -> tuple[Pointer, ...]:
+    stack = []
+    for arg in args:
+        if isinstance(arg, int):
+            continue  # nearly always
+        if isinstance(arg, Load32):
+            arg = arg.pointer
+        if isinstance(arg, Pointer):
+            stack.append(arg.root)
+    if not stack or len(stack) == 1 and not stack[0].links:
+        return tuple(stack)
     seen: dict[Pointer, None] = {}
     while stack:
         pointer = stack.pop()
         if pointer not in seen:
             seen[pointer] = None
             stack += [target.root for _, target in pointer.links]
-    return list(seen)
+    return tuple(seen)
