@@ -285,7 +285,8 @@ def cure(dump: "Dump", stop: bool = False) -> None:
         import signal
 
         for task in dump.tasks.values():
-            if not task.zombie:
+            # One that is stopped already would keep a second SIGSTOP pending.
+            if not task.zombie and not task.leader.group_stop:
                 os.kill(task.pid, signal.SIGSTOP)
     for task in dump.tasks.values():
         for thread in reversed(task.threads):

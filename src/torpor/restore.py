@@ -144,6 +144,11 @@ def _restore(options: "Options", dir_fd: int, report: "Report", parent: int, cra
     except BaseException as error:
         work.undo()
         if isinstance(error, OSError):
+            import traceback
+
+            from torpor import log
+
+            log.debug(traceback.format_exc())
             where = f" ({error.filename})" if error.filename else ""
             raise RestoreFailed(
                 "the restore failed", f"{os.strerror(error.errno or 0)}{where}", "see the log (-v4 -o FILE)"
@@ -340,7 +345,10 @@ class _Work:
             if options.leave_stopped:
                 os.kill(task.pid, signal.SIGSTOP)
             for thread in reversed(task.tracees.values()):
-                thread.detach()
+                try:
+                    thread.detach()
+                except ProcessLookupError:
+                    pass  # threads that were let go before have ended the process
         self.files.close()
         self._tidy()
         self.lap("release")

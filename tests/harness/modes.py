@@ -17,7 +17,7 @@ from typing import NamedTuple
 from harness import procview
 from harness.events import Nursery, pid_exists, tree_of
 from harness.tools import Tool, ToolFailed
-from harness.workload import Running, Workload, remove_owned
+from harness.workload import Running, Workload, make_owned, remove_owned
 
 # What CRIU 4.2.1 leaves different after its restore: facts of that tool, found by running it.
 LEFT_BY: dict[str, list[procview.Tolerance]] = {
@@ -174,6 +174,7 @@ def _finish_then_restore(case: Case) -> None:
     case.running.finish()
     case.nursery.sweep(case.nursery.grace)
     case.before = procview.renumber(case.before, case.running.bring_files_back())
+    make_owned(case.running.out)
     case.restore()
     case.compare_restored()
     case.running.finish()

@@ -35,7 +35,7 @@ class Tool:
 
     def _run(self, verb: str, images: Path, options: list[str], terminal: Terminal | None) -> None:
         log = images / f"{verb}-{self.name}.log"
-        command = [*self.command, verb, *options, "-D", str(images), "-v2", "-o", log.name]
+        command = [*self.command, verb, *options, "-D", str(images), "-v4", "-o", log.name]
         said = images / f"{verb}-{self.name}.out"
         status = terminal.run(command, said, SOURCE) if terminal else self._wait(verb, command, said, log)
         if status:

@@ -11,6 +11,7 @@ A comment `wl: key=value ...` in its first 2,000 characters gives what the harne
     terminal=yes                     runs as a job of a shell on a terminal outside the tree (terminal.py)
 """
 
+import ctypes
 import hashlib
 import os
 import re
@@ -214,6 +215,17 @@ def remove_owned(out: Path) -> None:
         subprocess.run(["ipcrm", {"msg": "-q", "shm": "-m", "sem": "-s"}[kind], number], stderr=subprocess.DEVNULL)
     for path in owned_files(out):
         path.unlink(missing_ok=True)
+
+
+def make_owned(out: Path) -> None:
+    """Make message queues and semaphores again, under their ids, that a workload's original has removed at its end."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    text = out.read_text(errors="replace") if out.exists() else ""
+    for kind, number in re.findall(r"^owns (msg|sem) (\d+)$", text, re.MULTILINE):
+        Path(f"/proc/sys/kernel/{kind}_next_id").write_text(number)
+        flags = 0o1600  # IPC_CREAT
+        got = libc.msgget(0, flags) if kind == "msg" else libc.semget(0, 1, flags)
+        assert got == int(number), f"{kind} {number} cannot be made again: {got}, {os.strerror(ctypes.get_errno())}"
 
 
 def owned_files(out: Path) -> list[Path]:

@@ -6,7 +6,7 @@
 #include <sys/auxv.h>
 #include <sys/sysinfo.h>
 
-static volatile bool done;
+static volatile bool done, spinning;
 
 static int64_t ns(const struct timespec *t) { return t->tv_sec * 1000000000LL + t->tv_nsec; }
 
@@ -34,6 +34,7 @@ static void *spinner(void *unused)
 	struct timespec before, now;
 	(void)unused;
 	MUST(clock_gettime(CLOCK_MONOTONIC, &before));
+	spinning = true;
 	while (!done) { /* most of the time inside the vDSO */
 		MUST(clock_gettime(CLOCK_MONOTONIC, &now));
 		CHECK(ns(&now) >= ns(&before), "the monotonic clock went back by %ld ns", (long)(ns(&before) - ns(&now)));
@@ -49,6 +50,8 @@ int main(void)
 	unsigned long base = getauxval(AT_SYSINFO_EHDR);
 	clocks("at first");
 	MUST0(pthread_create(&thread, NULL, spinner, NULL));
+	while (!spinning)
+		usleep(1000);
 	wl_ready_wait();
 	clocks("afterwards");
 	CHECK(getauxval(AT_SYSINFO_EHDR) == base && !memcmp((void *)base, "\177ELF", 4), "no vDSO at %lx", base);
