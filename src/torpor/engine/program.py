@@ -265,7 +265,7 @@ def _needs(args: tuple[Argument, ...]) -> tuple[Pointer, ...]:
             arg = arg.pointer
         if isinstance(arg, Pointer):
             stack.append(arg.root)
-    if not stack or len(stack) == 1 and not stack[0].links:
+    if not stack or (len(stack) == 1 and not stack[0].links):
         return tuple(stack)
     seen: dict[Pointer, None] = {}
     while stack:
