@@ -6,7 +6,8 @@
  * - poll, too, is restored so by CRIU; Torpor begins it again.
  * - At any time a tracer stops it: epoll_wait, sigtimedwait, semop, which the kernel never restarts.
  * Sleeps must not end early in any case. */
-/* wl: */
+/* wl: same=no */
+/* not compared: a sleep until a certain time is over when images are restored late, and its thread has ended */
 #include "wl.h"
 #include <linux/futex.h>
 #include <sys/epoll.h>
