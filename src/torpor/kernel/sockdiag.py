@@ -31,9 +31,9 @@ from torpor.typed import NamedTuple, Self
 
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 NETLINK_SOCK_DIAG = 4
-SOCK_DIAG_BY_FAMILY = 20
+SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 20, 21
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLM_F_REQUEST, NLM_F_DUMP, NLM_F_DUMP_INTR = 0x1, 0x300, 0x10
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR = 0x1, 0x4, 0x300, 0x10
 
 # include/net/tcp_states.h; UNIX sockets use ESTABLISHED, CLOSE and LISTEN
 ESTABLISHED, SYN_SENT, SYN_RECV, FIN_WAIT1, FIN_WAIT2, TIME_WAIT, CLOSE = range(1, 8)
@@ -134,6 +134,22 @@ class SockDiag:
         """
         request = _INET_REQUEST.pack(family, protocol, _INET_EXTENSIONS, 0, states) + bytes(48)
         return [inet_socket(body) for body in self._dump(request)]
+
+    def destroy(self, protocol: int, sock: InetSocket) -> None:
+        """Make the kernel forget a socket (SOCK_DESTROY, 4.5), in TIME_WAIT too.
+
+        OSError EOPNOTSUPP: CONFIG_INET_DIAG_DESTROY is off; EPERM: needs CAP_NET_ADMIN; ENOENT: it has gone by itself.
+        """
+        request = _INET_REQUEST.pack(sock.family, protocol, 0, 0, ALL_STATES)
+        request += _SOCKID.pack(
+            sock.source_port, sock.destination_port, sock.source.ljust(16, b"\0"), sock.destination.ljust(16, b"\0")
+        )
+        request += _SOCKID_TAIL.pack(sock.interface, sock.cookie & 0xFFFFFFFF, sock.cookie >> 32)
+        self._sequence += 1
+        flags = NLM_F_REQUEST | NLM_F_ACK
+        head = _NLMSGHDR.pack(_NLMSGHDR.size + len(request), SOCK_DESTROY, flags, self._sequence, 0)
+        self._socket.send(head + request)
+        self._collect([])
 
     def _dump(self, request: bytes) -> list[bytes]:
         """Send a dump request and collect the bodies of its answers; starts again if the tables moved, three times."""

@@ -7,6 +7,7 @@ and every option gets its value after all sockets are bound.  A socket belongs t
 which netfilter and ss look at): fchown gives it back.
 """
 
+import errno
 import os
 import socket
 import struct
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from torpor.resources.context import Dump, Restore, SeenFile
 
 INETSK = 4  # FdTypes
-ESTABLISHED, CLOSE, LISTEN = 1, 7, 10  # include/net/tcp_states.h
+ESTABLISHED, TIME_WAIT, CLOSE, LISTEN = 1, 6, 7, 10  # include/net/tcp_states.h
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 SO_PROTOCOL = 38
 NET_NS = 2  # number of the network namespace in the images
@@ -224,13 +225,36 @@ def _bind(sock: socket.socket, isk: InetSkEntry) -> None:
     if isk.ip_opts and isk.ip_opts.freebind:
         _set_ip_options(sock, isk.ip_opts)
     try:
-        sock.bind(address)
+        try:
+            sock.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or isk.proto != TCP or not _forget_ended(isk.src_port):
+                raise
+            sock.bind(address)
     except OSError as error:
         raise KernelError(
             f"cannot bind a socket to {address[0]} port {address[1]}",
             error,
-            "end what uses that port" if error.errno == 98 else "restore where that address exists",
+            "end what uses that port" if error.errno == errno.EADDRINUSE else "restore where that address exists",
         ) from None
+
+
+def _forget_ended(port: int) -> int:
+    """Ended connections of a port (TIME_WAIT) keep a socket without SO_REUSEADDR from it for a minute: forget them.
+
+    Returns how many there were; 0 too where the kernel cannot (SOCK_DESTROY).
+    """
+    forgotten = 0
+    with SockDiag() as diag:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for ended in diag.inet(family, TCP, 1 << TIME_WAIT):
+                if ended.source_port == port:
+                    try:
+                        diag.destroy(TCP, ended)
+                        forgotten += 1
+                    except OSError:
+                        pass
+    return forgotten
 
 
 def _ip_options(sock: socket.socket) -> IpOptsEntry:
