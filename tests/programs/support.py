@@ -146,13 +146,21 @@ class Service:
         *,
         user: str | None = None,
         environment: Mapping[str, str] | None = None,
+        typed: bool = False,
     ) -> None:
+        """typed: standard input is a FIFO, into which `type` writes; else it is /dev/null."""
         self.out = directory / "out"
+        self._keys, stdin = -1, os.open(os.devnull, os.O_RDONLY)
+        if typed:
+            os.close(stdin)
+            os.mkfifo(directory / "in")
+            self._keys = os.open(directory / "in", os.O_RDWR)  # both ends: it never ends, whoever is there
+            stdin = os.open(directory / "in", os.O_RDONLY)
         # One description for both: they are one file to the program. Appending: what restores must not overwrite.
         with open(self.out, "ab") as out:
             process = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=out,
                 stderr=out,
                 cwd=directory,
@@ -162,8 +170,12 @@ class Service:
                 group=user,
                 extra_groups=None if user is None else [],
             )
+        os.close(stdin)
         self.pid = process.pid
         process.returncode = 0  # subprocess is to forget it: after a restore it is another process with this PID
+
+    def type(self, text: str) -> None:
+        os.write(self._keys, text.encode())
 
     def ended(self) -> bool:
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
