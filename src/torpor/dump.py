@@ -115,7 +115,8 @@ def _open_images(path: str) -> int:
         ) from None
     if not os.access(path, os.W_OK):
         os.close(fd)
-        raise DumpFailed(f"cannot write to the images directory {path}", "no permission", "name another with -D")
+        why = "its file system is read-only" if os.statvfs(path).f_flag & os.ST_RDONLY else "no permission"
+        raise DumpFailed(f"cannot write to the images directory {path}", why, "name another with -D")
     return fd
 
 

@@ -102,6 +102,9 @@ def locate(dump: "Dump", subject: str, link: str, stat: os.stat_result) -> tuple
         there = os.lstat(link)
         if there.st_ino == stat.st_ino and there.st_dev == stat.st_dev:
             return link, False
+    except PermissionError:
+        raise Refusal(f"{subject} ({link})", "no permission to look up its name", "run as root",
+                      code="no-rights") from None  # fmt: skip
     except OSError:
         pass
     if not link.startswith("/"):
