@@ -6,6 +6,7 @@ All are dumped while they work and looked at from outside afterwards.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -153,7 +154,7 @@ def test_pipeline_without_terminal(checkpoint: Checkpoint, tmp_path: Path) -> No
     size = copy.stat().st_size
     wait_for("more lines", lambda: copy.stat().st_size > size + 30)
     writer = tree_of(service.pid)[1]
-    os.kill(writer, 15)  # the loop: the others read to the end of their pipes
+    os.kill(writer, signal.SIGTERM)  # the loop: the others read to the end of their pipes
     wait_for("its end", service.ended)
     lines = [int(line) for line in copy.read_text().split()]
     assert lines == list(range(1, len(lines) + 1))
@@ -284,7 +285,7 @@ def test_tmux_with_editors(checkpoint: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("first line\nsecond line\n")
     tmux("new-session", "-d", "-s", "s", "-x", "100", "-y", "30", "bash --norc")
     pid = int(tmux("display-message", "-p", "#{pid}"))
-    checkpoint.at_end.callback(lambda: [os.kill(one, 9) for one in tree_of(pid)])
+    checkpoint.at_end.callback(end_all, pid)
     python = os.path.realpath(sys.executable)
     for window in (f"{vi} text", f"{nano} other", f"{less} text", f"{python} -q"):
         tmux("new-window", "-t", "s", window)
@@ -314,3 +315,11 @@ def test_tmux_with_editors(checkpoint: Checkpoint, tmp_path: Path) -> None:
     tmux("send-keys", "-t", "s:4", "print(y * 2)", "Enter")
     wait_for("the interpreter", shows("s:4", "\n42\n"))
     tmux("kill-server")
+
+
+def end_all(pid: int) -> None:
+    for one in tree_of(pid):
+        try:
+            os.kill(one, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
