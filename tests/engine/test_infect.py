@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from torpor import infect
 from torpor.errors import Refusal, TaskGone
 
+# The package that is tested, also where it is not installed.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(infect.__file__).parents[2])}
 VICTIM = """
 import os, signal, sys, threading
 r, w = os.pipe()
@@ -137,7 +140,8 @@ def test_a_killed_host_leaves_the_process_unharmed(victim: Victim) -> None:
             "-c",
             "import os, signal, sys\nfrom torpor import infect\n"
             f"with infect.stopped({victim.pid}) as task:\n task.call('getpid')\n os.kill(os.getpid(), 9)",
-        ]
+        ],
+        env=ENVIRONMENT,
     )
     assert host.wait() == -signal.SIGKILL
     assert victim.ask("'still here'") == "still here"
@@ -148,7 +152,9 @@ def test_a_killed_host_leaves_the_process_unharmed(victim: Victim) -> None:
 def test_refuses_a_task_that_is_traced(victim: Victim) -> None:
     with infect.stopped(victim.pid):
         code = f"from torpor import infect\nwith infect.stopped({victim.pid}): pass"
-        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        other = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=ENVIRONMENT
+        )
         assert "traces it already" in other.stderr
     assert victim.ask("'free'") == "free"
 
