@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""What Linux offers, typed and documented: system calls, ptrace, /proc, pagemaps, netlink, feature probes."""

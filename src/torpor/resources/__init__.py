@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""One file per kind of kernel object, its dump beside its restore."""
