@@ -28,4 +28,4 @@ def test_licence_and_docstring() -> None:
     for path in sorted(ROOT.glob("src/**/*.py")):
         lines = path.read_text().splitlines()
         assert lines[0] == "# SPDX-License-Identifier: Apache-2.0", path
-        assert lines[1].startswith('"""'), path
+        assert lines[1].startswith(('"""', 'r"""')), path
