@@ -38,6 +38,7 @@ from torpor.images.wire import (
     STRING,
     UINT32,
     UINT64,
+    Tagged,
     read_varint,
     varint,
 )
@@ -170,10 +171,15 @@ class Message:
 
     def encode(self) -> bytes:
         """The message's bytes.  A required field that is not set, or a value that does not fit, is an ImageError."""
-        values, rows = self._encoder or self._compile_encoder()
+        values, rows, numbers = self._encoder or self._compile_encoder()
         out: list[bytes] = []
         append = out.append
         row = None
+        if numbers:  # nothing but numbers: there are many of these
+            try:
+                return b"".join([written[value] for written, value in zip(numbers, values(self), strict=False)])
+            except (TypeError, ValueError):
+                pass  # the long way finds out which
         try:
             for row, value in zip(rows, values(self), strict=False):
                 what, tag, encoded, _ = row
@@ -181,7 +187,6 @@ class Message:
                     if row[3].label == "required":
                         raise ValueError("it is required")
                 elif what == _NUMBER:
-                    append(tag)
                     append(encoded[value])
                 elif what < _REPEATED:
                     body = value.encode() if what == _MESSAGE else value
@@ -220,13 +225,17 @@ class Message:
             kind = field.kind
             what = _MESSAGE if field.is_message else {BYTES: _BYTES, STRING: _STRING}.get(kind, _NUMBER)
             wire = 1 if kind == FIXED64 else 0 if what == _NUMBER else 2
-            encoded = ENCODED[INT32 if field.is_enum else kind] if what == _NUMBER else LENGTH
+            encoded: Any = ENCODED[INT32 if field.is_enum else kind] if what == _NUMBER else LENGTH
             if field.label == "repeated":
                 what += _REPEATED
-            rows.append((what, varint(field.number << 3 | wire), encoded, field))
+            tag = varint(field.number << 3 | wire)
+            if what == _NUMBER:
+                encoded = Tagged(tag, encoded, optional=field.label == "optional")
+            rows.append((what, tag, encoded, field))
         names = [row[3].name for row in rows]
+        numbers = [row[2] for row in rows] if all(row[0] == _NUMBER for row in rows) else None
         # attrgetter of one name gives no tuple: name it twice, zip drops the second
-        cls._encoder = attrgetter(*names, *names[:1]), rows
+        cls._encoder = attrgetter(*names, *names[:1]), rows, numbers
         return cls._encoder
 
     @classmethod

@@ -64,6 +64,22 @@ class _Varints(dict[int, bytes]):
         return encoded
 
 
+class Tagged(dict["int | None", bytes]):
+    """The encoded form of the numbers of one field, the tag before them; of an unset optional one: nothing."""
+
+    def __init__(self, tag: bytes, encoded: dict[int, bytes], optional: bool) -> None:
+        super().__init__()
+        self.tag, self.encoded = tag, encoded
+        if optional:
+            self[None] = b""
+
+    def __missing__(self, value: int) -> bytes:
+        whole = self.tag + self.encoded[value]
+        if value < 1 << 32 and len(self) < 1024:  # addresses do not repeat
+            self[value] = whole
+        return whole
+
+
 class _Fixed(dict[int, bytes]):
     """The same face for fixed64: nothing is kept."""
 

@@ -117,26 +117,24 @@ def parse_vm_flags(data: bytes) -> dict[int, frozenset[str]]:
     """From the content of smaps: start address -> two-letter flags (Documentation/filesystems/proc.rst, VmFlags).
 
     Also "pkey" where the area has a protection key (pkeys(7)), which smaps shows on a line of its own.
-    The flags of an area that smaps shows without any (the [vsyscall] page has them too) are an empty set.
     """
     found: dict[int, frozenset[str]] = {}
     sets: dict[bytes, frozenset[str]] = {}
-    start = -1
-    line = b""
+    head = b""
     try:
-        for line in data.split(b"\n"):
-            if line.startswith(b"VmFlags:"):
-                if start < 0:
-                    raise ValueError
-                flags = sets.get(line)
-                if flags is None:
-                    flags = sets[line] = frozenset(line[8:].decode("ascii").split())
-                found[start] = flags
-            elif line and line[0] in b"0123456789abcdef":  # the fields' names begin with a capital
-                start = int(line.partition(b"-")[0], 16)
-                found[start] = frozenset()
+        # Flags are the last line of an area's: what follows them begins with the next one's address.
+        head, *parts = data.split(b"\nVmFlags:")
+        for part in parts:
+            line, _, after = part.partition(b"\n")
+            flags = sets.get(line)
+            if flags is None:
+                flags = sets[line] = frozenset(line.decode("ascii").split())
+            found[int(head[: head.index(b"-")], 16)] = flags
+            head = after
+        if head or data.count(b"\nSize:") != len(parts):
+            raise ValueError
     except ValueError:
-        raise ParseError("smaps", line) from None
+        raise ParseError("smaps", head) from None
     if data.count(b"ProtectionKey:") != data.count(b"ProtectionKey:         0\n"):
         _add_keys(data, found)
     return found

@@ -65,6 +65,30 @@ def is_private_memory(entry: VmaEntry) -> bool:
 
 def describe(task: "DumpTask", area: Area, kind: str, flags: frozenset[str]) -> VmaEntry:
     """The entry of one area, still without its file (shmid).  Raises Refusal."""
+    key = kind, area.shared, flags
+    common = _common.get(key)
+    if common is None:
+        common = _common[key] = _describe(task, area, kind, flags)
+    map_flags, status, madvise = common
+    return VmaEntry(
+        start=area.start,
+        end=area.end,
+        pgoff=0 if status & ANON_PRIVATE else area.offset,
+        shmid=0,
+        prot=area.prot,
+        flags=map_flags,
+        status=status,
+        fd=-1,
+        madv=madvise or None,
+        fdflags=None,
+    )
+
+
+_common: dict[tuple[str, bool, frozenset[str]], tuple[int, int, int]] = {}  # ten thousand areas are of few sorts
+
+
+def _describe(task: "DumpTask", area: Area, kind: str, flags: frozenset[str]) -> tuple[int, int, int]:
+    """What is the same for all areas of a sort: MAP_* flags, status, advice."""
     where = f"area {area.start:#x}-{area.end:#x} {area.path}".rstrip()
     if kind in REFUSED_KINDS:
         raise task.refusal(*_worded(where, REFUSED_KINDS[kind]))
@@ -76,7 +100,6 @@ def describe(task: "DumpTask", area: Area, kind: str, flags: frozenset[str]) -> 
         raise task.refusal(f"{where} has a flag that Torpor does not know: {flag}", "use a newer Torpor")
     map_flags = sum(bit for flag, bit in _MAP_FLAGS.items() if flag in flags)
     madvise = sum(1 << number for flag, number in ADVICE.items() if flag in flags)
-    pgoff = area.offset
     if area.shared:
         map_flags |= MAP_SHARED
     elif "dp" in flags:
@@ -89,7 +112,6 @@ def describe(task: "DumpTask", area: Area, kind: str, flags: frozenset[str]) -> 
         if kind == "vsyscall":
             status = VSYSCALL | ANON_PRIVATE
         map_flags |= MAP_ANONYMOUS
-        pgoff = 0
     elif kind == "file":
         status = REGULAR | (FILE_SHARED if area.shared else FILE_PRIVATE)
     elif kind in ("shmem", "memfd"):
@@ -99,18 +121,7 @@ def describe(task: "DumpTask", area: Area, kind: str, flags: frozenset[str]) -> 
         map_flags |= MAP_ANONYMOUS
     else:
         raise task.refusal(f"{where} is of a kind that Torpor does not know: {kind}", "use a newer Torpor")
-    return VmaEntry(
-        start=area.start,
-        end=area.end,
-        pgoff=pgoff,
-        shmid=0,
-        prot=area.prot,
-        flags=map_flags,
-        status=status,
-        fd=-1,
-        madv=madvise or None,
-        fdflags=None,
-    )
+    return map_flags, status, madvise
 
 
 def _worded(where: str, reason: tuple[str, str]) -> tuple[str, str]:

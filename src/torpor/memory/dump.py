@@ -56,6 +56,9 @@ class AddressSpace:
 
     def __init__(self, task: "DumpTask") -> None:
         self.task = task
+        self.kinds = [kind(area) for area in task.areas]
+        self.flags: dict[int, frozenset[str]] = {}
+        self.behind: dict[int, tuple[int, int | None]] = {}  # shmid and fdflags of areas with a file or a segment
         self.entries: list[VmaEntry] = []
         self.runs: list[tuple[int, int, bool]] = []
         self.guards: list[tuple[int, int]] = []
@@ -70,34 +73,40 @@ class AddressSpace:
         self.bytes = 0
 
     def look(self, dump: "Dump") -> None:
-        """Frozen: take all areas and enter their files.  Raises Refusal."""
+        """Frozen: read what will be another when the task goes on; enter the files of its areas.  Raises Refusal."""
         task = self.task
         # A leader that has ended while other threads live has no memory any more.
         self.stat = task.stat if task.leader.tid == task.pid else parse_stat(read_all(f"/proc/{task.leader.tid}/stat"))
         self.auxv = read_all(f"/proc/{task.leader.tid}/auxv")
         exe = f"/proc/{task.leader.tid}/exe"
         self.exe_file_id = regular.save_path(dump, f"{task.subject}, its executable", os.readlink(exe), exe, O_RDONLY)
-        flags = parse_vm_flags(read_all(f"/proc/{task.leader.tid}/smaps", LARGE))
+        self.flags = parse_vm_flags(read_all(f"/proc/{task.leader.tid}/smaps", LARGE))
         if isinstance(task.runner, Executor):
             # New mappings of a task under mlockall(MCL_FUTURE) are locked: ours tells, nothing else does.
-            ours = flags.get(task.runner.base, frozenset())
+            ours = self.flags.get(task.runner.base, frozenset())
             self.lock_future = (MCL_FUTURE if "lo" in ours else 0) | (MCL_ONFAULT if "lf" in ours else 0)
-        for area in task.areas:
-            what = kind(area)
-            marks = flags.get(area.start, frozenset())
-            entry = vma.describe(task, area, what, marks)
+        for area, what in zip(task.areas, self.kinds, strict=True):
+            if what == "file":
+                self.behind[area.start] = self._enter_file(dump, area)
+            elif what in ("shmem", "memfd", "sysv"):
+                self.behind[area.start] = segments.enter(dump, task, area, what)
+
+    def describe(self) -> None:
+        """After the thaw: make the areas' entries.  Raises Refusal."""
+        nothing: frozenset[str] = frozenset()
+        for area, what in zip(self.task.areas, self.kinds, strict=True):
+            marks = self.flags.get(area.start, nothing)
+            entry = vma.describe(self.task, area, what, marks)
+            if area.start in self.behind:
+                entry.shmid, entry.fdflags = self.behind[area.start]
+            elif area.path.startswith("[anon:"):
+                self.names[area.start] = area.path[6:-1]
             if "sl" in marks and what not in vma.KERNEL_KINDS:
                 self.sealed.append(area.start)
             if "lf" in marks:
                 self.lock_on_fault.append(area.start)
             if "ac" in marks and not area.shared and not area.prot & PROT_WRITE:
                 self.accounted.append(area.start)
-            if what == "file":
-                self._enter_file(dump, area, entry, may_write="mw" in marks)
-            elif what in ("shmem", "memfd", "sysv"):
-                segments.enter(dump, task, area, what, entry)
-            elif area.path.startswith("[anon:"):
-                self.names[area.start] = area.path[6:-1]
             self.entries.append(entry)
 
     def ask(self, program: Program) -> None:
@@ -107,7 +116,8 @@ class AddressSpace:
         self.brk = program.call("brk", 0)
 
     def entry(self, dump: "Dump") -> MmEntry:
-        """After the thaw: mm-PID.img."""
+        """After the thaw: mm-PID.img.  Raises Refusal."""
+        self.describe()
         stat = self.stat
         word = self.task.leader.arch.word
         return MmEntry(
@@ -144,10 +154,11 @@ class AddressSpace:
             for start, end in self.guards
         ]
 
-    def _enter_file(self, dump: "Dump", area: Area, entry: VmaEntry, may_write: bool) -> None:
+    def _enter_file(self, dump: "Dump", area: Area) -> tuple[int, int]:
+        """Its number in files.img, and how it is to be opened."""
         task = self.task
         # A shared mapping that may become writable tells that its file was opened for writing.
-        access = O_RDWR if area.shared and may_write else O_RDONLY
+        access = O_RDWR if area.shared and "mw" in self.flags.get(area.start, ()) else O_RDONLY
         path = f"/proc/{task.leader.tid}/map_files/{area.start:x}-{area.end:x}"
         subject = f"{task.subject}, area {area.start:#x}-{area.end:#x}"
         # maps says by itself that two areas are of one file: most need no look at it.
@@ -155,13 +166,14 @@ class AddressSpace:
         key = (area.dev, area.inode, area.path, access)
         if key not in known:
             known[key] = regular.save_path(dump, subject, area.path, path, access)
-        entry.shmid = known[key]
-        entry.fdflags = access
+        return known[key], access
 
     def scan(self) -> None:
         """Frozen: find the pages to store."""
-        private = [area for area in self.task.areas if not area.shared and kind(area) not in vma.KERNEL_KINDS]
-        others = [area for area in self.task.areas if area.shared or kind(area) in vma.KERNEL_KINDS]
+        private: list[Area] = []
+        others: list[Area] = []
+        for area, what in zip(self.task.areas, self.kinds, strict=True):
+            (others if area.shared or what in vma.KERNEL_KINDS else private).append(area)
         fd = pagemap.open_pagemap(self.task.leader.tid)
         try:
             runs = pagemap.scan_all(fd, private, others, guards=self.guards)

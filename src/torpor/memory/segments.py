@@ -13,7 +13,6 @@ from torpor.images.kinds import MEMFD_INODE, SHMEM_PAGEMAP
 from torpor.images.pages import PagemapWriter, PageStore
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.memfd import MemfdFileEntry, MemfdInodeEntry
-from torpor.images.schema.vma import VmaEntry
 from torpor.kernel.maps import DELETED, Area
 from torpor.kernel.syscall import call
 from torpor.memory import sysv
@@ -70,14 +69,13 @@ def of(dump: "Dump") -> Segments:
     return segments
 
 
-def enter(dump: "Dump", task: "DumpTask", area: Area, kind: str, entry: VmaEntry) -> None:
-    """Enter the segment of an area and point the area's entry to it."""
+def enter(dump: "Dump", task: "DumpTask", area: Area, kind: str) -> "tuple[int, int | None]":
+    """Enter the segment of an area; returns what its entry points to it with: shmid, fdflags."""
     path = f"/proc/{task.leader.tid}/map_files/{area.start:x}-{area.end:x}"
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     if kind == "sysv":
-        sysv.enter(dump, task, area.inode, entry)
         of(dump).enter(fd, "", area.inode)
-        return
+        return sysv.enter(dump, task, area), None
     name = "/dev/zero" if kind == "shmem" else area.path.removesuffix(DELETED).removeprefix("/memfd:")
     segment = of(dump).enter(fd, name)
     if kind == "memfd":
@@ -89,8 +87,7 @@ def enter(dump: "Dump", task: "DumpTask", area: Area, kind: str, entry: VmaEntry
         segment.files[access] = id = dump.new_file_id()
         memfd = MemfdFileEntry(id=id, flags=access, pos=0, fown=NOBODY, inode_id=segment.shmid)
         dump.file_entries.append(FileEntry(type=MEMFD, id=id, memfd=memfd))
-    entry.shmid = segment.files[access]
-    entry.fdflags = access
+    return segment.files[access], access
 
 
 def store(dump: "Dump", next_pages_id: int) -> int:

@@ -19,6 +19,7 @@ from torpor.typed import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torpor.engine.program import Program
     from torpor.images.schema.vma import VmaEntry
+    from torpor.kernel.maps import Area
     from torpor.resources.context import Dump, DumpTask, Restore
 
 IPC_NS = 3  # the IPC namespace's number in the images
@@ -57,16 +58,16 @@ def segments() -> dict[int, Shm]:
     return found
 
 
-def enter(dump: "Dump", task: "DumpTask", area_inode: int, entry: "VmaEntry") -> None:
-    """Frozen: note the segment of an attached area.  Its inode number is its id."""
-    where = f"{task.subject}, area {entry.start:#x}-{entry.end:#x}"
-    shm = segments().get(area_inode)
+def enter(dump: "Dump", task: "DumpTask", area: "Area") -> int:
+    """Frozen: note the segment of an attached area; returns its id, which is its inode number."""
+    where = f"{task.subject}, area {area.start:#x}-{area.end:#x}"
+    shm = segments().get(area.inode)
     if shm is None:
         raise Refusal(where, "its SysV segment is of another IPC namespace", "run Torpor inside that namespace")
-    if entry.pgoff or entry.end - entry.start != (shm.size + 4095) & -4096:
+    if area.offset or area.size != (shm.size + 4095) & -4096:
         raise Refusal(where, "only a part of its SysV segment is mapped", "attach the whole segment (shmat)")
     dump.setdefault(_KEY, {})[shm.id] = shm
-    entry.shmid = shm.id
+    return shm.id
 
 
 def save(dump: "Dump") -> None:
