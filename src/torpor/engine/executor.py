@@ -32,6 +32,7 @@ PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 MAP_PRIVATE, MAP_FIXED_NOREPLACE, MAP_ANONYMOUS = 2, 0x100000, 0x20
 SCM_MAX_FD, MSG_CMSG_CLOEXEC = 253, 0x40000000
 _GRACE_S = 10
+_SPIN_S = 0.0002  # a task that has a processor is there by then
 _BELL = b"\1" * 8
 LEADER_AREA = 1 << 18
 _UNDO_ROOM = 1 << 13
@@ -221,9 +222,13 @@ class Executor:
             error = struct.unpack(self.arch.word.lower(), self.tracee.read(self._result_at(), self.arch.word_size))[0]
             if error < 0:
                 raise CannotInstall(os.strerror(-error))
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > deadline:
                 raise TorporError(f"task {self.tracee.tid} does not start the executor", code="executor-stuck")
-            os.sched_yield()
+            if now < deadline - _GRACE_S + _SPIN_S:
+                os.sched_yield()
+            else:
+                time.sleep(_SPIN_S)
 
     # -- programs -------------------------------------------------------------------------------------------------
     def run(self, program: Program) -> None:

@@ -26,6 +26,7 @@ from torpor.typed import NamedTuple
 
 OPTIONS = ptrace.O_TRACESYSGOOD
 _STUBBORN_S = 1.0  # how long a task may stay unstoppable (vfork, uninterruptible sleep) before it is refused
+_SPIN_S = 0.0002  # how long to ask without a pause: most have stopped by then
 _RELENT_S = 0.005  # before its vforked children are let run on
 KCMP_VM = 1
 
@@ -207,7 +208,10 @@ def _await_stop(tracee: Tracee, patience: float, held: dict[int, Tracee]) -> boo
                     _refuse_stubborn(tracee)
                 if waited > _RELENT_S and not released:
                     released = _release_vforked(tracee, held)
-                os.sched_yield()
+                if waited < _SPIN_S:
+                    os.sched_yield()
+                else:
+                    time.sleep(_SPIN_S)
                 continue
             if stop.kind is Kind.ENDED:
                 return False

@@ -257,7 +257,8 @@ def _clip(runs: Sequence[Run], areas: Sequence[Span]) -> list[list[Run]]:
             index += 1
             area = areas[index]
         while True:
-            low, high = max(a, area.start), min(b, area.end)
+            low = a if a > area.start else area.start
+            high = b if b < area.end else area.end
             if low < high:
                 result[index].append((low, high))
             if b <= area.end or index == last:

@@ -194,11 +194,11 @@ class AddressSpace:
         """Frozen: make the pages image and lay out what goes into it."""
         self.pagemap = PagemapWriter(dump.images, self.task.pid, pages_id, PAGEMAP)
         for start, end, readable in self.runs:
-            for at in range(start, end, CHUNK):
-                length = min(CHUNK, end - at)
-                offset = self.pagemap.add(at, length // PAGE)
-                self.pieces.append(Piece(at, length, offset, readable))
+            while start < end:
+                length = end - start if end - start < CHUNK else CHUNK
+                self.pieces.append(Piece(start, length, self.pagemap.add(start, length // PAGE), readable))
                 self.bytes += length
+                start += length
         self.fd = self.pagemap.open_pages()
 
     def start(self, dump: "Dump", pages_id: int, program: Program) -> None:
