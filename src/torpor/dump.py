@@ -193,7 +193,7 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
             import traceback
 
             log.debug(traceback.format_exc())
-            raise _explain(error) from error
+            raise _explain(error, session) from error
         raise
     guardian.finish()
     write.stats(session, clock.phases, frozen, memory)  # last, as the frozen time ends only with the original
@@ -209,18 +209,32 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
     )
 
 
-def _explain(error: OSError) -> TorporError:
+def _explain(error: OSError, session: "Dump") -> TorporError:
     import errno
 
+    why = os.strerror(error.errno or 0)
+    ended = [task for task in session.tasks.values() if not task.zombie and _has_ended(task.pid)]
+    if ended:
+        return TaskGone(f"{ended[0].subject} was ended by somebody else while it was dumped", remedy="try again")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DumpFailed(
-            "cannot write the images", os.strerror(error.errno), "make room, or choose another directory with -D",
-            code="disk-full",
-        )  # fmt: skip
-    return DumpFailed(
-        "the dump failed", f"{os.strerror(error.errno or 0)}{f' ({error.filename})' if error.filename else ''}",
-        "see the log (-v4 -o FILE)",
-    )  # fmt: skip
+        remedy = "make room, or choose another directory with -D"
+        return DumpFailed("cannot write the images", why, remedy, code="disk-full")
+    of_image = isinstance(error.filename, str) and "/" not in error.filename
+    if of_image or error.errno in (errno.EFBIG, errno.EROFS):
+        what = f"cannot write {error.filename or 'the images'} to the images directory {session.options.images_dir}"
+        return DumpFailed(what, why, "name another directory with -D")
+    where = f" ({error.filename})" if error.filename else ""
+    return DumpFailed("the dump failed", f"{why}{where}", "see the log (-v4 -o FILE)")
+
+
+def _has_ended(pid: int) -> bool:
+    from torpor.kernel.proc import parse_stat
+    from torpor.kernel.procfs import read_all
+
+    try:
+        return parse_stat(read_all(f"/proc/{pid}/stat")).state in "ZX"
+    except (OSError, TorporError):
+        return True
 
 
 def _end(session: "Dump") -> None:

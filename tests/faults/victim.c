@@ -353,6 +353,7 @@ int main(int count, char **arguments)
     sigaction(SIGALRM, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     signal(SIGHUP, SIG_IGN);
+    signal(SIGPIPE, SIG_IGN);
     for (int kind = 0; kind < SLEEPERS; kind++) {
         if (pipe2(pipes[kind], O_CLOEXEC))
             return 1;

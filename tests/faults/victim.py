@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -64,8 +65,9 @@ def vitals(pid: int) -> View:
 
 
 def _pending(pid: int) -> str:
-    """Pending signals of all threads but those that timers send, which come and go."""
-    ticking = 1 << signal.SIGALRM - 1 | 1 << signal.SIGRTMIN + 2 - 1
+    """Pending signals of all threads but those that come and go: from timers, and from children that the guardian
+    stops and continues."""
+    ticking = sum(1 << number - 1 for number in (signal.SIGALRM, signal.SIGRTMIN + 2, signal.SIGCHLD))
     words = []
     for tid in sorted(map(int, os.listdir(f"/proc/{pid}/task"))):
         for name in ("SigPnd", "ShdPnd"):
@@ -76,7 +78,13 @@ def _pending(pid: int) -> str:
 class Victim:
     """A running program, its standard input and output ours, in a session of its own."""
 
-    def __init__(self, *command: str | Path, cwd: Path | None = None) -> None:
+    def __init__(
+        self,
+        *command: str | Path,
+        cwd: Path | None = None,
+        setup: Callable[[], object] | None = None,
+        compare: bool = True,
+    ) -> None:
         self.process = subprocess.Popen(
             list(map(str, command)),
             stdin=subprocess.PIPE,
@@ -84,6 +92,7 @@ class Victim:
             stderr=subprocess.DEVNULL,
             cwd=cwd,
             start_new_session=True,
+            preexec_fn=setup,
         )
         assert self.process.stdin and self.process.stdout
         self._in, self._out = self.process.stdin.fileno(), self.process.stdout.fileno()
@@ -93,11 +102,11 @@ class Victim:
             self.end()
             raise AssertionError(f"the victim said {first!r} instead of ready")
         self.ask("check")  # all threads have begun to sleep
-        self.before = vitals(self.pid)
+        self.before = vitals(self.pid) if compare else {}
 
     @classmethod
-    def of(cls, megabytes: int) -> "Victim":
-        return cls(compiled("victim"), str(megabytes))
+    def of(cls, megabytes: int, setup: Callable[[], object] | None = None) -> "Victim":
+        return cls(compiled("victim"), str(megabytes), setup=setup)
 
     @property
     def pid(self) -> int:
@@ -129,12 +138,12 @@ class Victim:
             pass
         return self.line()
 
-    def changes(self, patience: float = SETTLE_S) -> list[str]:
+    def changes(self, patience: float = SETTLE_S, before: View | None = None) -> list[str]:
         """What is not as it was; [] as soon as all is.  There is no event for "it has come home": /proc is asked."""
         deadline = time.monotonic() + patience
         while True:
             try:
-                found = differences(self.before, vitals(self.pid))
+                found = differences(self.before if before is None else before, vitals(self.pid))
             except (OSError, ValueError, IndexError) as error:
                 found = [f"cannot be looked at: {error}"]
             if not found or time.monotonic() > deadline or self.process.poll() is not None:

@@ -14,7 +14,7 @@ import errno
 import os
 import struct
 import time
-from _socket import AF_UNIX, SCM_RIGHTS, SO_RCVTIMEO, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKET, socket
+from _socket import AF_UNIX, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKET, socket
 from collections.abc import Iterator, Sequence
 
 from torpor.arch import base as arch_base
@@ -30,9 +30,10 @@ from torpor.kernel.syscall import call
 
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 MAP_PRIVATE, MAP_FIXED_NOREPLACE, MAP_ANONYMOUS = 2, 0x100000, 0x20
-SCM_MAX_FD, MSG_CMSG_CLOEXEC = 253, 0x40000000
+SCM_MAX_FD, MSG_CMSG_CLOEXEC, MSG_DONTWAIT = 253, 0x40000000, 0x40
 _GRACE_S = 10
 _SPIN_S = 0.0002  # a task that has a processor is there by then
+_POLLIN = 1
 _BELL = b"\1" * 8
 LEADER_AREA = 1 << 18
 _UNDO_ROOM = 1 << 13
@@ -135,11 +136,12 @@ class Executor:
         tracee.write(self.base, code)
         tracee.write(area.frame, frame)
         first = Program()
-        fds = first.put(struct.pack(f"{order}ii", -1, -1))
+        # theirs, ours; ours is also the beginning of a struct pollfd.
+        fds = first.put(struct.pack(f"{order}iihh", -1, -1, _POLLIN, 0))
         first.call("socketpair", AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds)
-        grace = first.put(struct.pack(f"{order}2{self.arch.word[1]}", _GRACE_S, 0))
-        first.call("setsockopt", Load32(fds), SOL_SOCKET, SO_RCVTIMEO, grace, 2 * self.arch.word_size)
-        first.call("recvfrom", Load32(fds), first.space(8), 8, 0, 0, 0)
+        # Not recvfrom with a timeout: that would return EINTR if somebody stops the task just now; ppoll is restarted.
+        first.call("ppoll", fds + 4, 1, self._grace(first), 0)
+        first.call("recvfrom", Load32(fds + 4), first.space(8), 8, MSG_DONTWAIT, 0, 0)
         (batch,) = batches(first, self.arch.word, area.room)
         fds_at = area.work + batch.pointers[fds]
         tracee.write(area.base, area.header(-1, -1, tracee.tid, home))
@@ -172,8 +174,6 @@ class Executor:
         self.set_undo(Program())
         second = Program()
         second.call("close", theirs)
-        forever = second.put(bytes(2 * self.arch.word_size))
-        second.call("setsockopt", self.fd, SOL_SOCKET, SO_RCVTIMEO, forever, 2 * self.arch.word_size)
         self.run(second)
         journal.note("control", tracee.tid, self.socket.fileno(), self.fd)
 
@@ -191,8 +191,10 @@ class Executor:
         return self.area.work + (LIST_WORDS + CALL_WORDS - 1) * self.arch.word_size
 
     def _pause(self, program: Program) -> None:
-        pause = program.put(struct.pack(f"{self.arch.word[0]}2{self.arch.word[1]}", _GRACE_S, 0))
-        program.call("ppoll", 0, 0, pause, 0, may_fail=True)
+        program.call("ppoll", 0, 0, self._grace(program), 0, may_fail=True)
+
+    def _grace(self, program: Program) -> Pointer:
+        return program.put(struct.pack(f"{self.arch.word[0]}2{self.arch.word[1]}", _GRACE_S, 0))
 
     def _abandon(self) -> None:
         """The task did not come in, or not all the way: take it out again."""
@@ -212,10 +214,10 @@ class Executor:
         self.close()
 
     def _await_pair(self, fds_at: int) -> tuple[int, int]:
-        """The pair's numbers appear in the task's memory (20 µs); nothing else can tell us yet."""
+        """(ours, theirs): the pair's numbers appear in the task's memory (20 µs); nothing else can tell us yet."""
         deadline = time.monotonic() + _GRACE_S
         while True:
-            ours, theirs = struct.unpack(f"{self.arch.word[0]}ii", self.tracee.read(fds_at, 8))
+            theirs, ours = struct.unpack(f"{self.arch.word[0]}ii", self.tracee.read(fds_at, 8))
             if ours >= 0 and theirs >= 0:
                 return ours, theirs
             self.tracee.notice()

@@ -28,6 +28,7 @@ OPTIONS = ptrace.O_TRACESYSGOOD
 _STUBBORN_S = 1.0  # how long a task may stay unstoppable (vfork, uninterruptible sleep) before it is refused
 _SPIN_S = 0.0002  # how long to ask without a pause: most have stopped by then
 _RELENT_S = 0.005  # before its vforked children are let run on
+_QUICK_S = 0.005  # most stop sooner
 KCMP_VM = 1
 
 
@@ -204,6 +205,8 @@ def _await_stop(tracee: Tracee, patience: float, held: dict[int, Tracee]) -> boo
                 return False
             if stop is None:
                 waited = time.monotonic() - start
+                if waited > _QUICK_S and _is_zombie(tracee.tid):
+                    return False  # killed, but not told before its other threads have been waited for
                 if waited > patience:
                     _refuse_stubborn(tracee)
                 if waited > _RELENT_S and not released:
@@ -257,5 +260,6 @@ def _release_vforked(parent: Tracee, held: dict[int, Tracee]) -> list[Tracee]:
 
 
 def _refuse_stubborn(tracee: Tracee) -> None:
-    ptrace_hint = "it waits for its vfork child, or sleeps uninterruptibly in the kernel"
-    raise Refusal(f"task {tracee.tid}", f"it does not stop: {ptrace_hint}", "try again in a moment", code="unstoppable")
+    of = f" of process {tracee.pid}" if tracee.pid != tracee.tid else ""
+    why = "it does not stop: it waits for its vfork child, or sleeps uninterruptibly in the kernel"
+    raise Refusal(f"task {tracee.tid}{of}", why, "try again in a moment", code="unstoppable")

@@ -132,8 +132,8 @@ class Rescue:
         for pid in sorted(pids):
             try:
                 self._process(pid)
-            except (OSError, TorporError):
-                pass  # it has ended, or somebody else traces it now
+            except Exception:
+                pass  # it has ended, or somebody else traces it now; nobody is left whom we could tell, and others wait
         for pid in self.sent_stop:
             if not any(thread.stopped for thread in self.threads.values() if thread.pid == pid):
                 try:

@@ -28,7 +28,11 @@ class Stepper:
         if not self._scratch:
             at = tracee.step_map(0, SCRATCH, _PROT_RW, _MAP_PRIVATE_ANON)
             if -4096 < at < 0:
-                raise KernelError(f"cannot map a page inside task {tracee.tid}", -at)
+                tracee.rewind()
+                remedy = (
+                    "its address space or its locked memory is at the limit: raise that (prlimit --as, --memlock) first"
+                )
+                raise KernelError(f"cannot map a page inside task {tracee.tid}", -at, remedy)
             self._scratch = at
         order, code = arch.word[0], arch.word[1]
         call_format = struct.Struct(f"{order}{CALL_WORDS}{code}")

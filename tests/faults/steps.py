@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dumps with something happening at a step of the engine's (meddling.py)."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from faults.victim import HERE, SOURCE, Victim
+from harness.events import Nursery
+
+
+def meddled(step: int, deeds: str, victim: Victim, images: Path, *options: str) -> tuple[int, str]:
+    """A dump at whose `step`th step the deeds are done; its status and words."""
+    command = [sys.executable, HERE / "meddling.py", str(step), deeds, "dump", "-t", str(victim.pid), "-D", images]
+    environment = dict(os.environ, PYTHONPATH=str(SOURCE), PYTHONDONTWRITEBYTECODE="1")
+    with Nursery():
+        done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment, timeout=120)
+    words = "\n".join(line for line in done.stdout.splitlines() if not line.startswith("steps "))
+    return done.returncode, (done.stderr + words).strip()
+
+
+def count(victim: Victim, images: Path) -> int:
+    """How many steps a dump has: a few more or less from time to time."""
+    command = [sys.executable, HERE / "meddling.py", "0", "", "dump", "-t", str(victim.pid), "-D", images, "-R"]
+    environment = dict(os.environ, PYTHONPATH=str(SOURCE), PYTHONDONTWRITEBYTECODE="1")
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert victim.harm("signals") == []
+    return int(done.stdout.split()[1])
+
+
+def some(steps: int, number: int) -> list[int]:
+    """About `number` of them, spread evenly, others each time; all where TORPOR_STEPS=all."""
+    stride = 1 if os.environ.get("TORPOR_STEPS") == "all" else max(1, steps // number)
+    return list(range(random.randrange(stride) + 1, steps + 1, stride))
