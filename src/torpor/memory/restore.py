@@ -30,7 +30,7 @@ from torpor.typed import TYPE_CHECKING
 if TYPE_CHECKING:
     from torpor.resources.context import Restore, RestoreTask
 
-PROT_WRITE, PROT_EXEC = 2, 4
+PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 COPY = 1 << 20
 MAP_FIXED, MAP_FIXED_NOREPLACE = 0x10, 0x100000
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
@@ -61,6 +61,8 @@ class AddressSpace:
         self.extras = extras
         self.accounted = set(extras.accounted) if extras else set()
         self._check_pages()
+        self.with_pages = _touched(self.areas, [(r.vaddr, r.vaddr + r.nr_pages * PAGE) for r, _ in self.pages.pieces])
+        self.protection: dict[int, int] = {}  # of private areas, by their starts: what it is for the moment
 
     def _check_pages(self) -> None:
         """Every stored page lies in a private area of the task's."""
@@ -143,6 +145,7 @@ class AddressSpaces:
         for old, new in plan.keep:
             if new.end > old.end:
                 program.call("mremap", new.start, old.end - old.start, new.end - new.start, 0, 0)
+            space.protection[new.start] = parent.protection[old.start] if parent is not None else -1
         runner.run(program)
         self._map(task, plan.create)
         self._account(task, space, plan.create)
@@ -159,6 +162,7 @@ class AddressSpaces:
         for old, new in plan.keep:
             if not old.prot & PROT_WRITE and new.start in written and not _poked(new):
                 program.call("mprotect", new.start, new.end - new.start, new.prot | PROT_WRITE)
+                space.protection[new.start] = new.prot | PROT_WRITE
         for start, end in drop:
             program.call("madvise", start, end - start, MADV_DONTNEED)
         runner.run(program)
@@ -172,7 +176,7 @@ class AddressSpaces:
         does so, in mprotect, where a page was ever touched."""
         program = Program()
         for area in areas:
-            if area.start in space.accounted and not _descriptor_id(area):
+            if area.start in space.accounted and area.start not in space.with_pages and not _descriptor_id(area):
                 program.call("madvise", area.start, PAGE, MADV_POPULATE_WRITE, may_fail=True)  # Linux 5.14
                 program.call("madvise", area.start, PAGE, MADV_DONTNEED)
         _runner(task).run(program)
@@ -253,19 +257,22 @@ class AddressSpaces:
 
     def _map(self, task: "RestoreTask", areas: Sequence[VmaEntry]) -> None:
         """mmap areas at their addresses, files by descriptors sent to the task."""
-        runner = _runner(task)
-        filled = [(run.vaddr, run.vaddr + run.nr_pages * PAGE) for run, _ in self.spaces[task.pid].pages.pieces]
+        runner, space = _runner(task), self.spaces[task.pid]
+        changing = space.with_pages | space.accounted  # areas that must be writable for the moment
         anonymous = Program()
-        for area in areas:
+        for span in _together(areas, changing):
+            area = span[0]
             if area.status & vma.SYSVIPC:
                 segments.fill_sysv(self.restore, area.shmid)
                 sysv.attach(anonymous, area)
-            elif not _descriptor_id(area):
-                _mmap(anonymous, area, -1, writable=vma.is_private_memory(area))
+                continue
+            prot = PROT_READ | PROT_WRITE if area.start in changing else area.prot
+            flags = area.flags & KEPT_FLAGS | MAP_FIXED_NOREPLACE | vma.MAP_ANONYMOUS
+            anonymous.call("mmap", area.start, span[-1].end - area.start, prot, flags, -1, 0)
+            space.protection.update(dict.fromkeys([one.start for one in span], prot))
         runner.run(anonymous)
         needing = [area for area in areas if _descriptor_id(area)]
-        with_pages = _touched(needing, filled) - {area.start for area in needing if _poked(area)}
-        with_pages |= self.spaces[task.pid].accounted
+        changing -= {area.start for area in needing if _poked(area) and area.start not in space.accounted}
         for at in range(0, len(needing), SCM_MAX_FD):
             some = needing[at : at + SCM_MAX_FD]
             wanted = sorted({(_descriptor_id(area), _for_writing(area)) for area in some})
@@ -274,8 +281,11 @@ class AddressSpaces:
             numbers = runner.send_fds(program, fds)
             place = {key: Load32(numbers + 4 * i) for i, key in enumerate(wanted)}
             for area in some:
-                writable = vma.is_private_memory(area) and area.start in with_pages
-                _mmap(program, area, place[_descriptor_id(area), _for_writing(area)], writable=writable)
+                prot = area.prot | (PROT_WRITE if vma.is_private_memory(area) and area.start in changing else 0)
+                flags = area.flags & KEPT_FLAGS | MAP_FIXED_NOREPLACE
+                fd = place[_descriptor_id(area), _for_writing(area)]
+                program.call("mmap", area.start, area.end - area.start, prot, flags, fd, area.pgoff)
+                space.protection[area.start] = prot
             for number in place.values():
                 program.call("close", number)
             runner.run_with_fds(program, fds)
@@ -345,20 +355,14 @@ class AddressSpaces:
         runner = _runner(task)
         self._map(task, [area for area in space.areas if not vma.is_private_memory(area) and _mappable(area)])
         program = Program()
-        with_pages = _touched(space.areas, [(r.vaddr, r.vaddr + r.nr_pages * PAGE) for r, _ in space.pages.pieces])
-        with_pages |= space.accounted
         for area in space.areas:
-            if (
-                vma.is_private_memory(area)
-                and (not _descriptor_id(area) or area.start in with_pages or runner.inherited)
-                and (not _poked(area) or area.start in space.accounted)
-            ):
+            if vma.is_private_memory(area) and space.protection[area.start] != area.prot:
                 program.call("mprotect", area.start, area.end - area.start, area.prot)
         for area in space.areas:
-            length = area.end - area.start
-            for advice in range(64):
-                if (area.madv or 0) >> advice & 1:
-                    program.call("madvise", area.start, length, advice)
+            if area.madv:
+                for advice in range(64):
+                    if area.madv >> advice & 1:
+                        program.call("madvise", area.start, area.end - area.start, advice)
         for start, end in space.guards:
             program.call("madvise", start, end - start, MADV_GUARD_INSTALL)
         on_fault = set(space.extras.lock_on_fault) if space.extras else set()
@@ -434,12 +438,27 @@ def _mappable(area: VmaEntry) -> bool:
     return not area.status & (vma.VDSO | vma.VVAR | vma.VSYSCALL)
 
 
-def _mmap(program: Program, area: VmaEntry, fd: "int | Load32", writable: bool) -> None:
-    flags = area.flags & KEPT_FLAGS | MAP_FIXED_NOREPLACE
-    prot = area.prot | (PROT_WRITE if writable else 0)
-    if isinstance(fd, int):
-        flags |= vma.MAP_ANONYMOUS
-    program.call("mmap", area.start, area.end - area.start, prot, flags, fd, area.pgoff if fd != -1 else 0)
+def _together(areas: Sequence[VmaEntry], changing: "set[int]") -> list[list[VmaEntry]]:
+    """Anonymous areas, each alone or with its neighbours: those that are to be writable for the moment are one area of
+    the kernel's then, however they are mapped, and one call makes it."""
+    spans: list[list[VmaEntry]] = []
+    last: VmaEntry | None = None
+    for area in areas:
+        if _descriptor_id(area):
+            continue
+        if (
+            last is not None
+            and last.end == area.start
+            and last.flags & KEPT_FLAGS == area.flags & KEPT_FLAGS
+            and not area.flags & (vma.MAP_GROWSDOWN | vma.MAP_SHARED)
+            and area.start in changing
+            and last.start in changing
+        ):
+            spans[-1].append(area)
+        else:
+            spans.append([area])
+        last = area
+    return spans
 
 
 def _touched(areas: Sequence[VmaEntry], filled: Sequence[Span]) -> set[int]:
