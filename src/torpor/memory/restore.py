@@ -378,6 +378,11 @@ class AddressSpaces:
                     program.call(
                         "prctl", PR_SET_VMA, PR_SET_VMA_ANON_NAME, name.start, ends[name.start] - name.start, text
                     )
+        if space.extras:
+            sealed = set(space.extras.sealed)  # the last change that they allow (mseal, Linux 6.10)
+            for area in space.areas:
+                if area.start in sealed:
+                    program.call("mseal", area.start, area.end - area.start, 0)
         if space.extras and space.extras.lock_future:
             program.call("mlockall", space.extras.lock_future & (MCL_FUTURE | MCL_ONFAULT))
         runner.run(program)
