@@ -48,16 +48,18 @@ else:
                     return type.__new__(cls, name, bases, body)
                 body.setdefault("__slots__", ())
                 body["_fields"] = body["__match_args__"] = fields
-                body["_field_defaults"] = {field: body[field] for field in fields if field in body}
+                body["_field_defaults"] = defaults = {field: body[field] for field in fields if field in body}
+                body["_tail"] = tuple(defaults.values())
                 for index, field in enumerate(fields):
                     body[field] = _tuplegetter(index, "")
                 return type.__new__(cls, name, bases, body)
 
         class NamedTuple(tuple, metaclass=_Maker):
             def __new__(cls, *values, **named):
-                fields = cls._fields
-                if not named and len(values) == len(fields):
-                    return tuple.__new__(cls, values)
+                fields, tail = cls._fields, cls._tail
+                left = len(fields) - len(values)
+                if not named and 0 <= left <= len(tail):
+                    return tuple.__new__(cls, values + tail[len(tail) - left :])
                 if len(values) > len(fields) or not named.keys() <= set(fields[len(values) :]):
                     raise TypeError(f"{cls.__name__} has the fields {', '.join(fields)}")
                 defaults = cls._field_defaults

@@ -21,7 +21,7 @@ _SIGINFO = 128
 _SFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK
 
 _signal_fd = -1
-_front_fd = -1
+_asked: "select.poll"  # for the signals and the front's end at once
 _cancelled = 0
 
 
@@ -33,9 +33,13 @@ class Cancelled(TorporError):
 
 def setup(front_fd: int = -1) -> None:
     """To be called once in the engine process.  `front_fd` reads end-of-file when the front has died."""
-    global _signal_fd, _front_fd
+    global _signal_fd, _asked
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    _signal_fd, _front_fd = open_signals(SIGNALS), front_fd
+    _signal_fd = open_signals(SIGNALS)
+    _asked = select.poll()
+    _asked.register(_signal_fd, select.POLLIN)
+    if front_fd >= 0:
+        _asked.register(front_fd, select.POLLIN)
 
 
 def open_signals(numbers: tuple[signal.Signals, ...]) -> int:
@@ -61,9 +65,11 @@ def check_cancelled() -> None:
     global _cancelled
     if _signal_fd < 0:
         return
-    _drain()
-    if not _cancelled and _front_fd >= 0 and select.select([_front_fd], [], [], 0)[0]:
-        _cancelled = -1
+    for fd, _ in _asked.poll(0):
+        if fd == _signal_fd:
+            _drain()
+        elif not _cancelled:
+            _cancelled = -1
     if _cancelled:
         why = "the front process died" if _cancelled < 0 else f"signal {signal.Signals(_cancelled).name}"
         raise Cancelled("interrupted", why)

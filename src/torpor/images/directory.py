@@ -162,7 +162,7 @@ def _create(dir_fd: int, name: str) -> int:
     raise FileExistsError(17, "it keeps coming back", name)
 
 
-def write_small(dir_fd: int, kind: ImageKind[M], entry: M, id: Id = None) -> None:
+def write_small(dir_fd: int, kind: ImageKind[M], entry: M, id: Id = None, sync: bool = True) -> None:
     """Write an image of one entry by rename, so that either the old or the whole new one is there, and sync it."""
     name = kind.file_name(id)
     temporary = f".{name}.{os.getpid()}.tmp"
@@ -170,19 +170,21 @@ def write_small(dir_fd: int, kind: ImageKind[M], entry: M, id: Id = None) -> Non
     try:
         try:
             _write(fd, [start_of(kind), *encode_entries([entry])])
-            os.fsync(fd)
+            if sync:
+                os.fsync(fd)
         finally:
             os.close(fd)
         os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except BaseException:
         os.unlink(temporary, dir_fd=dir_fd)
         raise
-    os.fsync(dir_fd)
+    if sync:
+        os.fsync(dir_fd)
 
 
 def write_stats(dir_fd: int, stats: StatsEntry) -> None:
-    """Write stats-dump or stats-restore, whichever `stats` is."""
-    write_small(dir_fd, STATS, stats, "dump" if stats.dump is not None else "restore")
+    """Write stats-dump or stats-restore, whichever `stats` is.  Nothing depends on them: nobody waits for the disk."""
+    write_small(dir_fd, STATS, stats, "dump" if stats.dump is not None else "restore", sync=False)
 
 
 class ImageReader:

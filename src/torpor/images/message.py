@@ -45,7 +45,7 @@ from torpor.images.wire import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any, ClassVar, Final, Self, TypeVar, dataclass_transform
 
     M = TypeVar("M", bound="Message")
@@ -171,7 +171,7 @@ class Message:
 
     def encode(self) -> bytes:
         """The message's bytes.  A required field that is not set, or a value that does not fit, is an ImageError."""
-        values, rows, numbers = self._encoder or self._compile_encoder()
+        values, rows, numbers, places, needed = self._encoder or self._compile_encoder()
         out: list[bytes] = []
         append = out.append
         row = None
@@ -180,8 +180,12 @@ class Message:
                 return b"".join([written[value] for written, value in zip(numbers, values(self), strict=False)])
             except (TypeError, ValueError):
                 pass  # the long way finds out which
+        given = self.__dict__
+        pairs: Iterable[tuple[Any, Any]] = zip(rows, values(self), strict=False)
+        if 2 * len(given) < len(rows) and given.keys() >= needed:  # a file is of one of twenty kinds
+            pairs = [(rows[at], given[rows[at][3].name]) for at in sorted([places[name] for name in given])]
         try:
-            for row, value in zip(rows, values(self), strict=False):
+            for row, value in pairs:
                 what, tag, encoded, _ = row
                 if value is None:
                     if row[3].label == "required":
@@ -235,7 +239,9 @@ class Message:
         names = [row[3].name for row in rows]
         numbers = [row[2] for row in rows] if all(row[0] == _NUMBER for row in rows) else None
         # attrgetter of one name gives no tuple: name it twice, zip drops the second
-        cls._encoder = attrgetter(*names, *names[:1]), rows, numbers
+        places = {name: at for at, name in enumerate(names)}
+        needed = dict.fromkeys(row[3].name for row in rows if row[3].label == "required").keys()
+        cls._encoder = attrgetter(*names, *names[:1]), rows, numbers, places, needed
         return cls._encoder
 
     @classmethod
@@ -273,7 +279,7 @@ def _decode(cls: type[M], data: bytes, depth: int) -> M:
     table, needed, _ = cls._decoder or cls._compile_decoder()
     if depth > MAX_DEPTH:
         raise ImageError("a message is mangled", "it is nested too deeply")
-    values: dict[str, Any] = {name: [] for name in cls._lists}
+    values: dict[str, Any] = {name: [] for name in cls._lists} if cls._lists else {}
     at, end = 0, len(data)
     try:
         while at < end:

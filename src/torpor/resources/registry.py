@@ -246,14 +246,17 @@ def file_kind(key: str) -> "FileKind | None":
 
 
 _kinds: "dict[str, FileKind]" = {}  # what was imported already
+_kinds_of_types: "dict[int, FileKind]" = {}
 
 
 def file_kind_of_type(fd_type: int) -> "FileKind | None":
     """The resource that restores entries of an FdTypes number; None: not supported."""
     if fd_type not in FILE_TYPES:
         return None
-    kinds: list[FileKind] = import_resource(FILE_TYPES[fd_type]).FILE_KINDS
-    return next(kind for kind in kinds if kind.type == fd_type)
+    if fd_type not in _kinds_of_types:
+        kinds: list[FileKind] = import_resource(FILE_TYPES[fd_type]).FILE_KINDS
+        _kinds_of_types[fd_type] = next(kind for kind in kinds if kind.type == fd_type)
+    return _kinds_of_types[fd_type]
 
 
 def attributes() -> "list[Attribute]":
