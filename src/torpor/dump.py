@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from torpor.options import Options
     from torpor.resources.context import Dump
 
+PF_KTHREAD = 0x200000
+
 
 class DumpResult(NamedTuple):
     """What was dumped.  Times in seconds; `phases` says where they went, `kinds` how many times something was done for
@@ -93,18 +95,23 @@ def refuse_target(pid: int) -> None:
         raise UsageError("cannot dump process 1", "it is the init of this PID namespace", "dump it from outside")
     try:
         process = parse_status(read_all(f"/proc/{pid}/status")).tgid
-        ended = parse_stat(read_all(f"/proc/{pid}/stat")).state in "ZX" and len(os.listdir(f"/proc/{pid}/task")) == 1
+        stat = parse_stat(read_all(f"/proc/{pid}/stat"))
+        ended = stat.state in "ZX" and len(os.listdir(f"/proc/{pid}/task")) == 1
     except OSError:
         raise TaskGone(f"there is no process {pid}", remedy="check the PID given with -t") from None
     if process != pid:
         raise UsageError(f"cannot dump process {pid}", f"it is a thread of process {process}",
                          f"dump that: -t {process}", code="thread")  # fmt: skip
+    if stat.flags & PF_KTHREAD:
+        raise UsageError(f"cannot dump process {pid}", "it is a thread of the kernel", "dump a program", code="kernel")
     if ended:
         raise UsageError(f"cannot dump process {pid}", "it has ended, and waits for its parent to ask for its status",
                          "dump its parent with it", code="ended")  # fmt: skip
 
 
 def _open_images(path: str) -> int:
+    from fcntl import LOCK_EX, LOCK_NB, flock
+
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -117,6 +124,14 @@ def _open_images(path: str) -> int:
         os.close(fd)
         why = "its file system is read-only" if os.statvfs(path).f_flag & os.ST_RDONLY else "no permission"
         raise DumpFailed(f"cannot write to the images directory {path}", why, "name another with -D")
+    try:
+        flock(fd, LOCK_EX | LOCK_NB)  # the engine holds it too, so until nobody writes any more
+    except BlockingIOError:
+        os.close(fd)
+        what = f"cannot write to the images directory {path}"
+        raise DumpFailed(what, "another dump is writing to it", "name another with -D", code="busy") from None
+    except OSError:
+        pass  # a file system without locks
     return fd
 
 
@@ -140,6 +155,7 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
     from torpor import dump_write as write
     from torpor.engine.freeze import freeze
     from torpor.engine.guardian import Guardian
+    from torpor.engine.waiting import Cancelled
     from torpor.images.directory import ImageWriter
     from torpor.resources.context import Dump
     from torpor.survey import foresee
@@ -189,11 +205,14 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
             undo()
         images.discard()
         guardian.finish()
-        if isinstance(error, OSError):
+        if isinstance(error, Exception) and not isinstance(error, (Cancelled, DumpFailed)):
             import traceback
 
             log.debug(traceback.format_exc())
-            raise _explain(error, session) from error
+            if gone := _gone(session):  # then whatever was read of it was nonsense
+                raise gone from error
+            if isinstance(error, OSError):
+                raise _explain(error, session) from error
         raise
     guardian.finish()
     write.stats(session, clock.phases, frozen, memory)  # last, as the frozen time ends only with the original
@@ -209,13 +228,19 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
     )
 
 
+def _gone(session: "Dump") -> TorporError | None:
+    from torpor.engine.stops import has_ended
+
+    for task in session.tasks.values():
+        if not task.zombie and has_ended(task.pid):
+            return TaskGone(f"{task.subject} was ended by somebody else while it was dumped", remedy="try again")
+    return None
+
+
 def _explain(error: OSError, session: "Dump") -> TorporError:
     import errno
 
     why = os.strerror(error.errno or 0)
-    ended = [task for task in session.tasks.values() if not task.zombie and _has_ended(task.pid)]
-    if ended:
-        return TaskGone(f"{ended[0].subject} was ended by somebody else while it was dumped", remedy="try again")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "make room, or choose another directory with -D"
         return DumpFailed("cannot write the images", why, remedy, code="disk-full")
@@ -225,16 +250,6 @@ def _explain(error: OSError, session: "Dump") -> TorporError:
         return DumpFailed(what, why, "name another directory with -D")
     where = f" ({error.filename})" if error.filename else ""
     return DumpFailed("the dump failed", f"{why}{where}", "see the log (-v4 -o FILE)")
-
-
-def _has_ended(pid: int) -> bool:
-    from torpor.kernel.proc import parse_stat
-    from torpor.kernel.procfs import read_all
-
-    try:
-        return parse_stat(read_all(f"/proc/{pid}/stat")).state in "ZX"
-    except (OSError, TorporError):
-        return True
 
 
 def _end(session: "Dump") -> None:

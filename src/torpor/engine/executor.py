@@ -309,7 +309,8 @@ class Executor:
         """Close the socket, unmap everything, put back what was found; the task stays stopped.
 
         A program that runs still is awaited: what it has opened, it also closes."""
-        assert self.socket is not None
+        if self.socket is None:
+            return  # done, or nearly, when something failed
         tracee = self.tracee
         if self.running and not tracee.stopped:
             try:

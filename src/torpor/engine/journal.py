@@ -16,6 +16,7 @@ Records, in the order in which they are written; a task's TID first, but for are
     control   the engine's descriptor of a socket to that thread's executor, and the number of the other end there
     held      another descriptor of the engine's, whose end would send threads home
     pair      where in memory the executor writes the numbers of its socket pair, which nobody has fetched yet
+    stopped   somebody else has sent the process SIGSTOP meanwhile
     ours      a descriptor of that device and inode is ours, not the process's
 """
 

@@ -16,6 +16,8 @@ from torpor.engine.freeze import FrozenProcess, freeze
 from torpor.engine.tracee import ALL_SIGNALS, Tracee
 from torpor.errors import Refusal, TorporError
 from torpor.kernel import ptrace
+from torpor.kernel.proc import parse_stat
+from torpor.kernel.procfs import read_all
 from torpor.kernel.syscall import call
 from torpor.typed import Any
 
@@ -46,6 +48,7 @@ class Rescue:
         self.areas: dict[int, dict[int, int]] = {}  # by PID: address -> size
         self.ours: dict[int, set[tuple[int, int]]] = {}  # by PID: device and inode
         self.sent_stop: set[int] = set()
+        self.to_be_stopped: set[int] = set()  # by somebody else
         self.held: list[int] = []
         self._read_already = False
 
@@ -71,7 +74,11 @@ class Rescue:
         self._read()
         for thread in self.threads.values():
             if not thread.inside:
+                if thread.pid not in self.sent_stop and _stop_pending(thread.pid):
+                    self.to_be_stopped.add(thread.pid)
                 self.sent_stop.add(thread.pid)
+                if thread.stopped:
+                    continue  # it stops by itself as soon as it is released
                 try:
                     call("tgkill", thread.pid, thread.tid, signal.SIGSTOP)
                 except ProcessLookupError:
@@ -116,6 +123,9 @@ class Rescue:
     def _control(self, tid: int, fd: int, number: int) -> None:
         self.threads[tid].control = fd, number
 
+    def _stopped(self, pid: int) -> None:
+        self.to_be_stopped.add(pid)
+
     def _held(self, fd: int) -> None:
         self.held.append(fd)
 
@@ -135,7 +145,8 @@ class Rescue:
             except Exception:
                 pass  # it has ended, or somebody else traces it now; nobody is left whom we could tell, and others wait
         for pid in self.sent_stop:
-            if not any(thread.stopped for thread in self.threads.values() if thread.pid == pid):
+            stopped = any(thread.stopped for thread in self.threads.values() if thread.pid == pid)
+            if not stopped and pid not in self.to_be_stopped:
                 try:
                     os.kill(pid, signal.SIGCONT)
                 except ProcessLookupError:
@@ -240,6 +251,19 @@ def _fetch(pidfd: int, fd: int) -> int:
         return call("pidfd_getfd", pidfd, fd, 0)
     except OSError:
         return -1
+
+
+def _stop_pending(pid: int) -> bool:
+    """Whether somebody has sent SIGSTOP: nobody has taken it yet, or a thread stands in the stop in which it would have
+    been told to the engine (its exit code is the signal's number then)."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            shared = [int(line.split()[1], 16) for line in file if line.startswith(("SigPnd:", "ShdPnd:"))]
+        stats = [parse_stat(read_all(f"/proc/{pid}/task/{tid}/stat")) for tid in os.listdir(f"/proc/{pid}/task")]
+    except (OSError, TorporError):
+        return False
+    stop = 1 << signal.SIGSTOP - 1
+    return any(mask & stop for mask in shared) or any(s.state == "t" and s.exit_code == signal.SIGSTOP for s in stats)
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -9,13 +9,20 @@ goes through `classify`.  Facts: ptrace(2), "Stopped states".
 
 import os
 import signal
+import time
 from enum import Enum, auto
 
+from torpor.errors import TorporError
 from torpor.kernel import ptrace
+from torpor.kernel.proc import parse_stat
+from torpor.kernel.procfs import read_all
 from torpor.typed import NamedTuple
 
 WALL = 0x40000000
+_PATIENCE_S, _PAUSE_S = 0.01, 0.0005  # before it asks whether a task has ended; between two looks then
 STOP_SIGNALS = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+
+own_sigchld = False  # SIGCHLD is blocked in this process, and nobody else's
 
 
 class Kind(Enum):
@@ -54,6 +61,35 @@ def wait(tid: int) -> Stop:
     """The next stop of `tid`, or its end.  Waits by TID: a host program's children are none of our business."""
     _, status = os.waitpid(tid, WALL)
     return classify(tid, status)
+
+
+def wait_leader(pid: int) -> Stop:
+    """As `wait`, for the first thread of a process whose other threads are traced, too.
+
+    When such a process is killed, the first thread's end is told only after its other threads have been waited for,
+    and waitpid(2) would take for ever.  But each end, as each stop, raises SIGCHLD: where that is ours (the engine
+    blocks it) it wakes us, in a host program's process (torpor.infect) we look again and again.
+    """
+    start = 0.0
+    while (stop := poll(pid)) is None:
+        if own_sigchld:
+            late = signal.sigtimedwait((signal.SIGCHLD,), _PATIENCE_S) is None
+        else:
+            now = time.monotonic()
+            start = start or now
+            late = now - start > _PATIENCE_S
+            time.sleep(_PAUSE_S if late else 0)
+        if late and has_ended(pid):
+            return poll(pid) or Stop(pid, Kind.ENDED, 0, 0, 0)
+    return stop
+
+
+def has_ended(tid: int) -> bool:
+    """Whether a task is a zombie, or not even that."""
+    try:
+        return parse_stat(read_all(f"/proc/{tid}/stat")).state in "ZX"
+    except (OSError, TorporError):
+        return True
 
 
 def poll(tid: int) -> Stop | None:

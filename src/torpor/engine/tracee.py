@@ -236,9 +236,13 @@ class Tracee:
     def _step(self) -> int:
         for _ in range(2):
             ptrace.cont_to_call(self.tid)
-            while (stop := stops.wait(self.tid)).kind is not Kind.CALL:
+            while (stop := self.wait()).kind is not Kind.CALL:
                 ptrace.cont_to_call(self.tid, self.surprise(stop))
         return self.arch.result(ptrace.get_regset(self.tid, NT_PRSTATUS))
+
+    def wait(self) -> Stop:
+        """Its next stop, or its end."""
+        return stops.wait_leader(self.tid) if self.tid == self.pid else stops.wait(self.tid)
 
     def surprise(self, stop: Stop) -> int:
         """A stop that nobody asked for, in the middle of something; returns the signal to go on with.
@@ -254,7 +258,10 @@ class Tracee:
             raise TorporError(
                 f"task {self.tid} got signal {stop.signal} while it ran a program", "a bug in Torpor", code="bug"
             )
-        return stop.signal if stop.kind is Kind.SIGNAL else 0
+        if stop.kind is not Kind.SIGNAL:
+            return 0
+        journal.note("stopped", self.pid)
+        return stop.signal
 
     def notice(self) -> None:
         """Deal with a stop of a running task, if there is one: nothing that was asked for."""
@@ -272,7 +279,7 @@ class Tracee:
     def await_interrupt(self) -> None:
         """Wait for the stop that PTRACE_INTERRUPT brings."""
         while True:
-            stop = stops.wait(self.tid)
+            stop = self.wait()
             if stop.kind in (Kind.INTERRUPTED, Kind.GROUP_STOP):
                 break
             ptrace.cont(self.tid, self.surprise(stop))

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from ctypes import addressof, create_string_buffer
 
+from torpor.engine import stops
 from torpor.errors import TorporError
 from torpor.kernel.syscall import call
 
@@ -35,6 +36,7 @@ def setup(front_fd: int = -1) -> None:
     """To be called once in the engine process.  `front_fd` reads end-of-file when the front has died."""
     global _signal_fd, _asked
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    stops.own_sigchld = True
     _signal_fd = open_signals(SIGNALS)
     _asked = select.poll()
     _asked.register(_signal_fd, select.POLLIN)

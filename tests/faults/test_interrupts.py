@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGINT, SIGTERM and SIGHUP at any moment of a dump: one sentence, a status that is not 0, the victim unharmed, and
+no images that look like a dump; or, where the signal comes too late, a whole one."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from faults.steps import count, meddled, some
+from faults.victim import Command, Victim
+from harness.events import Nursery, tree_of
+
+
+@pytest.fixture(scope="module")
+def victim() -> Iterator[Victim]:
+    with Victim.of(4) as running:
+        yield running
+
+
+def checked(victim: Victim, images: Path, code: int, text: str, what: str) -> bool:
+    """Whether the dump was given up."""
+    assert "a bug" not in text and "Traceback" not in text, f"{what}: {text}"
+    whole = (images / "inventory.img").exists()
+    # 130: when all was done, or nothing had begun
+    assert whole == (code == 0) or (code == 130 and not (list(images.iterdir()) and not whole)), (
+        f"{what}: {code}, {text}"
+    )
+    if code == 1:
+        assert text.startswith("torpor: interrupted") and "\n" not in text, f"{what}: {text}"
+        assert list(images.iterdir()) == [], f"{what}: half a dump was left"
+    assert victim.harm("signals") == [], what
+    for path in images.iterdir():
+        path.unlink()
+    return code == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
+def test_at_any_step(victim: Victim, tmp_path: Path, number: signal.Signals) -> None:
+    steps = count(victim, tmp_path)
+    given_up = 0
+    for path in tmp_path.iterdir():
+        path.unlink()
+    for whom in ("front", "engine"):
+        for step in some(steps, 5):
+            code, text = meddled(step, f"{whom}:{number:d}", victim, tmp_path, "-R")
+            given_up += checked(victim, tmp_path, code, text, f"{number.name} to the {whom} at step {step}")
+    assert given_up
+
+
+def test_ctrl_c(victim: Victim, tmp_path: Path) -> None:
+    """The terminal sends it to the whole foreground group: front and engine, at any moment after the start."""
+    given_up = 0
+    for number in range(12):
+        with Nursery():
+            command = Command.dump(victim.pid, tmp_path, "-R")
+            time.sleep(random.uniform(0.0, 0.45))
+            if command.process.poll() is None:
+                try:
+                    os.killpg(command.pid, signal.SIGINT)
+                except ProcessLookupError:
+                    pass
+            code = command.wait()
+        if code == -signal.SIGINT or (code == 1 and "KeyboardInterrupt" in command.text):
+            # Python itself was coming up, before anything was touched, or on its way out, after all was done.
+            assert (tmp_path / "inventory.img").exists() or not list(tmp_path.iterdir())
+            assert victim.harm() == []
+            for path in tmp_path.iterdir():
+                path.unlink()
+            continue
+        given_up += checked(victim, tmp_path, code, command.text, f"interrupt {number}")
+
+
+def test_twice(victim: Victim, tmp_path: Path) -> None:
+    """Impatience: a second Ctrl-C while the first is being obeyed changes nothing."""
+    for _ in range(4):
+        with Nursery():
+            command = Command.dump(victim.pid, tmp_path, "-R")
+            while command.process.poll() is None and len(tree_of(command.pid)) < 3:
+                time.sleep(0.001)
+            for _ in range(5):
+                if command.process.poll() is None:
+                    try:
+                        os.killpg(command.pid, signal.SIGINT)
+                    except ProcessLookupError:
+                        pass
+                time.sleep(0.002)
+            code = command.wait()
+        checked(victim, tmp_path, code, command.text, "again and again")
+
+
+def test_suspended_and_continued(victim: Victim, tmp_path: Path) -> None:
+    """Ctrl-Z and fg: the tree stands still meanwhile, and all goes on."""
+    with Nursery():
+        command = Command.dump(victim.pid, tmp_path, "-R")
+        while command.process.poll() is None and len(tree_of(command.pid)) < 3:
+            time.sleep(0.001)
+        os.killpg(command.pid, signal.SIGSTOP)
+        time.sleep(0.2)
+        os.killpg(command.pid, signal.SIGCONT)
+        code = command.wait()
+    assert code == 0, command.text
+    assert victim.harm("signals") == []
