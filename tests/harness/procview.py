@@ -12,6 +12,7 @@ import ctypes
 import os
 import re
 import signal
+import struct
 from pathlib import Path
 
 from harness.differences import Area, Areas, Key, Same, Tolerance, Value, View, differences, renumber, tids
@@ -44,7 +45,14 @@ TEXT_FILES = (
     "cpuset", "uid_map", "gid_map", "projid_map", "setgroups", "timens_offsets", "attr/current", "timerslack_ns",
 )  # fmt: skip
 KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND, KCMP_SYSVSEM = 0, 1, 2, 3, 4, 6
-SYS_KCMP, SYS_SCHED_GETATTR, SYS_GET_ROBUST_LIST, SYS_IOPRIO_GET = 312, 315, 274, 252
+# kcmp, sched_getattr, get_robust_list, ioprio_get
+SYS_KCMP, SYS_SCHED_GETATTR, SYS_GET_ROBUST_LIST, SYS_IOPRIO_GET = {
+    "x86_64": (312, 315, 274, 252),
+    "aarch64": (272, 275, 100, 31),
+    "armv7l": (378, 381, 339, 315),
+    "ppc64le": (354, 356, 299, 274),
+    "s390x": (343, 346, 305, 283),
+}[os.uname().machine]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -165,9 +173,8 @@ class Viewer:
         self.view[(task, thread, "comm")] = (_read(f"{at}/comm") or "").strip("\n")
         attributes = ctypes.create_string_buffer(56)
         if _libc.syscall(SYS_SCHED_GETATTR, tid, attributes, 56, 0) == 0:
-            words = ctypes.cast(attributes, ctypes.POINTER(ctypes.c_uint32))
-            # size, policy, flags(2), nice, priority, runtime(2), deadline(2), period(2), util_min, util_max
-            self.view[(task, thread, "sched_attr")] = tuple(words[i] for i in (1, 2, 3, 4, 5, 6, 8, 10, 12, 13))
+            # size, policy, flags, nice, priority, runtime, deadline, period, util_min, util_max
+            self.view[(task, thread, "sched_attr")] = struct.unpack("=IIQiIQQQII", attributes)[1:]
         head, size = ctypes.c_ulong(), ctypes.c_ulong()
         if _libc.syscall(SYS_GET_ROBUST_LIST, tid, ctypes.byref(head), ctypes.byref(size)) == 0:
             self.view[(task, thread, "robust list")] = f"{head.value:#x} {size.value}"
@@ -176,7 +183,7 @@ class Viewer:
 
     def auxv(self, task: str, at: str) -> None:
         try:
-            words = memoryview(Path(f"{at}/auxv").read_bytes()).cast("Q")
+            words = memoryview(Path(f"{at}/auxv").read_bytes()).cast("L")
         except OSError:
             return
         for number, value in zip(words[::2], words[1::2], strict=True):

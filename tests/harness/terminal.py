@@ -16,6 +16,8 @@ import struct
 import termios
 from pathlib import Path
 
+from harness.warm import become
+
 ROWS, COLUMNS = 37, 101
 
 
@@ -87,7 +89,7 @@ class _Shell:
             os.dup2(os.open(out, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644), 1)
             os.dup2(1, 2)
             os.closerange(3, 65536)
-            os.execve(command[0], command, environment)
+            become(command, environment)
         finally:
             os._exit(126)
 

@@ -3,11 +3,14 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+from harness.events import Timeout, wait_end
 from harness.terminal import Terminal
+from harness.warm import WARM, become
 
 SOURCE = Path(__file__).resolve().parent.parent.parent / "src"
 
@@ -47,6 +50,8 @@ class Tool:
         with open(said, "wb") as stream, open(os.devnull, "rb") as nothing:
             # A file, not a pipe: the restored tree must not hold an end of ours.  A session of its own, so that nobody
             # who signals a process group reaches the other.
+            if command[0] == WARM:
+                return self._fork(verb, command, nothing.fileno(), stream.fileno(), log)
             done = subprocess.Popen(
                 command, stdin=nothing, stdout=stream, stderr=stream, env=environment, start_new_session=True
             )
@@ -56,6 +61,24 @@ class Tool:
                 done.kill()
                 done.wait()
                 raise ToolFailed(self.name, verb, -1, "did not end in 120 s", tail(log)) from None
+
+    def _fork(self, verb: str, command: list[str], nothing: int, stream: int, log: Path) -> int:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setsid()
+                for fd, number in ((nothing, 0), (stream, 1), (stream, 2)):
+                    os.dup2(fd, number)
+                os.closerange(3, 65536)
+                become(command, {})
+            finally:
+                os._exit(126)
+        try:
+            return os.waitstatus_to_exitcode(wait_end(pid, 120))
+        except Timeout:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise ToolFailed(self.name, verb, -1, "did not end in 120 s", tail(log)) from None
 
     def reason(self, log: Path, said: str) -> str:
         """The line in which the tool says why it failed."""
@@ -78,3 +101,4 @@ def tail(path: Path, size: int = 3000) -> str:
 
 
 TORPOR = Tool("torpor", [os.path.realpath(sys.executable), "-m", "torpor"])
+TORPOR_WARM = Tool("torpor", [WARM])

@@ -4,15 +4,30 @@
 All cases of one architecture and kernel run in one boot; two guests (``TORPOR_VM_JOBS``) run at a time.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
-from vmlab import VmError, machine
+from vmlab import VmError, cache_dir, machine, programs
 from vmlab.targets import TARGETS
 
+BOOTS = 3
+CASE_TIMEOUT = 300  # seconds without a result after which a guest is given up
 Key = tuple[str, str, str, str]
+
+
+def _remember(arch: str, version: str, module: str, found: dict[str, dict[str, Any]]) -> None:
+    """Add results to those of earlier runs in the file from which tools/guests.py makes docs/guests.md."""
+    path = cache_dir() / "results" / f"{arch}-{version}-{module}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(path.read_text()) if path.exists() else {}
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(known | found, indent=1))
+    partial.rename(path)
 
 
 class Guests:
@@ -20,27 +35,53 @@ class Guests:
 
     def __init__(self, wanted: dict[Key, list[str]]) -> None:
         self._pool = ThreadPoolExecutor(int(os.environ.get("TORPOR_VM_JOBS", "2")))
-        self._outcomes: dict[Key, Future[machine.Outcome]] = {
+        self._outcomes: dict[Key, Future[dict[str, dict[str, Any]]]] = {
             key: self._pool.submit(self._boot, key, cases) for key, cases in wanted.items()
         }
 
-    def _boot(self, key: Key, cases: list[str]) -> machine.Outcome:
+    def _boot(self, key: Key, cases: list[str]) -> dict[str, dict[str, Any]]:
+        """Every case's result.  A guest that dies or hangs is booted again, without the case that it was at."""
         arch, version, module, cpu = key
-        extra = ["-cpu", cpu] if cpu else []
-        return machine.run(TARGETS[arch], version, ["/t/runner.py", module, *cases], extra=extra)
+        target = TARGETS[arch]
+        found: dict[str, dict[str, Any]] = {}
+        files: dict[str, Path] = {}
+        if module == "workloads":
+            files, broken = programs.build(target, sorted({case.partition("-")[0] for case in cases} | {"fd_pipe"}))
+            files.update(programs.sources())
+            for case in cases:
+                if case.partition("-")[0] in broken:
+                    found[case] = {"outcome": "failed", "output": broken[case.partition("-")[0]]}
+        for _ in range(BOOTS):
+            left = [case for case in cases if case not in found]
+            if not left:
+                break
+            outcome = machine.run(
+                target, version, ["/t/runner.py", module, *left],
+                files=files, extra=["-cpu", cpu] if cpu else [], timeout=CASE_TIMEOUT,
+            )  # fmt: skip
+            for result in outcome.results:
+                found[result["case"]] = result
+            text = str(machine.describe_failure(outcome))
+            for case in outcome.unfinished or ([] if outcome.results else left):
+                found[case] = {"outcome": "failed", "output": text}
+        _remember(arch, version, module, found)
+        return found
 
     def check(self, arch: str, kernel: str, module: str, case: str, cpu: str = "") -> str:
         """What the case printed.  Fails the test with what went wrong."""
         try:
-            outcome = self._outcomes[arch, kernel, module, cpu].result()
+            results = self._outcomes[arch, kernel, module, cpu].result()
         except VmError as error:
             pytest.fail(str(error), pytrace=False)
-        for result in outcome.results:
-            if result["case"] == case:
-                if not result["ok"]:
-                    pytest.fail(f"in the guest:\n{result['output']}", pytrace=False)
-                return str(result["output"])
-        pytest.fail(str(machine.describe_failure(outcome)), pytrace=False)
+        if case not in results:
+            pytest.fail(f"the guest died {BOOTS} times before it came to this case", pytrace=False)
+        result = results[case]
+        text = str(result["output"])
+        if result["outcome"] == "failed":
+            pytest.fail(f"in the guest:\n{text}", pytrace=False)
+        if result["outcome"] == "skipped":
+            pytest.skip(f"{arch} {kernel}: {text.strip()}")
+        return text
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -63,9 +104,9 @@ def guests(request: pytest.FixtureRequest) -> Iterator[Guests]:
     wanted: dict[Key, list[str]] = {}
     for item in request.session.items:
         where = getattr(item, "callspec", None)
-        if item.get_closest_marker("vm") and where and {"arch", "kernel", "module", "case"} <= where.params.keys():
+        if item.get_closest_marker("vm") and where and {"arch", "kernel", "case"} <= where.params.keys():
             parameters = where.params
-            key = (parameters["arch"], parameters["kernel"], parameters["module"], parameters.get("cpu", ""))
+            key = (parameters["arch"], parameters["kernel"], item.module.MODULE, parameters.get("cpu", ""))
             wanted.setdefault(key, []).append(where.params["case"])
     running = Guests(wanted)
     yield running

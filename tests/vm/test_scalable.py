@@ -4,14 +4,14 @@
 import pytest
 from vmlab.targets import KERNELS
 
+MODULE = "scalable"
 CASES = [f"{way}-{length}" for way in ("stepped", "executed", "orphaned") for length in (16, 32, 64, 256)]
 
 
 @pytest.mark.vm
 @pytest.mark.parametrize("cpu", ["max"])
-@pytest.mark.parametrize("module", ["scalable"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("arch", ["aarch64"])
-def test_scalable(guests, arch: str, kernel: str, module: str, case: str, cpu: str) -> None:  # type: ignore[no-untyped-def]
-    print(guests.check(arch, kernel, module, case, cpu))
+def test_scalable(guests, arch: str, kernel: str, case: str, cpu: str) -> None:  # type: ignore[no-untyped-def]
+    print(guests.check(arch, kernel, MODULE, case, cpu))

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Regular files: access mode, flags, position, append, close-on-exec, beyond 4 GiB, beyond the end. */
 /* wl: */
+#define _FILE_OFFSET_BITS 64
 #include "fd.h"
 
 static const struct {

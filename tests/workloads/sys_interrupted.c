@@ -49,9 +49,47 @@ static void expect_byte(int fd)
 	CHECK(read(fd, &byte, 1) == 1 && byte == 'x', "another byte");
 }
 
+/* Calls that not every architecture has, or has under another name. */
+static long system_poll(struct pollfd *p, int timeout)
+{
+#ifdef SYS_poll
+	return syscall(SYS_poll, p, 1L, (long)timeout);
+#else
+	struct timespec t = {timeout / 1000, 0};
+	return syscall(SYS_ppoll, p, 1L, timeout < 0 ? NULL : &t, NULL, 8L);
+#endif
+}
+static long system_select(int count, fd_set *set, struct timeval *t)
+{
+#if defined SYS_select
+	return syscall(SYS_select, (long)count, set, NULL, NULL, t);
+#elif defined SYS__newselect
+	return syscall(SYS__newselect, (long)count, set, NULL, NULL, t);
+#else
+	struct timespec precise = {t->tv_sec, 0};
+	return syscall(SYS_pselect6, (long)count, set, NULL, NULL, &precise, NULL);
+#endif
+}
+static long system_semop(int id, struct sembuf *op)
+{
+#ifdef SYS_semop
+	return syscall(SYS_semop, (long)id, op, 1L);
+#else
+	return syscall(SYS_semtimedop, (long)id, op, 1L, NULL);
+#endif
+}
+static long system_pause(void)
+{
+#ifdef SYS_pause
+	return syscall(SYS_pause);
+#else
+	return syscall(SYS_ppoll, NULL, 0L, NULL, NULL, 8L);
+#endif
+}
+
 static long do_read(void) { char byte; long n = syscall(SYS_read, pipes[0][0], &byte, 1L); return n == 1 && byte == 'x' ? 0 : n == -1 ? -1 : n + 100; }
-static long do_poll(void) { struct pollfd p = {pipes[1][0], POLLIN, 0}; long n = syscall(SYS_poll, &p, 1L, 600000L); return n == 1 ? 0 : n == -1 ? -1 : n + 100; }
-static long do_poll_forever(void) { struct pollfd p = {pipes[1][0], POLLIN, 0}; long n = syscall(SYS_poll, &p, 1L, -1L); return n == 1 ? 0 : n == -1 ? -1 : n + 100; }
+static long do_poll(void) { struct pollfd p = {pipes[1][0], POLLIN, 0}; long n = system_poll(&p, 600000); return n == 1 ? 0 : n == -1 ? -1 : n + 100; }
+static long do_poll_forever(void) { struct pollfd p = {pipes[1][0], POLLIN, 0}; long n = system_poll(&p, -1); return n == 1 ? 0 : n == -1 ? -1 : n + 100; }
 static long do_ppoll(void) { struct pollfd p = {pipes[2][0], POLLIN, 0}; struct timespec t = {600, 0}; long n = syscall(SYS_ppoll, &p, 1L, &t, NULL, 8L); return n == 1 ? 0 : n == -1 ? -1 : n + 100; }
 static long do_select(void)
 {
@@ -59,7 +97,7 @@ static long do_select(void)
 	FD_ZERO(&set);
 	FD_SET(pipes[3][0], &set);
 	struct timeval t = {600, 0};
-	long n = syscall(SYS_select, pipes[3][0] + 1L, &set, NULL, NULL, &t);
+	long n = system_select(pipes[3][0] + 1, &set, &t);
 	return n == 1 && FD_ISSET(pipes[3][0], &set) ? 0 : n == -1 ? -1 : n + 100;
 }
 static long do_pselect(void)
@@ -74,7 +112,7 @@ static long do_pselect(void)
 static long do_epoll(void)
 {
 	struct epoll_event event;
-	long n = syscall(SYS_epoll_wait, epoll, &event, 1L, -1L);
+	long n = syscall(SYS_epoll_pwait, epoll, &event, 1L, -1L, NULL, 8L);
 	return n == 1 && event.data.u64 == 0x1234567890 ? 0 : n == -1 ? -1 : n + 100;
 }
 static long do_futex(void) { return syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0L, NULL, NULL, 0L); }
@@ -100,7 +138,7 @@ static long do_msgrcv(void)
 	long n = syscall(SYS_msgrcv, queue, &message, 8L, 5L, 0L);
 	return n == 3 && !memcmp(message.text, "abc", 3) ? 0 : n == -1 ? -1 : n + 100;
 }
-static long do_semop(void) { struct sembuf op = {0, -1, 0}; return syscall(SYS_semop, semaphore, &op, 1L); }
+static long do_semop(void) { struct sembuf op = {0, -1, 0}; return system_semop(semaphore, &op); }
 static long do_libc_read(void) { expect_byte(pipes[4][0]); return 0; } /* the C library's read */
 static long do_write(void)
 {
@@ -116,7 +154,7 @@ static long do_write(void)
 }
 static long do_pause(void)
 {
-	long n = syscall(SYS_pause);
+	long n = system_pause();
 	return n == -1 && errno == EINTR && released ? 0 : n == -1 && errno == EINTR ? 1 : n;
 }
 /* Sleeps: from the workload's start for 1.5 s, by each kind of call. */

@@ -16,7 +16,7 @@ static void *body(void *argument)
 	pid_t tid = gettid();
 	own = wl_word(number, 7);
 	wl_fill(local, sizeof local, number);
-	snprintf(name, sizeof name, "worker %" PRIu64, number);
+	snprintf(name, sizeof name, "worker %u", (unsigned)number % 10000u);
 	MUST(prctl(PR_SET_NAME, name));
 	MUST0(pthread_mutex_lock(&lock));
 	if (++ready == count)

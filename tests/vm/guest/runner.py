@@ -2,8 +2,9 @@
 """Runs test cases inside a guest: ``runner.py MODULE [CASE...]``, each in a fork of this one process.
 
 Starting Python costs seconds under emulation, a fork nothing.  A case is a function without arguments in the module's
-``CASES``; it fails by an exception.  What it prints is reported with its result, as one JSON object in a line.  Cases
-that spend their time waiting run a few at a time (``AT_ONCE`` of the module).
+``CASES``; it fails by an exception; exit status 77 says that it cannot run here.  What it prints is reported with its
+result, as one JSON object in a line.  Cases that spend their time waiting run a few at a time (``AT_ONCE`` of the
+module); a module's ``CASE_SECONDS`` are how long one may take.  What a case leaves behind is ended.
 """
 
 import importlib
@@ -19,11 +20,17 @@ from collections.abc import Callable
 CASE_SECONDS = 60
 
 
+SKIPPED = 77
+PF_KTHREAD = 0x200000
+
+
 class Case:
     """One running case: a child that leads its own process group, which is ended as a whole afterwards."""
 
-    def __init__(self, name: str, function: Callable[[], object]) -> None:
+    def __init__(self, name: str, function: Callable[[], object], seconds: float) -> None:
         self.name = name
+        self.deadline = time.monotonic() + seconds
+        say("BEGIN", name)
         self.begun = time.monotonic()
         self.output = os.memfd_create("output", 0)
         self.pid = os.fork()
@@ -35,6 +42,8 @@ class Case:
                 os.dup2(self.output, 2)
                 function()
                 status = 0
+            except SystemExit as end:
+                status = end.code if isinstance(end.code, int) else 1
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -57,11 +66,30 @@ class Case:
         os.close(self.output)
         os.close(self.pidfd)
         if late:
-            text += f"\n(no end after {CASE_SECONDS} s)"
+            text += "\n(it did not end in time)"
         seconds = round(time.monotonic() - self.begun, 2)
-        result = {"case": self.name, "ok": code == 0 and not late, "seconds": seconds, "output": text}
-        sys.stdout.write(f"@@RESULT {json.dumps(result)}\n")
-        sys.stdout.flush()
+        outcome = "failed" if late or code not in (0, SKIPPED) else "skipped" if code else "passed"
+        say("RESULT", json.dumps({"case": self.name, "outcome": outcome, "seconds": seconds, "output": text}))
+
+
+def say(mark: str, text: str) -> None:
+    """A line for whoever started this guest."""
+    sys.stdout.write(f"@@{mark} {text}\n")
+    sys.stdout.flush()
+
+
+def sweep() -> None:
+    """End whatever cases have left behind: all but init, this process, and the kernel's own."""
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) in (1, os.getpid()):
+            continue
+        try:
+            with open(f"/proc/{name}/stat") as file:
+                flags = int(file.read().rpartition(")")[2].split()[6])
+            if not flags & PF_KTHREAD:
+                os.kill(int(name), signal.SIGKILL)
+        except (OSError, ValueError):
+            continue
 
 
 def main() -> None:
@@ -69,16 +97,19 @@ def main() -> None:
     waiting = sys.argv[2:] or list(module.CASES)
     waiting.reverse()
     running: list[Case] = []
+    at_once, seconds = getattr(module, "AT_ONCE", 1), getattr(module, "CASE_SECONDS", CASE_SECONDS)
     while waiting or running:
-        while waiting and len(running) < getattr(module, "AT_ONCE", 1):
+        while waiting and len(running) < at_once:
             name = waiting.pop()
-            running.append(Case(name, module.CASES[name]))
-        left = max(0.0, min(case.begun for case in running) + CASE_SECONDS - time.monotonic())
+            running.append(Case(name, module.CASES[name], seconds))
+        left = max(0.0, min(case.deadline for case in running) - time.monotonic())
         ready = select.select([case.pidfd for case in running], [], [], left)[0]
         for case in list(running):
-            if case.pidfd in ready or time.monotonic() > case.begun + CASE_SECONDS:
+            if case.pidfd in ready or time.monotonic() > case.deadline:
                 running.remove(case)
                 case.finish()
+        if not running:
+            sweep()
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ def _recipe() -> str:
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
+    """Nobody else makes anything in `directory` meanwhile."""
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -158,7 +159,7 @@ def prepare(target: Target, version: str) -> Image:
         raise VmError(f"no kernel {version} for {target.arch}; there are {', '.join(target.kernels)}")
     home = cache_dir() / "images" / target.arch
     work = home / "work"
-    with _locked(home):
+    with locked(home):
         userland = home / f"userland-{_recipe()}.cpio"
         suite, pattern = target.kernels[version]
         named = home / f"linux-{version}-{_recipe()}.name"

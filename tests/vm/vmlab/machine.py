@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boot a guest, run one Python program in it, listen until it powers off.
 
-The guest talks over its serial console: lines that begin with ``@@`` are for us (``@@READY``, ``@@RESULT {json}``,
-``@@EXIT status``), the rest is what the program and the kernel print.
+The guest talks over its serial console: lines that begin with ``@@`` are for us (``@@READY``, ``@@BEGIN case``,
+``@@RESULT {json}``, ``@@EXIT status``), the rest is what the program and the kernel print.
 """
 
 import json
@@ -25,7 +25,7 @@ from .targets import Target
 _GUEST = Path(__file__).parent.parent / "guest"
 _PROJECT = Path(__file__).parents[3]
 BOOT_SECONDS = 180
-_MARK = re.compile(r"@@(READY|RESULT|EXIT) (.*)")
+_MARK = re.compile(r"@@(READY|BEGIN|RESULT|EXIT) (.*)")
 
 
 class Outcome(NamedTuple):
@@ -35,6 +35,7 @@ class Outcome(NamedTuple):
     results: list[dict[str, Any]]
     output: str
     seconds: float
+    unfinished: frozenset[str] = frozenset()  # cases that began and have no result
 
 
 def _overlay(path: Path, argv: Sequence[str], modules: Sequence[str], files: dict[str, Path]) -> None:
@@ -50,7 +51,7 @@ def _overlay(path: Path, argv: Sequence[str], modules: Sequence[str], files: dic
             else:
                 goal.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, goal)
-        job = {"argv": list(argv), "modules": list(modules), "pythonpath": "/torpor/src:/t"}
+        job = {"argv": list(argv), "modules": list(modules), "pythonpath": "/torpor/src:/torpor/tests:/t"}
         with open(path, "wb") as file:
             archive = CpioWriter(file)
             archive.tree(top)
@@ -97,7 +98,7 @@ def run(
     """Boot `target` with Linux `version` and run ``python3.11 argv`` in it.
 
     `files` maps paths in the guest to files or directories here; tests/vm/guest is always at /t, src at /torpor/src.
-    `timeout` counts from the guest being ready; booting has a limit of its own.
+    `timeout` counts from the guest being ready and from each result; booting has a limit of its own.
     """
     prepared = image.prepare(target, version)
     _ensure_executor(target)
@@ -132,6 +133,7 @@ def _listen(
     deadline = time.monotonic() + BOOT_SECONDS
     lines: list[str] = []
     results: list[dict[str, Any]] = []
+    begun_cases: set[str] = set()
     status: int | None = None
     pending = b""
     while True:
@@ -149,14 +151,18 @@ def _listen(
             mark, rest = found.groups() if found else ("", "")
             if mark == "READY":
                 deadline = time.monotonic() + timeout
+            elif mark == "BEGIN":
+                begun_cases.add(rest)
             elif mark == "RESULT":
                 results.append(json.loads(rest))
+                begun_cases.discard(results[-1]["case"])
+                deadline = time.monotonic() + timeout
             elif mark == "EXIT":
                 status, deadline = int(rest), time.monotonic() + 20
             lines.append(line)
             if echo is not None:
                 echo(f"{time.monotonic() - begun:7.2f} {line}")
-    return Outcome(status, results, "\n".join(lines), time.monotonic() - begun)
+    return Outcome(status, results, "\n".join(lines), time.monotonic() - begun, frozenset(begun_cases))
 
 
 def describe_failure(outcome: Outcome) -> VmError:

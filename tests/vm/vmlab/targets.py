@@ -20,6 +20,7 @@ class Target(NamedTuple):
     qemu_package: str
     board: tuple[str, ...]
     console: str
+    triplet: str  # of the compiler
     kernels: dict[str, tuple[str, str]]
 
 
@@ -36,6 +37,7 @@ TARGETS: dict[str, Target] = {
             "qemu-system-x86",
             ("-M", "q35", "-cpu", "max"),
             "ttyS0",
+            "x86_64-linux-gnu",
             {
                 "6.1": ("bookworm", r"linux-image-6\.1\.[0-9.]+-[0-9]+-cloud-amd64-unsigned"),
                 "6.12": ("trixie", r"linux-image-6\.12\.[0-9]+\+deb13-cloud-amd64-unsigned"),
@@ -49,6 +51,7 @@ TARGETS: dict[str, Target] = {
             "qemu-system-arm",
             ("-M", "virt", "-cpu", "cortex-a72"),
             "ttyAMA0",
+            "aarch64-linux-gnu",
             {
                 "6.1": ("bookworm", r"linux-image-6\.1\.[0-9.]+-[0-9]+-arm64-unsigned"),
                 "6.12": ("trixie", r"linux-image-6\.12\.[0-9]+\+deb13-cloud-arm64-unsigned"),
@@ -62,6 +65,7 @@ TARGETS: dict[str, Target] = {
             "qemu-system-arm",
             ("-M", "virt,highmem=off", "-cpu", "cortex-a15"),
             "ttyAMA0",
+            "arm-linux-gnueabihf",
             {
                 "6.1": ("bookworm", r"linux-image-6\.1\.[0-9.]+-[0-9]+-armmp"),
                 "6.12": ("trixie", r"linux-image-6\.12\.[0-9]+\+deb13-armmp"),
@@ -75,6 +79,7 @@ TARGETS: dict[str, Target] = {
             "qemu-system-ppc",
             ("-M", _PSERIES, "-cpu", "power9"),
             "hvc0",
+            "powerpc64le-linux-gnu",
             # 64 KiB pages in 6.1, 4 KiB in 6.12
             {
                 "6.1": ("bookworm", r"linux-image-6\.1\.[0-9.]+-[0-9]+-powerpc64le"),
@@ -89,6 +94,7 @@ TARGETS: dict[str, Target] = {
             "qemu-system-misc",
             ("-M", "s390-ccw-virtio", "-cpu", "max"),
             "ttysclp0",
+            "s390x-linux-gnu",
             {
                 "6.1": ("bookworm", r"linux-image-6\.1\.[0-9.]+-[0-9]+-s390x"),
                 "6.12": ("trixie", r"linux-image-6\.12\.[0-9]+\+deb13-s390x"),

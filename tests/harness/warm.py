@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Torpor's command in a fork of this process, which has imported it already: where starting Python takes seconds, as in
+an emulated machine, a fork takes none.  Such a command is a list that begins with `WARM`.
+"""
+
+import os
+import sys
+
+WARM = "torpor, warm"
+
+
+def become(command: list[str], environment: dict[str, str]) -> None:
+    """Execute `command`; a warm one in this very process, which ends with it."""
+    if command[0] != WARM:
+        os.execve(command[0], command, environment)
+    import torpor.cli.__main__ as cli
+
+    status = 1
+    try:
+        status = cli.main(command[1:])
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def import_all() -> None:
+    """Import what the commands import while they run."""
+    import importlib
+    import pkgutil
+
+    import torpor
+
+    for module in pkgutil.walk_packages(torpor.__path__, "torpor."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The workloads of tests/workloads inside a guest: a case is NAME-MODE, as in tests/test_workloads.py.
+
+Torpor and the harness are imported once; every case, and every dump and restore in it, is a fork of this process.  The
+case `command_line` is the real command, with its own start of Python.  The programs were built outside, for this
+architecture and the C library that lies beside them (vmlab/programs.py).
+"""
+
+import fcntl
+import os
+import resource
+import socket
+import struct
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from harness import warm
+from harness.events import become_subreaper
+from harness.modes import MODES, run_case
+from harness.tools import TORPOR, TORPOR_WARM, Tool
+from harness.workload import DIRECTORY, Skipped, Workload
+
+CASE_SECONDS = 150
+
+
+def _prepare() -> None:
+    """The machine as a booted system would have it: the loopback interface, limits, a directory for everybody."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as anything:
+        name = b"lo".ljust(16, b"\0")
+        fcntl.ioctl(anything, 0x8914, struct.pack("16sh14x", name, 0x1 | 0x40))  # SIOCSIFFLAGS: IFF_UP, IFF_RUNNING
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1048576))
+    os.chmod("/tmp", 0o1777)
+    os.environ.update(TMPDIR="/tmp", TORPOR_WORKLOADS="/torpor/programs")
+
+
+def run(name: str, mode: str, tool: Tool) -> None:
+    """One workload through one mode."""
+    become_subreaper()
+    path = next(path for path in (DIRECTORY / f"{name}.c", DIRECTORY / f"{name}.py") if path.exists())
+    directory = Path(tempfile.mkdtemp(prefix="case-"))
+    directory.chmod(0o755)
+    try:
+        run_case(Workload(path), MODES[mode], {"torpor": tool}, directory / "case")
+    except Skipped as why:
+        print(f"cannot run here: {why}")
+        sys.exit(77)
+
+
+class _Cases(dict[str, Callable[[], None]]):
+    def __missing__(self, case: str) -> Callable[[], None]:
+        name, _, mode = case.partition("-")
+        if name == "command_line":
+            return lambda: run("fd_pipe", "restore", TORPOR)
+        return lambda: run(name, mode, TORPOR_WARM)
+
+
+CASES = _Cases()
+_prepare()
+warm.import_all()

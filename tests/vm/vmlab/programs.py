@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The workloads' programs for a guest: cross-compiled here, against the C library that the guest has.
+
+Its headers and libraries are Debian packages of the guest's suite, unpacked into a directory that the compiler takes
+for the root, so that it does not matter what this machine has installed beside the compiler.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from harness.workload import DIRECTORY, Workload
+
+from . import VmError, cache_dir, targets
+from .debian import Archive, require, unpack
+from .image import locked
+from .targets import Target
+
+GUEST = "torpor/programs"
+PACKAGES = ("libc6", "libc6-dev", "linux-libc-dev")
+
+
+def _compiler(target: Target) -> str:
+    for name in (f"{target.triplet}-gcc", "gcc"):
+        try:
+            found = subprocess.run([name, "-dumpmachine"], capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        if found == target.triplet:
+            return name
+    require((f"{target.triplet}-gcc", f"gcc-{target.triplet.replace('_', '-')}"))
+    raise VmError(f"{target.triplet}-gcc does not compile for {target.triplet}")
+
+
+def _root(target: Target) -> Path:
+    """Where the C library's files for this architecture lie, fetched first if they are not there."""
+    home = cache_dir() / "sysroots"
+    root = home / f"{target.arch}-{targets.USERLAND_SUITE}"
+    with locked(home):
+        if not root.exists():
+            partial = root.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            for name in ("lib", "lib64"):
+                (partial / "usr" / name).mkdir(parents=True)
+                (partial / name).symlink_to("usr/" + name)
+            for deb in Archive(target.debian, targets.USERLAND_SUITE).fetch(PACKAGES):
+                unpack(deb, partial)
+            for link in partial.rglob("*"):
+                if link.is_symlink() and os.readlink(link).startswith("/"):  # it would lead out of this root
+                    goal = partial / os.readlink(link).lstrip("/")
+                    link.unlink()
+                    link.symlink_to(os.path.relpath(goal, link.parent))
+            partial.rename(root)
+    return root
+
+
+def build(target: Target, names: Iterable[str]) -> tuple[dict[str, Path], dict[str, str]]:
+    """Where each program that the guest needs lies here, by its path there; and the workloads that do not compile."""
+    compiler, root = _compiler(target), _root(target)
+    cache = cache_dir() / "programs" / target.arch
+
+    def one(name: str) -> Path | str:
+        try:
+            return Workload(DIRECTORY / f"{name}.c").build(compiler, [f"--sysroot={root}"], cache)
+        except AssertionError as error:
+            return str(error)
+
+    wanted = [name for name in names if (DIRECTORY / f"{name}.c").exists()]
+    files: dict[str, Path] = {}
+    broken: dict[str, str] = {}
+    with locked(cache), ThreadPoolExecutor(2) as pool:
+        for name, made in zip(wanted, pool.map(one, wanted), strict=True):
+            if isinstance(made, str):
+                broken[name] = made
+            else:
+                files[f"{GUEST}/{name}"] = made
+    return files, broken
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    """What else the workloads need in a guest, by its path there."""
+    yield "torpor/tests/harness", DIRECTORY.parent / "harness"
+    yield "torpor/tests/workloads", DIRECTORY
