@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import peer
+from harness.failures import excuse
 from harness.modes import MODES, Mode, run_case, selected
-from harness.tools import TORPOR, Tool, ToolFailed
+from harness.tools import TORPOR, Tool
 from harness.workload import Skipped, Workload, all_workloads
 
 _oracle: dict[str, AssertionError | None] = {}
@@ -39,18 +40,6 @@ def criu_fails(workload: Workload, directory: Path) -> AssertionError | None:
     return _oracle[workload.name]
 
 
-def excuses(criu: AssertionError, here: AssertionError) -> bool:
-    """Does CRIU's own failure excuse this one?  A Torpor command that fails only where the same CRIU command fails."""
-    if isinstance(here, ToolFailed) and here.tool == "torpor":
-        return isinstance(criu, ToolFailed) and criu.verb in (here.verb, "dump")
-    return True
-
-
-def in_short(error: AssertionError) -> str:
-    first, *more = str(error).splitlines() or [""]
-    return f"{first} {more[0]}" if first.endswith("differences:") and more else first
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @pytest.mark.parametrize("mode_name", selected())
 @pytest.mark.parametrize("workload", all_workloads(), ids=lambda workload: workload.name)
@@ -66,6 +55,6 @@ def test_workload(workload: Workload, mode_name: str, tmp_path: Path) -> None:
         if not mode.excused:
             raise
         criu = criu_fails(workload, tmp_path / "oracle")
-        if criu is not None and excuses(criu, error):
-            pytest.xfail(f"CRIU fails too: {in_short(criu)} (here: {in_short(error)})")
+        if criu is not None and (why := excuse(criu, error, mode.dumper, mode.restorer)):
+            pytest.xfail(why)
         raise

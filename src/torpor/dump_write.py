@@ -17,7 +17,7 @@ from torpor.images.schema.stats import DumpStatsEntry, StatsEntry
 from torpor.images.schema.timens import TimensEntry
 from torpor.images.schema.torpor import AreaNameEntry, TaskExtraEntry, TorporTaskEntry
 from torpor.memory import segments
-from torpor.resources.description import write_extras
+from torpor.resources.description import in_order, write_extras
 from torpor.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def everything(dump: "Dump", asked: "Asked", memory: "list[AddressSpace]") -> No
         kind.late(dump)
     write_extras(dump)
     segments.save_inodes(dump)
-    dump.file_entries.sort(key=lambda entry: entry.id)
-    images.write(kinds.FILES, dump.file_entries)
+    images.write(kinds.FILES, in_order(dump.file_entries))
     images.write(kinds.SECCOMP, [SeccompEntry()])
     images.write(kinds.TIMENS, [_clocks()], 0)
 

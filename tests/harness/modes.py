@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from harness import procview
 from harness.events import Nursery, pid_exists, tree_of
-from harness.tools import Tool, ToolFailed
+from harness.failures import Different, ToolFailed
+from harness.tools import Tool
 from harness.workload import Running, Workload, make_owned, remove_owned
 
 # What CRIU 4.2.1 leaves different after its restore: facts of that tool, found by running it.
@@ -94,10 +95,11 @@ class Case:
             return
         deadline = time.monotonic() + 1
         while found := procview.differences(self.before, procview.view(self.pid), tolerances):
-            if time.monotonic() > deadline or _state(self.pid) == "Z":
+            if _state(self.pid) == "Z":
+                self.running.ended_early()
+            if time.monotonic() > deadline:
                 self.running.said_failure()
-                more = f"\n... and {len(found) - 30} more" if len(found) > 30 else ""
-                raise AssertionError(f"{when} /proc shows {len(found)} differences:\n" + "\n".join(found[:30]) + more)
+                raise Different(when, found)
             time.sleep(0.02)
 
     def compare_restored(self) -> None:
@@ -192,7 +194,7 @@ def _state(pid: int) -> str:
 class Mode(NamedTuple):
     """A function over a case, and which tool dumps and restores.
 
-    excused: where CRIU alone fails too, the case is counted apart.
+    excused: where CRIU alone fails in the same way, the case is counted apart (failures.py).
     """
 
     run: Callable[[Case], None]

@@ -9,18 +9,11 @@ import sys
 from pathlib import Path
 
 from harness.events import Timeout, wait_end
+from harness.failures import ToolFailed
 from harness.terminal import Terminal
 from harness.warm import WARM, become
 
 SOURCE = Path(__file__).resolve().parent.parent.parent / "src"
-
-
-class ToolFailed(AssertionError):
-    """The command did not end with 0.  `line` is the line in which it says why."""
-
-    def __init__(self, tool: str, verb: str, status: int, line: str, text: str) -> None:
-        super().__init__(f"{tool} {verb} failed ({status}): {line}\n{text}")
-        self.tool, self.verb, self.line = tool, verb, line
 
 
 class Tool:

@@ -22,8 +22,10 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import NoReturn
 
 from harness.events import FileWatch, Timeout, describe, status_in_words, wait_end
+from harness.failures import CheckFailed
 from harness.terminal import Terminal
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "workloads"
@@ -201,13 +203,19 @@ class Running:
         self.said_failure()
         said = self.lines()
         if status or said[-1:] != ["pass"]:
-            raise AssertionError(f"{self.workload.name}: {status_in_words(status)}, said {said[-5:]}")
+            raise CheckFailed(self.workload.name, [f"{status_in_words(status)}, said {said[-5:]}"])
+
+    def ended_early(self) -> NoReturn:
+        """It has ended though it was not told to: raise how, and what it says."""
+        status = wait_end(self.pid, self.workload.timeout)
+        self.said_failure()
+        raise CheckFailed(self.workload.name, [f"ended by itself, {status_in_words(status)}"])
 
     def said_failure(self) -> None:
         """Raise what the workload itself says is wrong."""
         failures = [line for line in self.lines() if line.startswith("fail:")]
         if failures:
-            raise AssertionError(f"{self.workload.name}: {'; '.join(failures)}")
+            raise CheckFailed(self.workload.name, failures)
 
     def wait_killed(self) -> None:
         """The tool that dumped it ended it: reap it."""

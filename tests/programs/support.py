@@ -24,8 +24,9 @@ import pytest
 
 from harness import procview
 from harness.events import Timeout, children_of, pid_exists, status_in_words, tree_of, wait_end
+from harness.failures import ToolFailed
 from harness.modes import LEFT_BY, LOST_IN_IMAGES_OF
-from harness.tools import Tool, ToolFailed
+from harness.tools import Tool
 
 PATIENCE = 30.0
 # dash waits for its children in sigsuspend, which has a signal mask of its own: a stop may show either.

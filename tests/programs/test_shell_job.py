@@ -20,7 +20,8 @@ import pytest
 from support import Checkpoint, program, wait_for
 
 from harness.events import become_subreaper, tree_of, wait_end
-from harness.tools import SOURCE, ToolFailed, tail
+from harness.failures import ToolFailed
+from harness.tools import SOURCE, tail
 
 JOB = """
 n=0

@@ -9,7 +9,7 @@ static void child(void *argument)
 	int client = MUST(socket(AF_UNIX, SOCK_STREAM, 0));
 	sk_connect(client, "server");
 	wl_child_ready_wait();
-	fd_put(client, "child", 5);
+	fd_put(client, "2", 1);
 	fd_expect_text(client, "answer", "child");
 }
 
@@ -25,20 +25,23 @@ int main(void)
 	sk_connect(last, "server");
 	wl_ready_wait();
 	sk_names(first, NULL, "server", "first client");
-	int accepted = MUST(accept(server, NULL, NULL));
-	fd_put(first, "first", 5);
-	fd_expect_text(accepted, "first", "first in the backlog");
-	sk_names(accepted, "server", NULL, "first accepted");
-	fd_put(accepted, "reply", 5);
+	fd_put(first, "1", 1);
+	MUST(kill(pid, SIGTERM)); /* it puts 2 */
+	fd_put(last, "3", 1);
+	char order[4] = "";
+	int accepted[3];
+	for (int i = 0; i < 3; i++) {
+		accepted[i] = MUST(accept(server, NULL, NULL));
+		struct pollfd entry = {accepted[i], POLLIN, 0};
+		CHECK(poll(&entry, 1, 10000) == 1, "nothing comes from one in the backlog");
+		MUST(read(accepted[i], order + i, 1));
+	}
+	CHECK(!strcmp(order, "123"), "the order of the backlog is %s", order);
+	sk_names(accepted[0], "server", NULL, "first accepted");
+	fd_put(accepted[0], "reply", 5);
 	fd_expect_text(first, "reply", "first client");
-	accepted = MUST(accept(server, NULL, NULL));
-	MUST(kill(pid, SIGTERM));
-	fd_expect_text(accepted, "child", "second in the backlog");
-	fd_put(accepted, "answer", 6);
+	fd_put(accepted[1], "answer", 6);
 	wl_reap(pid);
-	fd_put(last, "last", 4);
-	accepted = MUST(accept(server, NULL, NULL));
-	fd_expect_text(accepted, "last", "last in the backlog");
 	CHECK(accept(server, NULL, NULL) == -1 && errno == EAGAIN, "one more in the backlog");
 	wl_pass();
 }

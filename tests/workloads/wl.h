@@ -93,6 +93,15 @@ static WL_UNUSED __attribute__((format(printf, 1, 2), noreturn)) void wl_skip(co
 		if (!(condition))                                                                                      \
 			wl_fail(__FILE_NAME__ ":" WL_STR(__LINE__) ": " __VA_ARGS__);                                  \
 	} while (0)
+static WL_UNUSED volatile sig_atomic_t wl_wrong;
+/* EXPECT(condition, ...): as CHECK, but goes on: the verdict names everything that is wrong. */
+#define EXPECT(condition, ...)                                                                                         \
+	do {                                                                                                           \
+		if (!(condition)) {                                                                                    \
+			wl_say("fail: " __FILE_NAME__ ":" WL_STR(__LINE__) ": " __VA_ARGS__);                          \
+			wl_wrong = 1;                                                                                  \
+		}                                                                                                      \
+	} while (0)
 /* MUST(call): a call that must not fail (-1 or MAP_FAILED); its value. */
 #define MUST(call)                                                                                                     \
 	({                                                                                                             \
@@ -147,6 +156,8 @@ static WL_UNUSED void wl_ready_wait(void)
 
 static WL_UNUSED __attribute__((noreturn)) void wl_pass(void)
 {
+	if (wl_wrong)
+		_exit(1);
 	wl_say("pass");
 	_exit(0);
 }

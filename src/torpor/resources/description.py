@@ -14,6 +14,7 @@ The owner (F_SETOWN, F_SETSIG) is who gets SIGIO.  Surprising facts:
 import fcntl
 import os
 import struct
+from collections.abc import Sequence
 
 from torpor.errors import RestoreFailed
 from torpor.images import kinds
@@ -108,6 +109,19 @@ def extra(dump: "Dump", id: int) -> TorporFileEntry:
     if id not in entries:
         entries[id] = TorporFileEntry(id=id)
     return entries[id]
+
+
+def in_order(entries: Sequence["FileEntry"]) -> list["FileEntry"]:
+    """In the order of their ids, but of two UNIX sockets that are connected the second first: CRIU begins with the one
+    that it has read last, whose descriptors must be the first."""
+    by_inode = {entry.usk.ino: entry for entry in entries if entry.usk}
+
+    def place(entry: "FileEntry") -> tuple[int, int]:
+        peer = by_inode.get(entry.usk.peer) if entry.usk else None
+        mutual = peer is not None and peer.usk is not None and entry.usk is not None and peer.usk.peer == entry.usk.ino
+        return (max(entry.id, peer.id), -entry.id) if peer and mutual else (entry.id, 0)
+
+    return sorted(entries, key=place)
 
 
 def write_extras(dump: "Dump") -> None:
