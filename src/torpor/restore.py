@@ -65,10 +65,13 @@ def restore(options: "Options", sibling: bool = False) -> RestoreResult:
 
         cradle = Cradle.make()
     child: list[int] = []
+    letting_go: list[int] = []
 
     def on_report(kind: str, value: Any) -> None:
         if kind == "made":
             child.append(value)
+        elif kind == "let go":
+            letting_go[:] = value
         elif cradle is not None:
             _clone_for(cradle, value)
 
@@ -76,6 +79,8 @@ def restore(options: "Options", sibling: bool = False) -> RestoreResult:
         try:
             result = run_engine(lambda report: _restore(options, images.dir_fd, report, parent, cradle), on_report)
         except BaseException:
+            for pid in letting_go:  # the engine died when some did not die with it any more
+                _kill(pid)
             if child:
                 _reap(child[0])
             raise
@@ -91,6 +96,13 @@ def _clone_for(cradle: "Cradle", pid: int) -> None:
         failure = error.errno or EPERM
     cradle.theirs.send(failure.to_bytes(4, "little"))
     cradle.close()
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
 
 
 def _reap(pid: int) -> None:
@@ -140,7 +152,7 @@ def _restore(options: "Options", dir_fd: int, report: "Report", parent: int, cra
     try:
         work.build(clone_first, cradle)
         work.bring_back()
-        work.release()
+        work.release(report)
     except BaseException as error:
         work.undo()
         if isinstance(error, OSError):
@@ -176,6 +188,7 @@ class _Work:
         self._at = time.monotonic()
         self.limit = _raise_limit()
         self.spawner: Spawner | None = None
+        self._pidfile = ""
 
     def lap(self, name: str) -> None:
         now = time.monotonic()
@@ -314,7 +327,7 @@ class _Work:
             attribute.place_thread(task, tid, task.cores[tid], program)
 
     # -- release ----------------------------------------------------------------------------------------------------
-    def release(self) -> None:
+    def release(self, report: "Report") -> None:
         """Take the executors out, put the registers in, let the tree run."""
         from torpor.engine import waiting
         from torpor.kernel import ptrace
@@ -337,8 +350,10 @@ class _Work:
         waiting.check_cancelled()
         self._write_pidfile()
         waiting.forget_cancellation()
+        report("let go", [task.pid for task in self.restore.tasks.values() if not task.dead])
         for tid in spawner.tracees:
             ptrace.set_options(tid, 0)
+        report("let go", [])  # from here on, all run if the engine dies
         for task in self.restore.tasks.values():
             if task.dead:
                 continue
@@ -373,9 +388,11 @@ class _Work:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise KernelError(f"cannot write the PID file {path}", error, "remove it, or name another") from None
-        os.write(fd, b"%d" % self.plan.root)
-        os.close(fd)
         self._pidfile = path
+        try:
+            os.write(fd, b"%d" % self.plan.root)
+        finally:
+            os.close(fd)
 
     def _write_stats(self) -> None:
         from torpor import log
@@ -410,6 +427,8 @@ class _Work:
         if self.spawner is not None:
             self.spawner.kill()
         sysv.undo(self.restore)
+        if self._pidfile:
+            os.unlink(self._pidfile)
         for undo in self.restore.state.get("undo", ()):
             try:
                 undo()

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from faults.steps import count, meddled, some
+from faults.trees import Checkpoint
+from faults.trees import count as steps_of_restore
 from faults.victim import Command, Victim
 from harness.events import Nursery, tree_of
 
@@ -105,3 +107,56 @@ def test_suspended_and_continued(victim: Victim, tmp_path: Path) -> None:
         code = command.wait()
     assert code == 0, command.text
     assert victim.harm("signals") == []
+
+
+# -- restore ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]:
+    yield Checkpoint(tmp_path_factory.mktemp("tree"))
+
+
+def undone(checkpoint: Checkpoint, code: int, text: str, what: str) -> bool:
+    """Whether the restore was given up: undone completely then."""
+    assert "a bug" not in text and "Traceback" not in text, f"{what}: {text}"
+    outcome = checkpoint.outcome()
+    assert outcome == ("nothing" if code else "all"), f"{what}: status {code}, {outcome} is left; {text}"
+    if code:
+        assert code == 1 and text.startswith("torpor: interrupted") and "\n" not in text, f"{what}: {text}"
+        assert checkpoint.left() == [], what
+    checkpoint.end()
+    assert checkpoint.left() == [], what
+    return bool(code)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
+def test_restore_at_any_step(checkpoint: Checkpoint, number: signal.Signals) -> None:
+    steps = steps_of_restore(checkpoint)
+    given_up = 0
+    for whom in ("front", "engine"):
+        for step in some(steps, 5):
+            with Nursery():
+                code, text = checkpoint.meddled(step, f"{whom}:{number:d}")
+                words = "\n".join(line for line in text.splitlines() if not line.startswith("steps "))
+                given_up += undone(checkpoint, code, words, f"{number.name} to the {whom} at step {step} of {steps}")
+    assert given_up
+
+
+def test_restore_ctrl_c(checkpoint: Checkpoint) -> None:
+    """Again and again, to front and engine, as soon as the root is there."""
+    given_up = 0
+    for _ in range(4):
+        with Nursery():
+            command = checkpoint.command()
+            while not os.path.exists(f"/proc/{checkpoint.root}") and command.process.poll() is None:
+                pass
+            for _ in range(3):
+                try:
+                    os.killpg(command.pid, signal.SIGINT)
+                except ProcessLookupError:
+                    pass
+                time.sleep(0.002)
+            code = command.wait()
+            given_up += undone(checkpoint, code, command.text, "again and again")
+    assert given_up

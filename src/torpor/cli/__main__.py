@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: CRIU's verbs, options and exit statuses, so that a link called ``criu`` serves scripts.
 
-Exit status 0: done; 1: not done, whatever the reason, usage errors included (as CRIU does); 130: interrupted.  One
+Exit status 0: done; 1: not done, whatever the reason, usage errors and interrupted dumps and restores included (as CRIU
+does); 130: another command was interrupted.  One
 sentence on stderr says why, or one JSON object on stdout where ``--json`` was given.  Nothing is imported that the verb
 does not need: the whole of a small dump takes less time than importing argparse, json and logging would.
 """
@@ -9,12 +10,14 @@ does not need: the whole of a small dump takes less time than importing argparse
 import gc
 import os
 import sys
+from signal import SIG_BLOCK, SIG_SETMASK, SIGHUP, SIGINT, SIGTERM, pthread_sigmask
 
 from torpor import log
 from torpor.cli.say import Voice
 from torpor.errors import TorporError, UsageError
 from torpor.getopt import Command, parse, scan
 from torpor.options import Options
+from torpor.typed import Any
 
 # Verbs of CRIU that Torpor does not have yet: why, and what to do instead.
 REFUSED = {
@@ -26,23 +29,30 @@ REFUSED = {
     "dedup": ("Torpor writes whole checkpoints only, so there is nothing to deduplicate", ""),
     "cpuinfo": ("Torpor does not record CPU features in images yet", ""),
 }
+# Requests to stop.  A dump and a restore look for them at their safe points (engine/process.py) and hold them off
+# otherwise, from here on to the end of the process: one that comes too late does not turn success into failure.
+REQUESTS = (SIGINT, SIGTERM, SIGHUP)
+INTERRUPTIBLE = ("dump", "restore")
 VERBS = ("dump", "restore", "check", "show", *REFUSED)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    if argv is None:
+    own_process = argv is None
+    if own_process:
         gc.disable()  # this process ends soon: looking for garbage would take a fifth of the time of a small dump
-    program = os.path.basename(sys.argv[0]) if argv is None else "torpor"
+    program = os.path.basename(sys.argv[0]) if own_process else "torpor"
     if program in ("__main__.py", ""):
         program = "torpor"
     argv = sys.argv[1:] if argv is None else argv
     voice = Voice(program)
+    before = pthread_sigmask(SIG_BLOCK, REQUESTS)
     try:
-        return _run(argv, voice)
+        return _run(argv, voice, before)
     except TorporError as error:
         return voice.error(error)
     except KeyboardInterrupt:
+        pthread_sigmask(SIG_BLOCK, REQUESTS)  # a second one, while the first is being told
         voice.error(TorporError("interrupted", code="interrupted"))
         return 130
     except BrokenPipeError:  # whoever reads our output has gone
@@ -50,9 +60,12 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except Exception as error:  # a bug: say so, and leave what is needed to find it in the log
         return voice.bug(error)
+    finally:
+        if not own_process:
+            pthread_sigmask(SIG_SETMASK, before)
 
 
-def _run(argv: list[str], voice: Voice) -> int:
+def _run(argv: list[str], voice: Voice, before: set[Any]) -> int:
     voice.json = "--json" in argv  # so that a wrong command line is answered in JSON too
     try:
         command = parse(argv)
@@ -62,6 +75,8 @@ def _run(argv: list[str], voice: Voice) -> int:
             error.remedy = f"{voice.program} {verb} --help lists its options"
         raise
     options, words, files = command
+    if not words or words[0] not in INTERRUPTIBLE:
+        pthread_sigmask(SIG_SETMASK, before)
     voice.json, voice.verbosity = options.json, options.verbosity
     for fd in options.close:
         try:

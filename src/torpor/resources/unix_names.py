@@ -194,6 +194,7 @@ class Names:
         self._cwd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._scratch = -1
         self.made: list[Place] = []  # files that bind_at made, to be removed if the restore fails
+        self.replaced: list[tuple[bytes, os.stat_result]] = []  # and old ones, of sockets that nobody has any more
 
     def close(self) -> None:
         for fd in (self._root, self._cwd, self._scratch):
@@ -202,10 +203,17 @@ class Names:
         self._root = self._cwd = self._scratch = -1
 
     def undo(self) -> None:
-        """Remove the files that were made."""
+        """Remove the files that were made, and put back those that stood in their places."""
         for place in self.made:
             try:
                 os.unlink(place.path)
+            except OSError:
+                pass
+        for path, facts in self.replaced:
+            try:
+                os.mknod(path, st.S_IFSOCK | mask_of(facts.st_mode))
+                os.chown(path, facts.st_uid, facts.st_gid)
+                os.chmod(path, mask_of(facts.st_mode))
             except OSError:
                 pass
 
@@ -229,12 +237,11 @@ class Names:
 
     def bind_at(self, fd: int, place: Place, mode: int, uid: int, gid: int, moved: str | None = None) -> int:
         """Bind at a real place; an old socket file there goes.  Returns a handle (O_PATH).  Raises OSError, Refusal."""
-        check_free(place, None)
+        old = check_free(place, None)
         with self._standing(place.root, place.directory):
-            try:
+            if old is not None:
                 os.unlink(place.name)
-            except FileNotFoundError:
-                pass
+                self.replaced.append((place.path, old))
             os.umask(~mask_of(mode) & 0o777)
             try:
                 bind(fd, place.name)
@@ -308,9 +315,10 @@ def _detached_tmpfs() -> int:
         os.close(context)
 
 
-def check_free(place: Place, living: "dict[tuple[int, int], int] | None") -> None:
-    """Refuse a place where something is that must not be removed.  `living`: inodes that sockets hold, as sock_diag
-    tells them (inode, kernel dev_t)."""
+def check_free(place: Place, living: "dict[tuple[int, int], int] | None") -> os.stat_result | None:
+    """Refuse a place where something is that must not be removed; returns what an old socket's file there is like.
+
+    `living`: inodes that sockets hold, as sock_diag tells them (inode, kernel dev_t)."""
     shown = os.fsdecode(place.path)
     try:
         facts = os.lstat(place.path)
@@ -320,9 +328,10 @@ def check_free(place: Place, living: "dict[tuple[int, int], int] | None") -> Non
             raise Refusal(
                 f"the UNIX socket {shown}", f"its directory {os.fsdecode(above)} is not there", "create it first"
             ) from None
-        return
+        return None
     if not st.S_ISSOCK(facts.st_mode):
         raise Refusal(f"the UNIX socket {shown}", "a file that is no socket has its name", "move that file away")
     key = (facts.st_ino & 0xFFFFFFFF, os.major(facts.st_dev) << 20 | os.minor(facts.st_dev))
     if living and key in living:
         raise Refusal(f"the UNIX socket {shown}", "another process has a socket of this name", "end that process first")
+    return facts
