@@ -7,6 +7,7 @@ from torpor import log
 from torpor.arch import native
 from torpor.images import kinds
 from torpor.images.directory import write_stats
+from torpor.images.pages import PAGE_SIZE
 from torpor.images.schema.core import CoreEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry
 from torpor.images.schema.fdinfo import FdinfoEntry
 from torpor.images.schema.fs import FsEntry
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 IMG_V1_1 = 2
 ALIVE, DEAD, STOPPED = 1, 2, 3
-PAGE = 4096
 
 
 def everything(dump: "Dump", asked: "Asked", memory: "list[AddressSpace]") -> None:
@@ -159,7 +159,7 @@ def _clocks() -> TimensEntry:
 
 def stats(dump: "Dump", phases: dict[str, float], frozen: float, memory: "list[AddressSpace]") -> None:
     """stats-dump; times in µs.  Nothing depends on it: the dump has succeeded already."""
-    pages = sum(space.bytes for space in memory) // PAGE
+    pages = sum(space.bytes for space in memory) // PAGE_SIZE
 
     def micros(seconds: float) -> int:
         return min(int(seconds * 1e6), 0xFFFFFFFF)

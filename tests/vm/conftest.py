@@ -58,6 +58,7 @@ class Guests:
             outcome = machine.run(
                 target, version, ["/t/runner.py", module, *left],
                 files=files, extra=["-cpu", cpu] if cpu else [], timeout=CASE_TIMEOUT,
+                disk=2048 if module == "workloads" else 0,
             )  # fmt: skip
             for result in outcome.results:
                 found[result["case"]] = result

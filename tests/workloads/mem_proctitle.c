@@ -32,8 +32,8 @@ int main(int argc, char **argv)
 	MUST(prctl(PR_SET_MM, 9 /* PR_SET_MM_ARG_END */, area + 13, 0, 0) == -1 && errno == EINVAL ? 0 : 0);
 	if (prctl(PR_SET_MM, 8 /* PR_SET_MM_ARG_START */, area, 0, 0) == 0) {
 		MUST(prctl(PR_SET_MM, 9, area + 13, 0, 0));
-		MUST(prctl(PR_SET_MM, 11 /* PR_SET_MM_ENV_END */, area + 4096 + 18, 0, 0));
 		MUST(prctl(PR_SET_MM, 10 /* PR_SET_MM_ENV_START */, area + 4096, 0, 0));
+		MUST(prctl(PR_SET_MM, 11 /* PR_SET_MM_ENV_END */, area + 4096 + 18, 0, 0));
 	}
 	sizes[0] = slurp("/proc/self/cmdline", before[0], sizeof before[0]);
 	sizes[1] = slurp("/proc/self/environ", before[1], sizeof before[1]);
@@ -43,6 +43,6 @@ int main(int argc, char **argv)
 	CHECK(slurp("/proc/self/environ", now, sizeof now) == sizes[1] && !memcmp(now, before[1], sizes[1]), "environ is %s", now);
 	CHECK(slurp("/proc/self/auxv", now, sizeof now) == sizes[2] && !memcmp(now, before[2], sizes[2]), "auxv differs");
 	CHECK(!strcmp(argv[0], "renamed: worker"), "argv[0] is %s", argv[0]);
-	CHECK(getauxval(AT_PAGESZ) == 4096, "page size");
+	CHECK(getauxval(AT_PAGESZ) == (unsigned long)sysconf(_SC_PAGESIZE), "page size");
 	wl_pass();
 }

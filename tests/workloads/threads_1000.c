@@ -39,7 +39,7 @@ int main(void)
 	pthread_attr_t attributes;
 	wl_begin();
 	MUST0(pthread_attr_init(&attributes));
-	MUST0(pthread_attr_setstacksize(&attributes, 65536));
+	MUST0(pthread_attr_setstacksize(&attributes, PTHREAD_STACK_MIN > 65536 ? PTHREAD_STACK_MIN : 65536));
 	for (uintptr_t i = 0; i < count; i++)
 		MUST0(pthread_create(&threads[i], &attributes, body, (void *)i));
 	MUST0(pthread_mutex_lock(&lock));

@@ -52,7 +52,7 @@ static void *body(void *argument)
 	while (!sigismember(&wanted, SIGRTMIN + 4 + i));
 	tids[i] = gettid();
 	while (!go)
-		usleep(2000);
+		usleep(20000); /* rarely: it costs CPU time, much in an emulated machine */
 	wanted = wl_set(SIGRTMIN + 4 + i);
 	for (int n = 0; n < 3; n++)
 		CHECK(sigtimedwait(&wanted, &info, &(struct timespec){10, 0}) == SIGRTMIN + 4 + i && info.si_code == SI_TIMER && info.si_value.sival_int == 7,

@@ -83,6 +83,10 @@ class AArch64(Arch):
     word = "<Q"
     word_size = 8
     page_size_hint = 4096
+    user_end = 1 << 52
+    stub_layout = (1 << 45, 1 << 48)
+    elf_machine = 183
+    untag_mask = (1 << 56) - 1  # hardware ignores the top byte
     march = 3
     SYSCALLS = numbers(_CALLS + FROM_424) | {"memfd_secret": 447}
     instruction = b"\x01\x00\x00\xd4"

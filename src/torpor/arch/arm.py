@@ -111,6 +111,10 @@ class Arm(Arch):
     word = "<I"
     word_size = 4
     page_size_hint = 4096
+    user_end = 0xC0000000
+    stub_layout = (0x18000000, 0xC0000000)
+    elf_machine = 40
+    elf_flags = 0x5000000  # EABI 5
     march = 2
     SYSCALLS = _table()
     instruction = b"\x00\x00\x00\xef"

@@ -37,6 +37,10 @@ class Arch:
     word: str  # struct code of an unsigned machine word, with byte order: "<Q", ">Q", "<I"
     word_size: int
     page_size_hint: int
+    user_end: int  # no area of a program lies beyond
+    stub_layout: tuple[int, int]  # where stack, vDSO and the like of a program without randomisation may lie
+    elf_machine: int
+    elf_flags = 0
     march: int  # core_entry.march
     SYSCALLS: dict[str, int]
     instruction: bytes  # enters a system call; to be found in the vDSO
@@ -46,6 +50,7 @@ class Arch:
     sigaction_size = 32  # struct kernel_sigaction: handler, flags, restorer, mask
     arch_mmap_flags: Mapping[str, int] = {}
     volatile: Sequence[int] = ()  # NT_* numbers, where the CPU has them, of what any system call destroys (`is_live`)
+    untag_mask = (1 << 64) - 1  # what /proc/PID/status shows of a task for which no bits of addresses are ignored
     thread_area = 0  # NT_* number under which the word of PTRACE_GET_THREAD_AREA is kept (arm: the thread pointer)
     call_before_stop = False  # `resumed` needs what /proc/TID/syscall said before the task was stopped
 

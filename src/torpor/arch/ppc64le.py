@@ -81,6 +81,10 @@ class Ppc64le(Arch):
     word = "<Q"
     word_size = 8
     page_size_hint = 65536
+    user_end = 1 << 52
+    stub_layout = (1 << 44, 1 << 47)
+    elf_machine = 21
+    elf_flags = 2  # ELF v2
     march = 4
     SYSCALLS = numbers(_CALLS + FROM_424)
     instruction = b"\x02\x00\x00\x44"

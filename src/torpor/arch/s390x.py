@@ -76,6 +76,9 @@ class S390x(Arch):
     word = ">Q"
     word_size = 8
     page_size_hint = 4096
+    user_end = 1 << 53
+    stub_layout = (1 << 39, 1 << 42)
+    elf_machine = 22
     march = 5
     SYSCALLS = numbers(_CALLS + FROM_424)
     instruction = b"\x0a\x00"

@@ -84,6 +84,9 @@ class X86_64(Arch):
     word = "<Q"
     word_size = 8
     page_size_hint = 4096
+    user_end = 0x7FFFFFFFF000
+    stub_layout = (0x7FFF00000000, 0x7FFFFFFFF000)
+    elf_machine = 62
     march = 1
     SYSCALLS = (
         {name: number for number, name in enumerate(_FROM_0.split())}

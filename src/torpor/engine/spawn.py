@@ -60,7 +60,6 @@ ADDR_NO_RANDOMIZE = 0x0040000
 MFD_CLOEXEC, MFD_EXEC = 1, 0x10
 OPTIONS = ptrace.O_TRACESYSGOOD | ptrace.O_EXITKILL
 STUB_AT = 0x10000  # the lowest address that may be mapped (vm.mmap_min_addr)
-_MACHINES = {"x86_64": 62, "aarch64": 183, "arm": 40, "ppc64le": 21, "s390x": 22}
 _UNDO_ROOM = 1 << 10
 _THREAD = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_PTRACE
 _SET_TID_AT = 64  # offset of clone_args.set_tid
@@ -96,10 +95,9 @@ def stub(arch: Arch) -> bytes:
     size = header + (56 if wide else 32)
     code = arch.instruction.ljust(16, b"\0")
     ident = b"\x7fELF" + bytes([2 if wide else 1, 1 if order == "<" else 2, 1]) + bytes(9)
-    flags = {"ppc64le": 2, "arm": 0x5000000}.get(arch.name, 0)
     start = struct.pack(
-        f"{order}HHI3{arch.word[1]}I6H", 2, _MACHINES[arch.name], 1, STUB_AT + size, header, 0,
-        flags, header, size - header, 1, 64 if wide else 40, 0, 0,
+        f"{order}HHI3{arch.word[1]}I6H", 2, arch.elf_machine, 1, STUB_AT + size, header, 0,
+        arch.elf_flags, header, size - header, 1, 64 if wide else 40, 0, 0,
     )  # fmt: skip
     whole = size + len(code)
     if wide:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PE_PARENT = 1
 PE_LAZY = 2
 PE_PRESENT = 4
-PAGE_SIZE = 4096
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")  # images do not say whose: see AddressSpace in memory/restore.py
 MAX_PARENTS = 1024  # a chain longer than this is a mistake or malice
 
 

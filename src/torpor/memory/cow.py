@@ -8,12 +8,12 @@ CRIU's images do not say which pages were shared, so contents are compared, by b
 import os
 from collections.abc import Iterator, Sequence
 
+from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.images.pages import PagemapReader
 
-PAGE = 4096
 BLOCK = 1 << 18
 
 Span = tuple[int, int]

@@ -16,6 +16,7 @@ from torpor.engine.executor import Executor
 from torpor.engine.program import Batch, Load32, Program, Result
 from torpor.errors import DumpFailed
 from torpor.images.kinds import PAGEMAP
+from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.pages import PagemapWriter
 from torpor.images.schema.mm import MmEntry
 from torpor.images.schema.vma import VmaEntry
@@ -31,7 +32,6 @@ from torpor.typed import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torpor.resources.context import Dump, DumpTask
 
-PAGE = 4096
 MAX_IOVECS = 1024  # UIO_MAXIOV
 CHUNK = 1 << 28  # bytes of one write: a safe point in between, and far below 2 GiB
 COPY = 1 << 20
@@ -232,9 +232,7 @@ class AddressSpace:
         for group in _groups(inside):
             vector = b"".join(struct.pack(f"{word[0]}2{word[1]}", p.start, p.length) for p in group)
             at = group[0].offset
-            result = program.call(
-                "pwritev", remote, program.put(vector), len(group), at & 0xFFFFFFFF, at >> 32, may_fail=True
-            )
+            result = program.call("pwritev", remote, program.put(vector), len(group), at, may_fail=True)
             self.writing.append((group, result))
         program.call("close", remote)
 

@@ -5,6 +5,7 @@ child can keep of what it inherits from its parent."""
 from collections.abc import Iterable, Sequence
 
 from torpor.errors import ImageError
+from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.schema.vma import VmaEntry
 from torpor.memory import areas as vma
 from torpor.typed import TYPE_CHECKING, NamedTuple
@@ -12,8 +13,6 @@ from torpor.typed import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torpor.images.schema.mm import MmEntry
 
-PAGE = 4096
-USER_END = 0x7FFFFFFFF000  # x86_64 and the largest of the others that we place executors in
 LOWEST = 1 << 16  # vm.mmap_min_addr's default
 HOLE_FROM = 1 << 21
 MARGIN = 1 << 20  # stack_guard_gap: nothing is put closer than this below a growing stack
@@ -22,7 +21,7 @@ MAX_AREAS = 1 << 20
 Span = tuple[int, int]
 
 
-def checked(name: str, mm: "MmEntry") -> list[VmaEntry]:
+def checked(name: str, mm: "MmEntry", user_end: int) -> list[VmaEntry]:
     """The areas of an mm image, sane: sorted, disjoint, whole pages, in user space.  Raises ImageError."""
     if len(mm.vmas) > MAX_AREAS:
         raise ImageError(f"{name} is mangled", f"it has {len(mm.vmas)} areas")
@@ -34,12 +33,12 @@ def checked(name: str, mm: "MmEntry") -> list[VmaEntry]:
         if area.status & vma.VSYSCALL:
             continue
         if area.status & vma.GUARD:
-            if area.end > USER_END:
+            if area.end > user_end:
                 raise ImageError(f"{name} is mangled", f"{where} lies outside of user memory")
             continue
         if area.start < end:
             raise ImageError(f"{name} is mangled", f"{where} is out of order or overlaps")
-        if area.end > USER_END or area.start < LOWEST:
+        if area.end > user_end or area.start < LOWEST:
             raise ImageError(f"{name} is mangled", f"{where} lies outside of user memory")
         if area.prot & ~7 or area.pgoff % PAGE:
             raise ImageError(f"{name} is mangled", f"{where} has impossible protection or offset")
@@ -47,14 +46,14 @@ def checked(name: str, mm: "MmEntry") -> list[VmaEntry]:
     return [area for area in mm.vmas if not area.status & (vma.VSYSCALL | vma.GUARD)]
 
 
-def find_hole(size: int, occupied: Iterable[Span]) -> int:
+def find_hole(size: int, occupied: Iterable[Span], user_end: int) -> int:
     """The lowest address at which `size` bytes are free between all the spans given.  Raises ImageError."""
     at = HOLE_FROM
     for start, end in sorted(occupied):
         if start - MARGIN >= at + size:
             break
         at = max(at, (end + 0xFFFF) & ~0xFFFF)
-    if at + size > USER_END:
+    if at + size > user_end:
         raise ImageError("there is no room for Torpor's own memory in these address spaces")
     return at
 

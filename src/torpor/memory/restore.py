@@ -14,17 +14,19 @@ import os
 import struct
 from collections.abc import Sequence
 
+from torpor.arch import native
 from torpor.engine.area import PAGE as AREA_PAGE
 from torpor.engine.executor import LEADER_AREA, SCM_MAX_FD, Executor
 from torpor.engine.program import Load32, Program
 from torpor.errors import ImageError
 from torpor.images import kinds
+from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.pages import PageStore
 from torpor.images.schema.vma import VmaEntry
 from torpor.kernel.maps import kind, read_maps
 from torpor.memory import areas as vma
 from torpor.memory import cow, layout, segments, sysv
-from torpor.memory.layout import PAGE, Span
+from torpor.memory.layout import Span
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,12 +38,12 @@ MAP_FIXED, MAP_FIXED_NOREPLACE = 0x10, 0x100000
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 MADV_DONTNEED, MADV_POPULATE_WRITE, MADV_GUARD_INSTALL = 4, 23, 102
 MLOCK_ONFAULT = 1
+AT_PAGESZ = 6
 MCL_FUTURE, MCL_ONFAULT = 2, 4
 PR_SET_MM, PR_SET_MM_MAP = 35, 14
 PR_SET_VMA, PR_SET_VMA_ANON_NAME = 0x53564D41, 0
 MAX_IOVECS, CHUNK = 1024, 1 << 30
-# Where an executable without randomisation and its stub, stack and vDSO lie: never the executor's hole.
-STUB_LAYOUT: list[Span] = [(0, 1 << 21), (0x7FFF00000000, layout.USER_END)]
+STUB: Span = (0, 1 << 21)  # the first task's program
 KEPT_FLAGS = vma.MAP_SHARED | vma.MAP_PRIVATE | vma.MAP_DROPPABLE | vma.MAP_ANONYMOUS | vma.MAP_GROWSDOWN
 KEPT_FLAGS |= vma.MAP_NORESERVE
 
@@ -54,7 +56,8 @@ class AddressSpace:
         name = kinds.MM.file_name(task.pid)
         mm = task.mm if task.mm is not None else restore.images.one(kinds.MM, task.pid)
         task.mm = self.mm = mm
-        self.areas = layout.checked(name, mm)
+        self._check_page_size()
+        self.areas = layout.checked(name, mm, native().user_end)
         self.guards = [(area.start, area.end) for area in mm.vmas if area.status & vma.GUARD]
         self.pages = PageStore(restore.images, task.pid)
         extras = restore.images.find(kinds.TORPOR_TASK, task.pid)
@@ -63,6 +66,16 @@ class AddressSpace:
         self._check_pages()
         self.with_pages = _touched(self.areas, [(r.vaddr, r.vaddr + r.nr_pages * PAGE) for r, _ in self.pages.pieces])
         self.protection: dict[int, int] = {}  # of private areas, by their starts: what it is for the moment
+
+    def _check_page_size(self) -> None:
+        """Images count in pages, but only the auxiliary vector says how large these are."""
+        vector = self.mm.mm_saved_auxv
+        size = dict(zip(vector[::2], vector[1::2], strict=False)).get(AT_PAGESZ, PAGE)
+        if size != PAGE:
+            raise self.task.refusal(
+                f"it comes from a kernel with pages of {size} bytes, and this one's have {PAGE}",
+                "restore it under a kernel with pages of that size", code="page-size",
+            )  # fmt: skip
 
     def _check_pages(self) -> None:
         """Every stored page lies in a private area of the task's."""
@@ -88,11 +101,12 @@ class AddressSpace:
     def runs(self) -> list[cow.Run]:
         """Stored pages: (address, length, pages image, offset in it)."""
         text = [(area.start, area.end) for area in self.areas if area.status & vma.VDSO]
-        return [
+        stored = [
             cow.Run(run.vaddr, run.nr_pages * PAGE, level, run.offset)
             for run, level in self.pages.pieces
-            if level is not None and not any(start <= run.vaddr < end for start, end in text)
+            if level is not None
         ]
+        return cow.split(stored, text)[0]  # the pages beside the vDSO may be in a run with its own
 
 
 class AddressSpaces:
@@ -108,9 +122,14 @@ class AddressSpaces:
         for task in restore.tasks.values():
             if not task.dead and task.pid not in self.spaces and not self._shares(task):
                 raise ImageError(f"{kinds.MM.file_name(task.pid)} is missing", code="missing-image")
-        spans = [(area.start, area.end) for space in self.spaces.values() for area in space.areas]
-        self.hole = layout.find_hole(AREA_PAGE + LEADER_AREA * restore.state["executor areas"], spans + STUB_LAYOUT)
+        self.hole = self._find_hole(AREA_PAGE + LEADER_AREA * restore.state["executor areas"])
         segments.check(restore)
+
+    def _find_hole(self, size: int, *more: Span) -> int:
+        """A place that nothing uses: no area of the whole tree, nor what the first task begins with."""
+        arch = native()
+        spans = [(area.start, area.end) for space in self.spaces.values() for area in space.areas]
+        return layout.find_hole(size, [*spans, STUB, arch.stub_layout, *more], arch.user_end)
 
     def _shares(self, task: "RestoreTask") -> bool:
         """Whether the task lives in another's address space (CLONE_VM)."""
@@ -217,8 +236,7 @@ class AddressSpaces:
         flags = MREMAP_MAYMOVE | MREMAP_FIXED
         if low[0] < high[1] and high[0] < low[1]:  # old and new overlap: by way of a third place
             total = sum(n for _, n, _ in moves)
-            spans = [(area.start, area.end) for s in self.spaces.values() for area in s.areas]
-            spare = layout.find_hole(total, [*spans, *STUB_LAYOUT, (runner.base, runner.base + runner.size)])
+            spare = self._find_hole(total, (runner.base, runner.base + runner.size))
             program = Program()
             steps = []
             for a, n, b in moves:
@@ -334,9 +352,7 @@ class AddressSpaces:
                     vector = b"".join(struct.pack(f"{word[0]}2{word[1]}", run.start, run.length) for run in group)
                     offset = group[0].offset
                     total = sum(run.length for run in group)
-                    result = program.call(
-                        "preadv", remote.value, program.put(vector), len(group), offset & 0xFFFFFFFF, offset >> 32
-                    )
+                    result = program.call("preadv", remote.value, program.put(vector), len(group), offset)
                     runner.run(program)
                     if result.value != total:
                         raise ImageError(f"the pages of task {task.pid} cannot be read", "the image is too short")
@@ -407,12 +423,9 @@ class AddressSpaces:
         program = Program()
         vector = program.put(auxv)
         pointer = 8 * len(fields)
-        layout_ = program.put(
-            struct.pack(f"{order}11Q", *fields)
-            + bytes(runner.arch.word_size)
-            + struct.pack(f"{order}II", len(auxv), remote.value),
-            [(pointer, vector)],
-        )
+        packed = struct.pack(f"{order}11Q", *fields) + bytes(runner.arch.word_size)
+        packed += struct.pack(f"{order}II", len(auxv), remote.value)
+        layout_ = program.put(packed.ljust(104, b"\0"), [(pointer, vector)])
         program.call("prctl", PR_SET_MM, PR_SET_MM_MAP, layout_, len(layout_), 0)
         program.call("close", remote.value)
         runner.run(program)

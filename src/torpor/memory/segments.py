@@ -10,6 +10,7 @@ import os
 
 from torpor.errors import ImageError
 from torpor.images.kinds import MEMFD_INODE, SHMEM_PAGEMAP
+from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.pages import PagemapWriter, PageStore
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.memfd import MemfdFileEntry, MemfdInodeEntry
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from torpor.resources.context import Dump, DumpTask, Restore
 
 MEMFD = 18  # FdTypes
-PAGE = 4096
 F_ADD_SEALS, F_GET_SEALS = 1033, 1034
 MFD_EXEC = 0x10
 MAX_SEGMENT = 1 << 46

@@ -11,6 +11,7 @@ import os
 
 from torpor.errors import ImageError, KernelError, Refusal
 from torpor.images.kinds import IPCNS_SHM
+from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.schema.ipc_desc import IpcDescEntry
 from torpor.images.schema.ipc_shm import IpcShmEntry
 from torpor.kernel.syscall import call
@@ -64,7 +65,7 @@ def enter(dump: "Dump", task: "DumpTask", area: "Area") -> int:
     shm = segments().get(area.inode)
     if shm is None:
         raise Refusal(where, "its SysV segment is of another IPC namespace", "run Torpor inside that namespace")
-    if area.offset or area.size != (shm.size + 4095) & -4096:
+    if area.offset or area.size != (shm.size + PAGE - 1) & -PAGE:
         raise Refusal(where, "only a part of its SysV segment is mapped", "attach the whole segment (shmat)")
     dump.setdefault(_KEY, {})[shm.id] = shm
     return shm.id
@@ -184,5 +185,5 @@ def open_content(shmid: int, size: int) -> tuple[int, int]:
     """A descriptor through which the segment's pages can be written, by way of an attachment of our own; returns
     (descriptor, address to detach)."""
     at = call("shmat", shmid, 0, 0)
-    end = (at + size + 4095) & -4096
+    end = (at + size + PAGE - 1) & -PAGE
     return os.open(f"/proc/self/map_files/{at:x}-{end:x}", os.O_RDWR | os.O_CLOEXEC), at

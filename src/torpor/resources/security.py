@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 NT_386_IOPERM = 0x201
 PR_SCHED_CORE = 62
-ALL_BITS = (1 << 64) - 1
 KEYCTL_GET_KEYRING_ID, KEY_SPEC_THREAD_KEYRING, KEY_SPEC_PROCESS_KEYRING = 0, -1, -2
 UNCONFINED = (b"unconfined", b"kernel", b"_")  # AppArmor, SELinux before its policy is loaded, Smack
 _SECCOMP = {1: "strict", 2: "filter"}
@@ -59,7 +58,7 @@ class Confinement(Attribute):
                     "start it without (GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK)",
                 )
             )
-        if status.untag_mask not in (None, ALL_BITS):
+        if status.untag_mask not in (None, task.leader.arch.untag_mask):
             why = "bits of its addresses are not looked at (linear address masking), which Torpor does not restore yet"
             dump.refuse(task.refusal(why, "start it without"))
         if _is_32bit(task):

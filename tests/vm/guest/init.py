@@ -44,6 +44,8 @@ def main() -> None:
     with open("/job.json") as file:
         job = json.load(file)
     load_modules(job["modules"])
+    if job["disk"]:
+        mount("/dev/vda", "/tmp", "ext4")
     print(f"@@READY {os.uname().release} {time.monotonic():.2f}", flush=True)
     child = os.fork()
     if not child:

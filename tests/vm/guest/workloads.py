@@ -6,9 +6,11 @@ case `command_line` is the real command, with its own start of Python.  The prog
 architecture and the C library that lies beside them (vmlab/programs.py).
 """
 
+import contextlib
 import fcntl
 import os
 import resource
+import shutil
 import socket
 import struct
 import sys
@@ -32,6 +34,9 @@ def _prepare() -> None:
         fcntl.ioctl(anything, 0x8914, struct.pack("16sh14x", name, 0x1 | 0x40))  # SIOCSIFFLAGS: IFF_UP, IFF_RUNNING
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1048576))
     os.chmod("/tmp", 0o1777)
+    for switch in ("kernel/print-fatal-signals", "debug/exception-trace"):  # which address it was, say
+        with contextlib.suppress(FileNotFoundError):
+            Path("/proc/sys", switch).write_text("1")
     os.environ.update(TMPDIR="/tmp", TORPOR_WORKLOADS="/torpor/programs")
 
 
@@ -39,6 +44,8 @@ def run(name: str, mode: str, tool: Tool) -> None:
     """One workload through one mode."""
     become_subreaper()
     path = next(path for path in (DIRECTORY / f"{name}.c", DIRECTORY / f"{name}.py") if path.exists())
+    messages = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    os.lseek(messages, 0, os.SEEK_END)
     directory = Path(tempfile.mkdtemp(prefix="case-"))
     directory.chmod(0o755)
     try:
@@ -46,6 +53,13 @@ def run(name: str, mode: str, tool: Tool) -> None:
     except Skipped as why:
         print(f"cannot run here: {why}")
         sys.exit(77)
+    except BaseException:
+        with contextlib.suppress(BlockingIOError):
+            while line := os.read(messages, 8192):
+                print("kernel:", line.decode(errors="replace").partition(";")[2].rstrip())
+        raise
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 class _Cases(dict[str, Callable[[], None]]):

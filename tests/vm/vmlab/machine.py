@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from . import VmError, cache_dir, image
 from .cpio import CpioWriter
+from .debian import require
 from .targets import Target
 
 _GUEST = Path(__file__).parent.parent / "guest"
@@ -38,7 +39,18 @@ class Outcome(NamedTuple):
     unfinished: frozenset[str] = frozenset()  # cases that began and have no result
 
 
-def _overlay(path: Path, argv: Sequence[str], modules: Sequence[str], files: dict[str, Path]) -> None:
+def _make_disk(path: Path, size: int) -> Path:
+    require(("mkfs.ext4", "e2fsprogs"))
+    with open(path, "wb") as file:
+        file.truncate(size << 20)
+    environment = {**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
+    # No journal, and nothing that makes the kernel busy later: this file system lives for one run.
+    command = ["mkfs.ext4", "-q", "-O", "^has_journal", "-E", "lazy_itable_init=0", str(path)]
+    subprocess.run(command, check=True, env=environment)
+    return path
+
+
+def _overlay(path: Path, argv: Sequence[str], modules: Sequence[str], files: dict[str, Path], disk: bool) -> None:
     """Pack what changes from run to run: init, the project's sources, the test's own files."""
     with tempfile.TemporaryDirectory(prefix="torpor-vm-") as scratch:
         top = Path(scratch)
@@ -51,7 +63,7 @@ def _overlay(path: Path, argv: Sequence[str], modules: Sequence[str], files: dic
             else:
                 goal.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, goal)
-        job = {"argv": list(argv), "modules": list(modules), "pythonpath": "/torpor/src:/torpor/tests:/t"}
+        job = {"argv": list(argv), "modules": list(modules), "pythonpath": "/torpor/src:/torpor/tests:/t", "disk": disk}
         with open(path, "wb") as file:
             archive = CpioWriter(file)
             archive.tree(top)
@@ -94,10 +106,12 @@ def run(
     timeout: float = 600,
     extra: Sequence[str] = (),
     echo: Callable[[str], object] | None = None,
+    disk: int = 0,
 ) -> Outcome:
     """Boot `target` with Linux `version` and run ``python3.11 argv`` in it.
 
     `files` maps paths in the guest to files or directories here; tests/vm/guest is always at /t, src at /torpor/src.
+    `disk` MiB, if not 0, are a new ext4 file system at /tmp, which may be larger than memory.
     `timeout` counts from the guest being ready and from each result; booting has a limit of its own.
     """
     prepared = image.prepare(target, version)
@@ -107,7 +121,14 @@ def run(
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(dir=scratch, prefix=f"{target.arch}-{version}-") as directory:
         overlay, initrd = Path(directory, "overlay.cpio"), Path(directory, "initrd")
-        _overlay(overlay, argv, modules, files or {})
+        if disk:
+            modules = ["virtio_pci", "virtio_blk", "ext4", *modules]
+            extra = [
+                *extra,
+                "-drive",
+                f"file={_make_disk(Path(directory, 'disk'), disk)},if=virtio,format=raw,cache=unsafe",
+            ]
+        _overlay(overlay, argv, modules, files or {}, bool(disk))
         with open(initrd, "wb") as whole:
             for part in (*prepared.archives, overlay):
                 with open(part, "rb") as source:

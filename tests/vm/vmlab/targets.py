@@ -114,7 +114,8 @@ USERLAND = (
 # Kernel modules packed for the guest, dependencies added; what a kernel has built in or lacks is left out.  modprobe
 # loads them on demand.  Without crc32c_generic nf_tables fails on arm64.
 MODULES = (
-    "virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "virtio_console", "ext4", "overlay",
+    "virtio_pci", "virtio_mmio", "virtio_ccw", "virtio_blk", "virtio_net", "virtio_rng", "virtio_console", "ext4",
+    "overlay",
     "unix_diag", "inet_diag", "tcp_diag", "udp_diag", "raw_diag", "netlink_diag", "af_packet_diag",
     "nf_tables", "nft_ct", "nft_counter", "nft_reject_inet", "nft_log", "nf_conntrack", "nfnetlink",
     "nfnetlink_queue", "nf_conntrack_netlink", "nft_compat",
