@@ -44,8 +44,10 @@ def lines() -> list[str]:
     out += ["Areas that are refused:", "", "| area, or flag in smaps | why | what to do |", "|---|---|---|"]
     for table in (areas.REFUSED_KINDS, areas.REFUSED_FLAGS):
         out += [f"| {key} | {why} | {remedy} |" for key, (why, remedy) in table.items()]
-    out += ["", "## Namespaces", "", "A task in another namespace than Torpor's own is refused, of any kind: "
-            f"{', '.join((*NAMESPACES, *FOR_CHILDREN))}.", ""]  # fmt: skip
+    refused = [name for name in (*NAMESPACES, *FOR_CHILDREN) if not name.startswith("time")]
+    out += ["", "## Namespaces", ""]
+    out += [f"A task in another namespace than Torpor's own is refused, of any kind: {', '.join(refused)}."]
+    out += ["A tree may be in a time namespace of its own; its clocks come back ([more](kernel-update.md)).", ""]
     out += ["## Not to be seen from outside", "",
             "Landlock rules, a session keyring, memory policies of single areas (mbind) and of threads but the first, "
             "and the slice of a fair scheduling policy are neither saved nor refused.", ""]  # fmt: skip

@@ -2,19 +2,24 @@
 """What a dump does between freeze and thaw: look at everything, ask the tasks, put them back."""
 
 import os
+import signal
+from errno import EIO
 from resource import RLIMIT_NOFILE
 
 from torpor import dump_files
 from torpor.arch import native
+from torpor.arch.base import NT_PRSTATUS
+from torpor.engine import stops
 from torpor.engine.executor import CannotInstall, Executor, blob
 from torpor.engine.program import Program
 from torpor.engine.stepper import Stepper
+from torpor.engine.stops import Kind
 from torpor.engine.team import ThreadTeam
 from torpor.engine.waiting import check_cancelled, forget_cancellation
-from torpor.errors import TorporError
+from torpor.errors import TaskGone, TorporError
 from torpor.images.schema.core import TaskKobjIdsEntry
-from torpor.kernel import pagemap
-from torpor.kernel.maps import read_maps
+from torpor.kernel import pagemap, ptrace
+from torpor.kernel.maps import Area, read_maps
 from torpor.kernel.proc import parse_stat
 from torpor.kernel.process import PIDFD_THREAD, comparison
 from torpor.kernel.procfs import read_all
@@ -23,7 +28,7 @@ from torpor.kernel.syscall import call
 from torpor.memory import segments as shared
 from torpor.memory.dump import AddressSpace
 from torpor.model import identity
-from torpor.resources import registry
+from torpor.resources import clocks, registry
 from torpor.resources.context import DumpTask
 from torpor.typed import TYPE_CHECKING, Any
 
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     from torpor.engine.tracee import Tracee
     from torpor.resources.context import Dump
 
+VDSO_STEPS = 5000  # instructions; a call takes a hundred or two, unless the kernel changes the clock meanwhile
 AT_ONCE = 32  # tasks that run programs at the same time
 KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND = range(5)
 NAMESPACES = ("pid", "net", "ipc", "uts", "time", "mnt", "user", "cgroup")  # in the order of their numbers, from 1
@@ -70,6 +76,7 @@ def tasks(dump: "Dump", tree: "FrozenTree") -> None:
         tid = task.leader.tid
         task.pidfd = call("pidfd_open", tid, 0 if tid == pid else PIDFD_THREAD)
     own = namespaces(os.getpid())
+    clocks.forget(dump)
     refuse_session(dump, dump.tasks)
     for task in dump.tasks.values():
         if task.zombie:
@@ -92,8 +99,11 @@ def refuse_session(dump: "Dump", tasks: dict[int, DumpTask]) -> None:
 def refuse_namespaces(dump: "Dump", task: DumpTask, own: dict[str, int]) -> None:
     """Refuse namespaces other than `own`."""
     theirs = namespaces(task.leader.tid)
+    if "time" in theirs:
+        clocks.examine(task, dump, theirs["time"], own.get("time", theirs["time"]))
     for name, inode in theirs.items():
-        if own.get(name, inode) == inode:
+        of_time = name.startswith("time") and theirs.get("time") == theirs.get("time_for_children")
+        if own.get(name, inode) == inode or of_time:
             continue
         spelled = _SPELLED.get(name, name)
         if name not in FOR_CHILDREN:
@@ -137,12 +147,12 @@ def _assign_ids(dump: "Dump") -> None:
             files_id=ids.files + 1,
             fs_id=ids.fs + 1,
             sighand_id=ids.sighand + 1,
-            **namespace_ids(),
+            **namespace_ids() | {"time_ns_id": clocks.number(dump)},
         )
 
 
 def namespace_ids() -> dict[str, int]:
-    """All tasks live in Torpor's own namespaces: 1 to 8, as in the inventory's root_ids."""
+    """All tasks live in Torpor's own namespaces, but perhaps for their clocks: 1 to 8, as in the inventory."""
     return {f"{name}_ns_id": number for number, name in enumerate(NAMESPACES, 1)}
 
 
@@ -163,9 +173,54 @@ def areas(dump: "Dump") -> list[AddressSpace]:
         if task.ids.vm_id in spaces:
             continue
         task.areas = read_maps(task.leader.tid)
-        spaces[task.ids.vm_id] = space = AddressSpace(task)
+        spaces[task.ids.vm_id] = AddressSpace(task)
+    if not dump.options.leave_running:
+        _leave_vdso(dump, spaces)
+    for space in spaces.values():
+        check_cancelled()
         space.scan()
     return list(spaces.values())
+
+
+def _leave_vdso(dump: "Dump", spaces: dict[int, AddressSpace]) -> None:
+    """Let threads that were stopped inside a function of the vDSO come to its end: under another kernel they could not
+    (`torpor.memory.vdso`).  One instruction at a time, so that they do nothing else.  That takes milliseconds: a tree
+    that goes on would notice, and is seldom restored under another kernel."""
+    texts = {vm: space.task.areas[space.kinds.index("vdso")] for vm, space in spaces.items() if "vdso" in space.kinds}
+    for task in dump.tasks.values():
+        text = texts.get(task.ids.vm_id) if task.ids is not None else None
+        for thread in task.threads if text is not None and not task.leader.group_stop else ():
+            assert text is not None
+            if text.start <= thread.arch.pc(thread.general) < text.end and not _is_deaf(task, thread):
+                _step_out(thread, text)
+
+
+def _is_deaf(task: DumpTask, thread: "Tracee") -> bool:
+    """Whether SIGTRAP, which each step brings, is blocked or ignored: the kernel would set it back to its default."""
+    assert task.status is not None
+    return bool((thread.mask | task.status.ignored) >> (signal.SIGTRAP - 1) & 1)
+
+
+def _step_out(thread: "Tracee", text: Area) -> None:
+    number = 0  # a signal that came meanwhile is delivered: its handler is out of the vDSO, too
+    try:
+        for _ in range(VDSO_STEPS):
+            ptrace.step(thread.tid, number)
+            stop = stops.wait(thread.tid)
+            thread.stopped = stop.kind is not Kind.ENDED
+            if not thread.stopped:
+                raise TaskGone(f"task {thread.tid} was ended by somebody else while Torpor worked on it")
+            number = stop.signal if stop.kind is Kind.SIGNAL and stop.signal != signal.SIGTRAP else 0
+            if stop.kind is Kind.GROUP_STOP:
+                thread.group_stop = stop.signal
+                break
+            if not number and not text.start <= thread.arch.pc(ptrace.get_regset(thread.tid, NT_PRSTATUS)) < text.end:
+                break
+    except OSError as error:
+        if error.errno != EIO:
+            raise
+    thread.forget()
+    thread.capture()
 
 
 def _table_owners(dump: "Dump", task: DumpTask) -> "list[Tracee]":

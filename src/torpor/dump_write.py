@@ -15,11 +15,11 @@ from torpor.images.schema.inventory import InventoryEntry, PluginsEntry
 from torpor.images.schema.pstree import PstreeEntry
 from torpor.images.schema.seccomp import SeccompEntry
 from torpor.images.schema.stats import DumpStatsEntry, StatsEntry
-from torpor.images.schema.timens import TimensEntry
 from torpor.images.schema.torpor import AreaNameEntry, TaskExtraEntry, TorporTaskEntry
 from torpor.memory import segments
+from torpor.resources import clocks
 from torpor.resources.description import in_order, write_extras
-from torpor.typed import TYPE_CHECKING, Any
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.dump_collect import Asked
@@ -75,7 +75,7 @@ def everything(dump: "Dump", asked: "Asked", memory: "list[AddressSpace]") -> No
     segments.save_inodes(dump)
     images.write(kinds.FILES, in_order(dump.file_entries))
     images.write(kinds.SECCOMP, [SeccompEntry()])
-    images.write(kinds.TIMENS, [_clocks()], 0)
+    clocks.save(dump)
 
 
 def _cores(dump: "Dump", task: "DumpTask", asked: "Asked") -> None:
@@ -143,18 +143,6 @@ def _extras(dump: "Dump", task: "DumpTask", space: "AddressSpace | None") -> Non
         ],
         task.pid,
     )
-
-
-def _clocks() -> TimensEntry:
-    import time
-
-    from torpor.images.schema.timens import Timespec
-
-    def now(clock: int) -> Any:
-        ns = time.clock_gettime_ns(clock)
-        return Timespec(tv_sec=ns // 10**9, tv_nsec=ns % 10**9)
-
-    return TimensEntry(monotonic=now(time.CLOCK_MONOTONIC), boottime=now(time.CLOCK_BOOTTIME))
 
 
 def stats(dump: "Dump", phases: dict[str, float], frozen: float, memory: "list[AddressSpace]") -> None:

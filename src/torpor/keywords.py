@@ -73,6 +73,7 @@ class RestoreKeywords(TypedDict, total=False):
     restore_detached: bool
     restore_sibling: bool
     exec_cmd: bool
+    allow_clock_jump: bool
     dry_run: bool
     shell_job: bool
     tcp_close: bool
@@ -115,6 +116,7 @@ class CheckKeywords(TypedDict, total=False):
     work_dir: str | os.PathLike[str]
     log_file: str | os.PathLike[str]
     verbosity: int
+    allow_clock_jump: bool
     shell_job: bool
     tcp_close: bool
     skip_in_flight: bool

@@ -148,6 +148,8 @@ class Options:
                                  negatable=True, rpc="rst_sibling")
     exec_cmd: bool = flag("become the command after -- once restored", "restore",
                           refused="Torpor cannot make another program the parent of the restored tree yet")
+    allow_clock_jump: bool = flag("restore although the tree's clocks go back, where it cannot get a time namespace",
+                                  "restore check", ours=True)
     dry_run: bool = flag("check the images and print the plan, create nothing", "restore", ours=True)
 
     # What to do about special things

@@ -220,6 +220,8 @@ class _Work:
                         attribute.check(task, restore)
         with restore.trying():
             self.registers = restore_load.registers(restore, native(), _template())
+            if hasattr(self, "spaces"):  # or that is a problem already
+                self.spaces.vdso.check_threads(restore, self.registers)
         restore_load.check_pids(restore, self.plan)
         self.lap("check")
 

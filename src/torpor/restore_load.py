@@ -5,7 +5,7 @@ from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
 from torpor.images.schema.constants import TaskState
 from torpor.model.restore_plan import Plan, Spec, make_plan
-from torpor.resources import pids
+from torpor.resources import clocks, pids
 from torpor.resources.context import RestoreTask
 from torpor.resources.fdtable import thread_tables
 from torpor.typed import TYPE_CHECKING
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _NAMESPACES = {
     "pid": "process IDs", "net": "network", "ipc": "System V IPC", "uts": "host name", "mnt": "mounts", "user": "users",
-    "cgroup": "cgroups", "time": "clocks",
+    "cgroup": "cgroups",
 }  # fmt: skip
 MAX_TASKS = 1 << 16
 MAX_THREADS = 1 << 16
@@ -49,6 +49,8 @@ def load(restore: "Restore") -> Plan:
         specs[0] = specs[0]._replace(ppid=0)
     plan = make_plan(specs)
     _check_session(restore, plan)
+    with restore.trying():
+        clocks.check(restore)
     for file in images.entries(kinds.FILES):
         if file.id in restore.files:
             raise ImageError("files.img is mangled", f"file {file.id} is there twice")

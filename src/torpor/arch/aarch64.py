@@ -143,6 +143,9 @@ class AArch64(Arch):
             return args[1] & _FUTEX_COMMAND in _FUTEX_WAITS and args[3] != 0
         return nr == self.SYSCALLS["nanosleep"]
 
+    def jump(self, target: int) -> bytes:
+        return struct.pack("<IIQ", 0x58000050, 0xD61F0200, target)  # ldr x16, 8; br x16
+
     def pc(self, general: bytes) -> int:
         return int(struct.unpack_from("<Q", general, 8 * PC)[0])
 

@@ -191,6 +191,9 @@ class Arm(Arch):
             return arg1 & _FUTEX_COMMAND in _FUTEX_WAITS and arg3 != 0
         return nr in (names["nanosleep"], names["poll"])
 
+    def jump(self, target: int) -> bytes:
+        return struct.pack("<II", 0xE51FF004, target)  # ldr pc, [pc, #-4]
+
     def pc(self, general: bytes) -> int:
         return int(struct.unpack_from("<I", general, 4 * PC)[0])
 

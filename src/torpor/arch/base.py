@@ -84,6 +84,10 @@ class Arch:
         """Whether one of the `volatile` register sets holds anything: then it has to be put back after a program."""
         return True
 
+    def jump(self, target: int) -> bytes:
+        """Code that goes on at `target` from the first instruction of a function, whose arguments it leaves alone."""
+        raise NotImplementedError
+
     # -- leaving a task as it was -----------------------------------------------------------------------------------
     def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
         """Registers for an image, or for a task that goes home by sigreturn: an interrupted system call is either

@@ -126,6 +126,13 @@ class Ppc64le(Arch):
         r[TRAP] = r[RESULT] = 0
         return _GENERAL.pack(*r)
 
+    def jump(self, target: int) -> bytes:
+        """The ABI wants the address of the function in r12."""
+        a, b, c, d = (target >> shift & 0xFFFF for shift in (48, 32, 16, 0))
+        # lis; ori; sldi 32; oris; ori; mtctr r12; bctr
+        code = (0x3D800000 | a, 0x618C0000 | b, 0x798C07C6, 0x658C0000 | c, 0x618C0000 | d, 0x7D8903A6, 0x4E800420)
+        return struct.pack("<7I", *code)
+
     def pc(self, general: bytes) -> int:
         return int(struct.unpack_from("<Q", general, 8 * NIP)[0])
 

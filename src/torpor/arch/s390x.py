@@ -128,6 +128,10 @@ class S390x(Arch):
             r[R2] = -4 & _M64
         return _GENERAL.pack(*r)
 
+    def jump(self, target: int) -> bytes:
+        # basr r1,0; lg r1,8(r1); br r1.  (lgrl would want its data aligned.)
+        return bytes.fromhex("0d10 e3101008 0004 07f1") + struct.pack(">Q", target)
+
     def pc(self, general: bytes) -> int:
         return int(struct.unpack_from(">Q", general, 8 * PSW_ADDRESS)[0])
 

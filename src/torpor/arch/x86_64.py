@@ -127,6 +127,9 @@ class X86_64(Arch):
             r[ORIG_RAX] = _NO_CALL
         return _GENERAL.pack(*r)
 
+    def jump(self, target: int) -> bytes:
+        return b"\x48\xb8" + struct.pack("<Q", target) + b"\xff\xe0"  # movabs rax; jmp rax
+
     def pc(self, general: bytes) -> int:
         return int(struct.unpack_from("<Q", general, 8 * RIP)[0])
 

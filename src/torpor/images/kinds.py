@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from torpor.images.schema.timerfd import TimerfdEntry
     from torpor.images.schema.torpor import TorporTaskEntry
     from torpor.images.schema.torpor_file import TorporFileEntry
+    from torpor.images.schema.torpor_host import TorporHostEntry
     from torpor.images.schema.tty import TtyDataEntry, TtyFileEntry, TtyInfoEntry
     from torpor.images.schema.tun import TunfileEntry
     from torpor.images.schema.userns import UsernsEntry
@@ -293,6 +294,9 @@ TORPOR_TASK: ImageKind[TorporTaskEntry] = _kind(
 )
 TORPOR_FILES: ImageKind[TorporFileEntry] = _kind(
     "TORPOR_FILES", "torpor-files.img", 0x54525046, "torpor_file.TorporFileEntry", MANY
+)
+TORPOR_HOST: ImageKind[TorporHostEntry] = _kind(
+    "TORPOR_HOST", "torpor-host.img", 0x54525048, "torpor_host.TorporHostEntry", ONE
 )
 
 # What older CRIU wrote and 4.2 still reads.

@@ -17,7 +17,7 @@ _ptrace = _libc.ptrace
 _ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 _ptrace.restype = ctypes.c_long
 
-CONT, KILL, DETACH, SYSCALL = 7, 8, 17, 24
+CONT, KILL, SINGLESTEP, DETACH, SYSCALL = 7, 8, 9, 17, 24
 GET_THREAD_AREA = 22
 SETOPTIONS, GETEVENTMSG, GETSIGINFO = 0x4200, 0x4201, 0x4202
 GETREGSET, SETREGSET, SEIZE, INTERRUPT = 0x4204, 0x4205, 0x4206, 0x4207
@@ -71,6 +71,12 @@ def cont(tid: int, signal: int = 0) -> None:
 def cont_to_call(tid: int, signal: int = 0) -> None:
     """Run to the next entry to, or exit from, a system call."""
     request(SYSCALL, tid, 0, signal)
+
+
+def step(tid: int, signal: int = 0) -> None:
+    """Run one instruction.  EIO where the machine cannot (32-bit ARM).  The trap is forced: one that is blocked or
+    ignored makes the kernel forget the task's disposition of SIGTRAP."""
+    request(SINGLESTEP, tid, 0, signal)
 
 
 def listen(tid: int) -> None:

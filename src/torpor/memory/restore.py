@@ -25,7 +25,7 @@ from torpor.images.pages import PageStore
 from torpor.images.schema.vma import VmaEntry
 from torpor.kernel.maps import kind, read_maps
 from torpor.memory import areas as vma
-from torpor.memory import cow, layout, segments, sysv
+from torpor.memory import cow, layout, segments, sysv, vdso_place
 from torpor.memory.layout import Span
 from torpor.typed import TYPE_CHECKING
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 COPY = 1 << 20
 MAP_FIXED, MAP_FIXED_NOREPLACE = 0x10, 0x100000
-MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 MADV_DONTNEED, MADV_POPULATE_WRITE, MADV_GUARD_INSTALL = 4, 23, 102
 MLOCK_ONFAULT = 1
 AT_PAGESZ = 6
@@ -122,7 +121,10 @@ class AddressSpaces:
         for task in restore.tasks.values():
             if not task.dead and task.pid not in self.spaces and not self._shares(task):
                 raise ImageError(f"{kinds.MM.file_name(task.pid)} is missing", code="missing-image")
-        self.hole = self._find_hole(AREA_PAGE + LEADER_AREA * restore.state["executor areas"])
+        size = AREA_PAGE + LEADER_AREA * restore.state["executor areas"]
+        self.hole = self._find_hole(size)
+        executors = self.hole, self.hole + size
+        self.vdso = vdso_place.Places(self.spaces, lambda size: self._find_hole(size, executors))
         segments.check(restore)
 
     def _find_hole(self, size: int, *more: Span) -> int:
@@ -154,7 +156,7 @@ class AddressSpaces:
         else:
             assert parent is not None
             plan = layout.inherit(parent.areas, space.areas)
-            self._move_vdso(task, space)
+            self.vdso.place(task, task.memory_from)
         program = Program()
         for start, end in plan.drop:
             program.call("munmap", start, end - start)
@@ -215,63 +217,17 @@ class AddressSpaces:
 
     def _clear(self, task: "RestoreTask", space: AddressSpace) -> None:
         """Unmap everything that a fresh stub has, but the vDSO, which goes to its place."""
-        self._move_vdso(task, space)
+        self.vdso.place(task, 0)
         runner = _runner(task)
-        keep = {"vdso", "vvar", "vvar_vclock", "vsyscall"}
+        keep = vdso_place.KINDS | {"vsyscall"}
+        left = self.vdso.of.get(task.pid)
         program = Program()
         for area in read_maps(task.pid):
             ours = runner.base <= area.start < runner.base + runner.size
+            ours = ours or (left is not None and left.is_left(area.start))
             if not ours and kind(area) not in keep:
                 program.call("munmap", area.start, area.end - area.start)
         runner.run(program)
-
-    def _move_vdso(self, task: "RestoreTask", space: AddressSpace) -> None:
-        """Move [vvar], [vvar_vclock] and [vdso] to where the image has them."""
-        moves = self._vdso_moves(task, space)
-        if not moves:
-            return
-        runner = _runner(task)
-        low = min(a for a, _, _ in moves), max(a + n for a, n, _ in moves)
-        high = min(b for _, _, b in moves), max(b + n for _, n, b in moves)
-        flags = MREMAP_MAYMOVE | MREMAP_FIXED
-        if low[0] < high[1] and high[0] < low[1]:  # old and new overlap: by way of a third place
-            total = sum(n for _, n, _ in moves)
-            spare = self._find_hole(total, (runner.base, runner.base + runner.size))
-            program = Program()
-            steps = []
-            for a, n, b in moves:
-                program.call("mremap", a, n, n, flags, spare)
-                steps.append((spare, n, b))
-                spare += n
-            runner.run(program)
-            moves = steps
-        program = Program()
-        for a, n, b in moves:
-            program.call("munmap", b, n)
-            program.call("mremap", a, n, n, flags, b)
-        runner.run(program)
-        task_tracee = task.tracee
-        assert task_tracee is not None
-        task_tracee.use_gadget(0)
-
-    def _vdso_moves(self, task: "RestoreTask", space: AddressSpace) -> list[tuple[int, int, int]]:
-        """(from, bytes, to) of each area; [vvar] and [vvar_vclock] are one in images."""
-        now = read_maps(task.pid)
-        moves = []
-        for names, status in ((("vvar", "vvar_vclock"), vma.VVAR), (("vdso",), vma.VDSO)):
-            have = [a for a in now if kind(a) in names]
-            want = [a for a in space.areas if a.status & status]
-            if not want:
-                continue
-            if not have or sum(a.size for a in have) != sum(a.end - a.start for a in want):
-                raise task.refusal(
-                    "its vDSO is of another kernel than this one", "restore it under the kernel that it was dumped on"
-                )
-            at = want[0].start
-            for area in have:
-                moves.append((area.start, area.size, at))
-                at += area.size
-        return [move for move in moves if move[0] != move[2]]
 
     def _map(self, task: "RestoreTask", areas: Sequence[VmaEntry]) -> None:
         """mmap areas at their addresses, files by descriptors sent to the task."""

@@ -25,7 +25,7 @@ from torpor.images.schema.constants import TaskState
 from torpor.kernel import ptrace
 from torpor.kernel.process import CLONE_PARENT, CLONE_VM
 from torpor.model.restore_plan import OUTSIDE, SIBLING, Adopt, Create, End, Lead, Plan, Setsid, Step, Unshare
-from torpor.resources import names
+from torpor.resources import clocks, names
 from torpor.resources.stops import is_unseen
 from torpor.typed import TYPE_CHECKING
 
@@ -62,6 +62,7 @@ class Tree:
         program = Program()
         program.call("rt_sigaction", signal.SIGCHLD, program.space(_SIGACTION_SIZE), 0, 8)
         executor.run(program)
+        clocks.enter(self.restore, executor)
         self._born(root, executor)
         at = 1
         while at < len(steps):

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Putting the kernel's own areas, [vvar] and [vdso], into restored address spaces (see `torpor.memory.vdso`).
+
+The kernel gave them to the first task; all others inherit them.  mremap(2) moves them, whole, and the kernel takes
+note: where a vDSO has signal trampolines, it finds them again.
+"""
+
+import os
+from collections.abc import Callable
+
+from torpor.arch import native
+from torpor.engine.executor import Executor
+from torpor.engine.program import Program
+from torpor.images.pages import PAGE_SIZE as PAGE
+from torpor.images.schema.vma import VmaEntry
+from torpor.kernel.maps import Area, kind, read_maps
+from torpor.memory import areas as vma
+from torpor.memory.layout import Span
+from torpor.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torpor.arch.base import Registers
+    from torpor.memory.restore import AddressSpace
+    from torpor.resources.context import Restore, RestoreTask
+
+PROT_READ, PROT_EXEC = 1, 4
+MAP_FIXED = 0x10
+MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
+KINDS = frozenset({"vvar", "vvar_vclock", "vdso"})
+
+
+class Kernels(NamedTuple):
+    """What this kernel gives every task."""
+
+    data: int  # bytes of [vvar] and [vvar_vclock]
+    text: bytes
+
+    @classmethod
+    def look(cls) -> "Kernels":
+        mine = [area for area in read_maps(os.getpid()) if kind(area) in KINDS]
+        text = b""
+        for area in mine:
+            if kind(area) == "vdso":
+                with open("/proc/self/mem", "rb", buffering=0) as memory:
+                    text = os.pread(memory.fileno(), area.size, area.start)
+        return cls(sum(area.size for area in mine if kind(area) != "vdso"), text)
+
+
+class Place(NamedTuple):
+    """Where the kernel's areas go in one address space.  `text` is what is left at the old place, if anything."""
+
+    data: Span
+    code: Span
+    text: bytes
+    spare: int  # where the kernel's areas go if not to the old place
+
+    def is_left(self, address: int) -> bool:
+        """Whether what is at `address` is the old text, or the zeros where its data were."""
+        return bool(self.text) and any(start <= address < end for start, end in (self.data, self.code))
+
+
+class Places:
+    """Of all address spaces.  Raises Refusal for what cannot be."""
+
+    def __init__(self, spaces: "dict[int, AddressSpace]", find_hole: Callable[[int], int]) -> None:
+        """`find_hole`: an address where so many bytes are free in the whole tree, from beginning to end."""
+        self.kernels = Kernels.look()
+        self._spaces, self._find_hole = spaces, find_hole
+        self._spare = 0
+        self._redirected: dict[bytes, bytes] = {}
+        self.of = {pid: place for pid, space in spaces.items() if (place := self._find(space)) is not None}
+
+    def _find(self, space: "AddressSpace") -> Place | None:
+        data = _span([area for area in space.areas if area.status & vma.VVAR])
+        code = _span([area for area in space.areas if area.status & vma.VDSO])
+        if code is None:
+            return None
+        data = data or (code[0], code[0])
+        text, kernels = _stored(space, code), self.kernels
+        same_size = code[1] - code[0] == len(kernels.text) and data[1] - data[0] == kernels.data
+        if same_size and (not text or text == kernels.text or self._fits(text)):
+            return Place(data, code, b"", 0)
+        return Place(data, code, self._redirect(space, text), self._spare)
+
+    def _fits(self, text: bytes) -> bool:
+        from torpor.memory import vdso
+
+        try:
+            return vdso.fits(vdso.symbols(text), vdso.symbols(self.kernels.text))
+        except vdso.NotElf:
+            return False
+
+    def _redirect(self, space: "AddressSpace", text: bytes) -> bytes:
+        from torpor.memory import vdso
+
+        if not text:
+            raise space.task.refusal(
+                "its vDSO is of another kernel than this one, and the images do not hold it",
+                "restore it under the kernel that it was dumped on", code="other-vdso",
+            )  # fmt: skip
+        if not self._spare:
+            self._spare = self._find_hole(self.kernels.data + len(self.kernels.text))
+        if text not in self._redirected:
+            try:
+                base = self._spare + self.kernels.data
+                new = vdso.symbols(self.kernels.text)
+                self._redirected[text] = vdso.redirect(text, new, base, native())
+            except (vdso.NotElf, vdso.TooShort) as error:
+                raise space.task.refusal(
+                    f"its vDSO is of another kernel than this one, and cannot be redirected ({error})",
+                    "restore it under the kernel that it was dumped on", code="other-vdso",
+                ) from None  # fmt: skip
+        return self._redirected[text]
+
+    def check_threads(self, restore: "Restore", registers: "dict[int, Registers]") -> None:
+        """Refuse threads in the middle of a function that this kernel's vDSO does not have there."""
+        from torpor.memory import vdso
+
+        for pid, place in self.of.items():
+            start, end = place.code
+            task = restore.tasks[pid]
+            for other in restore.tasks.values():
+                if other.dead or other.ids is None or task.ids is None or other.ids.vm_id != task.ids.vm_id:
+                    continue
+                for tid in other.cores:
+                    pc = native().pc(registers[tid].general) if tid in registers else 0
+                    if not start <= pc < end:
+                        continue
+                    text = _stored(self._spaces[pid], place.code)
+                    if text and text != self.kernels.text and pc - start not in vdso.entries(text):
+                        why = f"its thread {tid} was in the middle of a function of its kernel's vDSO"
+                        remedy = "restore it under the kernel that it was dumped on"
+                        restore.problem(other.refusal(why, remedy, code="inside-vdso"))
+
+    # -- restore ----------------------------------------------------------------------------------------------------
+    def place(self, task: "RestoreTask", inherited_from: int) -> None:
+        """Put them where they belong.  `inherited_from`: the PID whose memory this task has got; 0: it is the first."""
+        place = self.of.get(task.pid)
+        before = self.of.get(inherited_from)
+        if place is None or place == before:
+            return
+        runner = task.runner
+        assert runner is not None and task.tracee is not None
+        program = Program()
+        if before is not None and before.text:
+            for start, end in (before.data, before.code):
+                if end > start:
+                    program.call("munmap", start, end - start)
+        now = [area for area in read_maps(task.pid) if kind(area) in KINDS]
+        self._move(runner, program, _moves(now, place))
+        if place.text:
+            program = Program()
+            for (start, end), prot in ((place.data, PROT_READ), (place.code, PROT_READ | PROT_EXEC)):
+                if end > start:
+                    flags = vma.MAP_PRIVATE | vma.MAP_ANONYMOUS | MAP_FIXED
+                    program.call("mmap", start, end - start, prot, flags, -1, 0)
+            runner.run(program)
+            task.tracee.write(place.code[0], place.text)
+        task.tracee.use_gadget(0)
+
+    def _move(self, runner: Executor, program: Program, moves: list[tuple[int, int, int]]) -> None:
+        flags = MREMAP_MAYMOVE | MREMAP_FIXED
+        moves = [move for move in moves if move[0] != move[2]]
+        if moves:
+            low = min(a for a, _, _ in moves), max(a + n for a, n, _ in moves)
+            high = min(b for _, _, b in moves), max(b + n for _, n, b in moves)
+            if low[0] < high[1] and high[0] < low[1]:  # old and new overlap: by way of a third place
+                spare = self._find_hole(sum(n for _, n, _ in moves))
+                steps = []
+                for a, n, b in moves:
+                    program.call("mremap", a, n, n, flags, spare)
+                    steps.append((spare, n, b))
+                    spare += n
+                moves = steps
+        for a, n, b in moves:
+            program.call("munmap", b, n)
+            program.call("mremap", a, n, n, flags, b)
+        if len(program):
+            runner.run(program)
+
+
+def _moves(now: list[Area], place: Place) -> list[tuple[int, int, int]]:
+    """(from, bytes, to) of each area; [vvar] and [vvar_vclock] are one in images."""
+    moves = []
+    at = place.spare if place.text else place.data[0]
+    for area in sorted(now, key=lambda area: (kind(area) == "vdso", area.start)):
+        if kind(area) == "vdso" and not place.text:
+            at = place.code[0]
+        moves.append((area.start, area.size, at))
+        at += area.size
+    return moves
+
+
+def _span(areas: list[VmaEntry]) -> Span | None:
+    return (areas[0].start, areas[-1].end) if areas else None
+
+
+def _stored(space: "AddressSpace", code: Span) -> bytes:
+    """The old vDSO's text, from the images; empty where they do not hold it."""
+    text = b""
+    for run, level in space.pages.pieces:
+        if level is not None and run.vaddr < code[1] and run.vaddr + run.nr_pages * PAGE > code[0]:
+            start = max(run.vaddr, code[0])
+            end = min(run.vaddr + run.nr_pages * PAGE, code[1])
+            if start != code[0] + len(text):
+                return b""
+            fd = level.open_pages()
+            try:
+                text += os.pread(fd, end - start, run.offset + start - run.vaddr)
+            finally:
+                os.close(fd)
+    return text if len(text) == code[1] - code[0] else b""

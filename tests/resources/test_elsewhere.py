@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trees that are restored as if under another kernel or on another boot (the real thing is in tests/vm): the vDSO is
+redirected, and the clocks go on in a time namespace."""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from torpor.arch import native
+from torpor.images import kinds
+from torpor.images.directory import ImageReader, ImageWriter
+from torpor.kernel.maps import read_maps
+from torpor.memory import vdso
+from torpor.memory.vdso_place import Kernels
+from torpor.resources import clocks
+
+ROOT = Path(__file__).resolve().parents[2]
+# Takes this kernel's vDSO for another one than any in images.
+OTHER_VDSO = """
+from torpor.memory import vdso_place
+look = vdso_place.Kernels.look()
+vdso_place.Kernels.look = classmethod(lambda cls: look._replace(text=look.text[:-1] + bytes([look.text[-1] ^ 1])))
+vdso_place.Places._fits = lambda self, text: False
+"""
+NO_TIME_NAMESPACES = """
+from torpor.resources import clocks
+def none(pid):
+    raise FileNotFoundError
+clocks.offsets = none
+"""
+MAIN = """
+import sys
+from torpor.cli.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+JUMP = 1000
+
+
+def torpor(*words: object, patch: str = "", fails: bool = False) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", patch + MAIN, *map(str, words)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    )  # fmt: skip
+    assert (done.returncode != 0) == fails, done.stdout
+    return done.stdout
+
+
+class Clockwork:
+    """The busy tree of the guests' tests."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.images = directory, directory / "images"
+        command = [sys.executable, str(ROOT / "tests/vm/guest/clockwork.py"), str(directory)]
+        null = subprocess.DEVNULL
+        with (directory / "errors").open("wb") as errors:
+            process = subprocess.Popen(command, stdin=null, stdout=null, stderr=errors, start_new_session=True)
+        self.pid = process.pid
+        process.returncode = 0  # it is ended by dumps, and waited for by whoever adopts orphans
+        self.work()
+
+    def counters(self) -> tuple[int, ...]:
+        try:
+            return struct.unpack("=4Q", (self.directory / "counters").read_bytes()[:32])
+        except (FileNotFoundError, struct.error):
+            return ()
+
+    def work(self) -> None:
+        """Until every part has got on."""
+        before = self.counters()
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            now = self.counters()
+            if now and all(b > a for a, b in zip(before or (0, 0, 0, 0), now, strict=True)):
+                return
+            time.sleep(0.01)
+        pytest.fail(f"the tree does not get on: {(self.directory / 'errors').read_text()}")
+
+    def dump(self) -> None:
+        if self.images.exists():
+            for path in self.images.iterdir():
+                path.unlink()
+        self.images.mkdir(mode=0o700, exist_ok=True)
+        torpor("dump", "-t", self.pid, "-D", self.images)
+        self.reap()
+
+    def reap(self) -> None:
+        """All of its process group have ended; orphans are ours (tests/conftest.py)."""
+        try:
+            while True:
+                os.waitpid(-self.pid, 0)
+        except ChildProcessError:
+            pass
+
+    def restore(self, patch: str = "", *options: object) -> None:
+        torpor("restore", "-d", "-D", self.images, *options, patch=patch)
+
+    def finish(self) -> None:
+        """All that it has to say is that nothing was wrong."""
+        os.kill(self.pid, signal.SIGTERM)
+        self.reap()
+        assert json.loads((self.directory / "result").read_text()) == {"root": [], "busy": [], "answer": []}
+
+    def vdso(self) -> tuple[int, int]:
+        """Where the program looks for it, and where the kernel has it."""
+        words = dict(struct.iter_unpack("2L", Path(f"/proc/{self.pid}/auxv").read_bytes()))
+        return words[33], next(area.start for area in read_maps(self.pid) if area.path == "[vdso]")
+
+
+@pytest.fixture
+def clockwork(tmp_path: Path) -> Iterator[Clockwork]:
+    tree = Clockwork(tmp_path)
+    yield tree
+    try:
+        os.killpg(tree.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    tree.reap()
+
+
+def change(images: Path, name: str, id: int | None, **fields: object) -> None:
+    """Write an image with other values in it."""
+    kind = getattr(kinds, name)
+    fd = os.open(images, os.O_RDONLY)
+    (entry,) = ImageReader(fd).entries(kind, id)
+    for field, value in fields.items():
+        setattr(entry, field, value)
+    scratch = images.parent / "changed"
+    scratch.mkdir()
+    writer = ImageWriter(os.open(scratch, os.O_RDONLY))
+    writer.write(kind, [entry], id)
+    (scratch / kind.file_name(id)).rename(images / kind.file_name(id))
+    for path in scratch.iterdir():
+        path.unlink()
+    scratch.rmdir()
+
+
+# -- vDSO -------------------------------------------------------------------------------------------------------------
+
+
+def test_symbols_of_this_kernel() -> None:
+    text = Kernels.look().text
+    found = vdso.symbols(text)
+    assert any("clock_gettime" in name for name in found)
+    assert all(0 < symbol.offset < len(text) for symbol in found.values())
+    assert vdso.fits(found, found)
+    assert not vdso.fits(found, {name: vdso.Symbol(symbol.offset + 16, 9) for name, symbol in found.items()})
+    assert not vdso.fits({"more": vdso.Symbol(1, 1), **found}, found)
+
+
+def test_what_only_the_old_one_has_stays() -> None:
+    text = Kernels.look().text
+    found = vdso.symbols(text)
+    name, symbol = next((name, symbol) for name, symbol in found.items() if "clock_gettime" in name)
+    patched = vdso.redirect(text, {name: vdso.Symbol(0x123, 4)}, 0x500000, native())
+    jump = native().jump(0x500123)
+    assert patched[symbol.offset :][: len(jump)] == jump
+    assert patched == text[: symbol.offset] + jump + text[symbol.offset + len(jump) :]
+    assert symbol.offset in vdso.entries(text)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"\x7fELF", b"\x7fELF\x02\x01" + bytes(100), b"\x7fELF\x02\x01" + b"\xff" * 500]
+)
+def test_mangled_vdso(damage: bytes) -> None:
+    with pytest.raises(vdso.NotElf):
+        vdso.symbols(damage)
+
+
+def test_truncated_vdso() -> None:
+    text = Kernels.look().text
+    for length in range(0, len(text), 97):
+        try:
+            vdso.symbols(text[:length])
+        except vdso.NotElf:
+            pass
+
+
+def test_redirected_twice(clockwork: Clockwork) -> None:
+    remembered, at = clockwork.vdso()
+    assert remembered == at
+    for _ in range(2):
+        clockwork.dump()
+        clockwork.restore(OTHER_VDSO)
+        old, new = clockwork.vdso()
+        assert old == remembered and new not in (at, old)
+        at = new
+        clockwork.work()
+    clockwork.dump()
+    clockwork.restore()  # this kernel's has not changed since: it is only moved
+    assert clockwork.vdso() == (remembered, at)
+    clockwork.work()
+    clockwork.finish()
+
+
+def test_inside_the_vdso(clockwork: Clockwork) -> None:
+    clockwork.dump()
+    images = ImageReader(os.open(clockwork.images, os.O_RDONLY))
+    if os.uname().machine != "x86_64":
+        pytest.skip("writes registers of x86_64 into an image")
+    core = images.one(kinds.CORE, clockwork.pid)
+    start = next(area.start for area in images.one(kinds.MM, clockwork.pid).vmas if area.status & 8)
+    assert core.thread_info is not None
+    entry = min(vdso.entries(Kernels.look().text))
+    for inside in (0, 5):
+        core.thread_info.gpregs.ip = start + entry + inside
+        change(clockwork.images, "CORE", clockwork.pid, thread_info=core.thread_info)
+        said = torpor("check", "-D", clockwork.images, "--json", patch=OTHER_VDSO, fails=inside > 0)
+        codes = [one["code"] for one in json.loads(said)["obstacles"]]
+        assert codes == (["inside-vdso"] if inside else [])
+    assert json.loads(torpor("check", "-D", clockwork.images, "--json"))["ok"]  # under its own kernel it goes on
+
+
+# -- clocks -----------------------------------------------------------------------------------------------------------
+
+
+def another_boot(tree: Clockwork, jump: int) -> None:
+    """As if the dump came from a machine that has been up for `jump` seconds longer."""
+    entry = ImageReader(os.open(tree.images, os.O_RDONLY)).one(kinds.TIMENS, 0)
+    change(tree.images, "TORPOR_HOST", None, boot_id="another")
+    for clock in (entry.monotonic, entry.boottime):
+        clock.tv_sec += jump
+    change(tree.images, "TIMENS", 0, monotonic=entry.monotonic, boottime=entry.boottime)
+
+
+def test_same_boot(clockwork: Clockwork) -> None:
+    clockwork.dump()
+    clockwork.restore()
+    assert os.readlink(f"/proc/{clockwork.pid}/ns/time") == os.readlink("/proc/self/ns/time")
+    clockwork.work()
+    clockwork.finish()
+
+
+def test_another_boot(clockwork: Clockwork) -> None:
+    """The clocks go on; the tree, in a time namespace now, is dumped and restored once more."""
+    clockwork.dump()
+    another_boot(clockwork, JUMP)
+    before = time.monotonic()
+    then = ImageReader(os.open(clockwork.images, os.O_RDONLY)).one(kinds.TIMENS, 0).monotonic
+    clockwork.restore()
+    offset = clocks.offsets(clockwork.pid)
+    now = time.monotonic()
+    ahead = now + offset.monotonic / 1e9 - (then.tv_sec + then.tv_nsec / 1e9)
+    assert 0 <= ahead <= now - before
+    assert offset.monotonic > (JUMP - 300) * 1e9
+    clockwork.work()
+    clockwork.dump()
+    assert (clockwork.images / "timens-9.img").exists() and not (clockwork.images / "timens-0.img").exists()
+    clockwork.restore()
+    assert clocks.offsets(clockwork.pid) == offset
+    clockwork.work()
+    clockwork.finish()
+
+
+def test_without_time_namespaces(clockwork: Clockwork) -> None:
+    clockwork.dump()
+    another_boot(clockwork, JUMP)
+    said = torpor("restore", "-d", "-D", clockwork.images, "--json", patch=NO_TIME_NAMESPACES, fails=True)
+    assert json.loads(said)["error"]["code"] == "clocks" and "--allow-clock-jump" in said
+    another_boot(clockwork, -JUMP - 1)  # jumping ahead is allowed
+    torpor("check", "-D", clockwork.images, patch=NO_TIME_NAMESPACES)
+    another_boot(clockwork, JUMP)
+    clockwork.restore(NO_TIME_NAMESPACES, "--allow-clock-jump")
+    clockwork.work()
+    clockwork.finish()
+
+
+def test_impossible_clocks(clockwork: Clockwork) -> None:
+    clockwork.dump()
+    another_boot(clockwork, 1 << 40)
+    said = torpor("restore", "-d", "-D", clockwork.images, "--json", fails=True)
+    assert "timens-0.img is mangled" in said

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One leg of a kernel update, on the guest's disk: ``update.py begin | hop | end``.
+
+begin: starts the busy tree of clockwork.py and dumps it.  hop: restores it, lets it work, dumps it again.  end:
+restores it, lets it work, ends it, and looks at what it has to say.  Prints one JSON object of figures, and exits with
+0 only if all was as it should be.
+"""
+
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+
+from torpor.arch import native
+from torpor.engine import stops
+from torpor.images import kinds
+from torpor.images.directory import ImageReader
+from torpor.kernel import ptrace
+from torpor.resources import clocks
+
+DATA, IMAGES = "/data", "/data/images"
+ROOT_PID = 12000  # beyond whatever a booting kernel uses
+WORK = 1.5  # seconds
+COUNTERS = ("busy", "pings", "waits", "ticks")
+figures: dict[str, object] = {"kernel": os.uname().release}
+
+
+def counters() -> list[int]:
+    with open(f"{DATA}/counters", "rb") as file:
+        return list(struct.unpack("=4Q", file.read(32)))
+
+
+def work() -> None:
+    """Every part of the tree must get on."""
+    before = counters()
+    deadline = time.monotonic() + 60
+    begun = time.monotonic()
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+        now = counters()
+        if all(b > a for a, b in zip(before, now, strict=True)) and time.monotonic() - begun > WORK:
+            figures["counted"] = dict(zip(COUNTERS, now, strict=True))
+            return
+    sys.exit(f"the tree does not get on: {before} became {counters()}")
+
+
+def torpor(*arguments: str) -> None:
+    log = f"{DATA}/log"
+    done = subprocess.run(
+        [sys.executable, "-m", "torpor", *arguments, "-D", IMAGES, "-W", DATA, "-o", "log", "-v4"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    print(done.stdout, end="")
+    if done.returncode:
+        with open(log) as file:
+            print(file.read()[-3000:])
+        sys.exit(f"torpor {arguments[0]} failed: {done.stderr}")
+
+
+def begin() -> None:
+    with open("/proc/sys/kernel/ns_last_pid", "w") as file:
+        file.write(str(ROOT_PID - 1))
+    null = os.open("/dev/null", os.O_RDWR)
+    victim = subprocess.Popen(
+        [sys.executable, "/data/clockwork.py", DATA], stdin=null, stdout=null, stderr=null, start_new_session=True
+    )
+    if victim.pid != ROOT_PID:
+        sys.exit(f"the tree has PID {victim.pid}")
+    while not os.path.exists(f"{DATA}/counters") or os.path.getsize(f"{DATA}/counters") == 0:
+        time.sleep(0.05)
+
+
+def dump() -> None:
+    shutil.rmtree(IMAGES, ignore_errors=True)
+    os.mkdir(IMAGES, 0o700)
+    torpor("dump", "-t", str(ROOT_PID))
+    figures["uptime at dump"] = round(time.monotonic(), 1)
+
+
+def restore() -> None:
+    torpor("check")
+    images = ImageReader(os.open(IMAGES, os.O_RDONLY))
+    id = 9 if images.exists(kinds.TIMENS, 9) else 0
+    then = images.one(kinds.TIMENS, id).monotonic
+    before = time.monotonic()
+    jump = ["--allow-clock-jump"] if not os.path.exists("/proc/self/timens_offsets") else []
+    torpor("restore", "-d", *jump)
+    figures["uptime at restore"] = round(before, 1)
+    if jump:
+        return
+    offset = clocks.offsets(ROOT_PID).monotonic
+    now = time.monotonic()
+    ahead = now + offset / 1e9 - (then.tv_sec + then.tv_nsec / 1e9)
+    figures["clock offset"] = round(offset / 1e9, 3)
+    if not 0 <= ahead <= now - before:
+        sys.exit(f"the tree's clock is {ahead:.3f} s ahead of the dump, {now - before:.3f} s after the restore began")
+
+
+def look_at_vdso() -> None:
+    """A busy task is found in the vDSO's text sooner or later: it uses it, wherever it is."""
+    with open(f"/proc/{ROOT_PID}/maps") as file:
+        spans = [line.split()[0] for line in file if "[vdso]" in line]
+    (start, end) = (int(word, 16) for word in spans[0].split("-"))
+    with open(f"/proc/{ROOT_PID}/auxv", "rb") as file:
+        words = list(struct.iter_unpack("2L", file.read()))
+    remembered = dict(words)[33]  # AT_SYSINFO_EHDR
+    figures["vDSO"] = "where it was" if remembered == start else f"redirected from {remembered:#x} to {start:#x}"
+    busy = ROOT_PID + 1
+    ptrace.seize(busy, 0)
+    for tries in range(1, 20001):
+        ptrace.interrupt(busy)
+        stop = stops.wait(busy)
+        while stop.kind is not stops.Kind.INTERRUPTED:
+            ptrace.cont(busy, stop.signal if stop.kind is stops.Kind.SIGNAL else 0)
+            stop = stops.wait(busy)
+        if start <= native().pc(ptrace.get_regset(busy, 1)) < end:
+            figures["found in the vDSO at look"] = tries
+            break
+        ptrace.cont(busy)
+        time.sleep(0.0001)
+    else:
+        sys.exit("the busy task was never found in the vDSO")
+    ptrace.detach(busy)
+
+
+def finish() -> None:
+    os.kill(ROOT_PID, signal.SIGTERM)
+    deadline = time.monotonic() + 60
+    while not os.path.exists(f"{DATA}/result"):
+        if time.monotonic() > deadline:
+            sys.exit("the tree does not end")
+        time.sleep(0.05)
+    with open(f"{DATA}/result") as file:
+        result = json.load(file)
+    if any(result.values()):
+        sys.exit(f"the tree says: {json.dumps(result, indent=1)}")
+    figures["the tree says"] = "nothing was wrong"
+
+
+def main() -> None:
+    what = sys.argv[1]
+    if what == "begin":
+        shutil.copy("/t/clockwork.py", DATA)
+        begin()
+        work()
+        dump()
+    else:
+        restore()
+        work()
+        look_at_vdso()
+        work()
+        if what == "hop":
+            dump()
+        else:
+            finish()
+    os.sync()
+    print(f"@@RESULT {json.dumps({'case': what, 'ok': True, 'outcome': 'passed', 'output': figures})}", flush=True)
+
+
+main()
