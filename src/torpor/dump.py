@@ -164,12 +164,18 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
     images = ImageWriter(dir_fd)
     session = Dump(options, images)
     collect.prepare(session)
-    foresee(session, options.tree)
-    log.info(f"freezing process {options.tree} and all below it")
-    log.hold()  # the log may be served by the tree: the engine's end releases it, too
+    # The guardian shares the engine's memory as it is now: the first write to each page of it is a page fault that
+    # copies it, 3 µs.  So it is forked before the last look, which writes to most pages that are needed in the freeze.
     guardian = session.state["guardian"] = Guardian.start()
-    clock = _Clock()
-    tree = freeze(options.tree, timeout=options.timeout)
+    try:
+        foresee(session, options.tree)
+        log.info(f"freezing process {options.tree} and all below it")
+        log.hold()  # the log may be served by the tree: the engine's end releases it, too
+        clock = _Clock()
+        tree = freeze(options.tree, timeout=options.timeout)
+    except BaseException:
+        guardian.finish()
+        raise
     frozen_at = clock.at
     clock.lap("freeze")
     memory: list[Any] = []
