@@ -8,7 +8,7 @@ created; between the check and the restore, things can change.
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -108,13 +108,19 @@ def check(options: Options) -> ImagesReport:
 def _check(options: Options) -> ImagesReport:
     from torpor.kernel.probe import REQUIRED, probes, run
 
-    plan: Plan | None = None
-    bytes_stored = 0
     found: list[TorporError] = []
-    restore: _Collecting | None = None
     for one in run(probe for probe in probes() if probe.group == REQUIRED):
         if not one.works:
             found.append(Refusal(f"this kernel: {one.name}", one.why, one.remedy, code="kernel"))
+    return look(options, found)
+
+
+def look(options: Options, before: Sequence[TorporError] = ()) -> ImagesReport:
+    """As `check`, in this very process, and of the images alone; `before`: what is in the way besides."""
+    plan: Plan | None = None
+    bytes_stored = 0
+    found = list(before)
+    restore: _Collecting | None = None
     try:
         with ImageReader.open(options.images_dir) as images:
             restore = _Collecting(options, images)

@@ -3,7 +3,8 @@
 // A tree that a restore has much to make for: ``tree MEGABYTES``.  Four processes (one of them in a session without its
 // leader), each with threads and checksummed memory; a zombie; a stopped child; in the working directory a UNIX socket
 // that listens, a file that is deleted ("ghost"), one that is not ("kept"), a FIFO; shared memory without a name and of
-// System V, a memfd, a timer, a pipe with data.
+// System V (with ``tree MEGABYTES plain`` that of a memfd instead, which can be restored in a user namespace, too), a
+// memfd, a timer, a pipe with data, and files of many other kinds.
 //
 // It prints "ready".  Each connection to the socket "door" is answered by "ok", or by "fail: why", when all four have
 // looked at all that they own.
@@ -17,11 +18,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <netinet/in.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/shm.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/timerfd.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -117,19 +123,48 @@ static void serve(int number)
     _exit(0);
 }
 
-static void make_things(void)
+static void make_other_files(void)
+{
+    sigset_t set;
+    int pair[2], event = eventfd(7, EFD_SEMAPHORE), epoll = epoll_create1(0), timer = timerfd_create(CLOCK_MONOTONIC, 0);
+    struct epoll_event wanted = { .events = EPOLLIN | EPOLLET, .data.u64 = 4711 };
+    struct sockaddr_in here = { .sin_family = AF_INET };
+    here.sin_addr.s_addr = htonl(0x7f000000 | (getpid() & 0xffffff)); // an address of its own: its port is nobody else's
+    epoll_ctl(epoll, EPOLL_CTL_ADD, event, &wanted);
+    timerfd_settime(timer, 0, &(struct itimerspec){ { 5, 0 }, { 5, 0 } }, NULL);
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR1);
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), datagrams = socket(AF_INET6, SOCK_DGRAM, 0);
+    if (signalfd(-1, &set, SFD_CLOEXEC) < 0 || datagrams < 0 || bind(listener, (struct sockaddr *)&here, sizeof here)
+        || listen(listener, 3) || socketpair(AF_UNIX, SOCK_STREAM, 0, pair) || send(pair[0], "queued", 6, 0) != 6
+        || socketpair(AF_UNIX, SOCK_DGRAM, 0, pair) || send(pair[1], "packet", 6, 0) != 6
+        || open("/dev/null", O_WRONLY | O_APPEND) < 0 || open(".", O_RDONLY | O_DIRECTORY) < 0)
+        exit(1);
+    char *private = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE, kept, 0);
+    private[4] = '!';
+    mprotect(private, 4096, PROT_NONE);
+    mmap(NULL, 1 << 20, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_GROWSDOWN, -1, 0);
+}
+
+static void make_things(int plain)
 {
     ghost = open("ghost", O_RDWR | O_CREAT | O_EXCL, 0600);
     kept = open("kept", O_RDWR | O_CREAT | O_EXCL, 0600);
     memory_file = memfd_create("things", MFD_CLOEXEC);
     if (write(ghost, "ghost", 5) != 5 || write(kept, "kept", 4) != 4 || write(memory_file, "memfd", 5) != 5
-        || unlink("ghost") || mkfifo("fifo", 0600) || (fifo = open("fifo", O_RDWR)) < 0 || write(fifo, "fifo", 4) != 4
+        || ftruncate(memory_file, 8192) || unlink("ghost") || mkfifo("fifo", 0600) || (fifo = open("fifo", O_RDWR)) < 0 || write(fifo, "fifo", 4) != 4
         || pipe(full_pipe) || write(full_pipe[1], "full", 4) != 4)
         exit(1);
-    shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    segment = shmget(IPC_PRIVATE, SEGMENT, IPC_CREAT | 0600);
-    of_system_v = shmat(segment, NULL, 0);
-    shmctl(segment, IPC_RMID, NULL);
+    shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, plain ? MAP_SHARED : MAP_SHARED | MAP_ANONYMOUS,
+                  plain ? memory_file : -1, plain ? 4096 : 0);
+    make_other_files();
+    if (plain) {
+        of_system_v = shared + FAMILY;
+    } else {
+        segment = shmget(IPC_PRIVATE, SEGMENT, IPC_CREAT | 0600);
+        of_system_v = shmat(segment, NULL, 0);
+        shmctl(segment, IPC_RMID, NULL);
+    }
     for (int i = 0; i < FAMILY; i++)
         shared[i] = 4711 + i, of_system_v[i] = 815 + i;
 }
@@ -187,7 +222,7 @@ int main(int count, char **arguments)
 {
     static char text[200];
     words = (count > 1 ? strtoul(arguments[1], NULL, 10) : 1) * (1 << 20) / sizeof *memory;
-    make_things();
+    make_things(count > 2);
     if (prctl(PR_SET_CHILD_SUBREAPER, 1))
         return 1;
     make_family();

@@ -23,9 +23,9 @@ SEGMENT = 7 * 4096  # tree.c's; nobody else is likely to make one of this size
 class Checkpoint:
     """Images in `place`/images of a tree that lived in `place`/home and has ended."""
 
-    def __init__(self, place: Path, megabytes: int = 1) -> None:
+    def __init__(self, place: Path, megabytes: int = 1, *what: str) -> None:
         self.images, self.home = place / "images", place / "home"
-        self.megabytes = megabytes
+        self.program = [compiled("tree"), str(megabytes), *what]
         self.pids: list[int] = []
         self.tids: list[int] = []
         self.again()
@@ -37,7 +37,7 @@ class Checkpoint:
             path.mkdir(mode=0o700)
         with open(self.home / "out", "wb") as out:
             process = subprocess.Popen(
-                [compiled("tree"), str(self.megabytes)], cwd=self.home, stdin=subprocess.DEVNULL, stdout=out,
+                self.program, cwd=self.home, stdin=subprocess.DEVNULL, stdout=out,
                 stderr=out, start_new_session=True,
             )  # fmt: skip
         try:
@@ -66,9 +66,10 @@ class Checkpoint:
         return not self.living()
 
     def living(self) -> list[int]:
-        """Its tasks that are there: descendants of this process, which adopts orphans; not others with such a PID."""
+        """Its tasks that are there: of our descendants, as we adopt orphans, or of the program's name; another process
+        may have got such a PID."""
         ours = tree_of(os.getpid())
-        return [pid for pid in self.pids if pid in ours]
+        return [pid for pid in self.pids if pid in ours or _name(pid) == Path(self.program[0]).name[:15]]
 
     def stands(self) -> bool:
         """Every task of it is there."""
@@ -170,6 +171,13 @@ def count(checkpoint: Checkpoint) -> int:
     assert code == 0 and checkpoint.outcome() == "all", text
     checkpoint.end()
     return int(text.split("steps ")[1].split()[0])
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _segments() -> list[str]:

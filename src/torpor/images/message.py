@@ -344,13 +344,13 @@ def _decode(cls: type[M], data: bytes, depth: int) -> M:
                 elif what == _MESSAGES:
                     values[name].append(_decode(more.loaded or more.load(), body, depth + 1))
                 elif what == _STRING:
-                    values[name] = body.decode("utf-8", "surrogateescape")
+                    values[name] = _text(cls, body)
                 elif what == _BYTES:
                     values[name] = body
                 elif what == _PACKED:
                     values[name] += _unpack(body, more)
                 else:
-                    values[name].append(body if what == _BYTESES else body.decode("utf-8", "surrogateescape"))
+                    values[name].append(body if what == _BYTESES else _text(cls, body))
     except (IndexError, struct.error):
         raise ImageError(f"a message ({cls.__name__}) is mangled", "it ends in the middle of a field") from None
     if not values.keys() >= needed:
@@ -362,6 +362,13 @@ def _decode(cls: type[M], data: bytes, depth: int) -> M:
     message = cls.__new__(cls)
     message.__dict__ = values
     return message
+
+
+def _text(cls: type[Message], body: bytes) -> str:
+    """Texts are names, which C programs write: a NUL ends them."""
+    if 0 in body:
+        raise ImageError(f"a message ({cls.__name__}) is mangled", "there is a NUL in a text")
+    return body.decode("utf-8", "surrogateescape")
 
 
 def _unpack(body: bytes, convert: Any) -> list[int]:

