@@ -107,8 +107,9 @@ def test_the_signal_frame_does_not_depend_on_the_address_but_for_pointers(name: 
     assert len(differing) == (1 if name == "ppc64le" else 0)
 
 
-def _ppc(trap: int, r3: int, ccr: int) -> bytes:
+def _ppc(trap: int, r3: int, ccr: int, nr: int = 3) -> bytes:
     words = [0] * 48
+    words[0] = nr
     words[3], words[32], words[34], words[38], words[40] = r3, 0x1000, 77, ccr, trap
     return struct.pack("<48Q", *words)
 
@@ -147,6 +148,61 @@ def test_s390x_settles_interrupted_calls(call: int, r2: int, expected: tuple[int
     after = ARCHES["s390x"].settled(found, {0x307: struct.pack(">I", call)}, b"")
     psw, r2_after = struct.unpack_from(">8xQ", after)[0], struct.unpack_from(">Q", after, 32)[0]
     assert (psw, r2_after) == expected
+
+
+EINTR = 4
+
+
+@pytest.mark.parametrize("name", ARCHES)
+@pytest.mark.parametrize(
+    ("call", "made_again"),
+    [("epoll_pwait", True), ("rt_sigtimedwait", True), ("read", True), ("connect", False), ("close", False)],
+)
+def test_calls_that_the_stop_has_ended(name: str, call: str, made_again: bool) -> None:
+    """They go on: where the kernel can be told so by its own error number (512 and above), else rewound."""
+    arch = ARCHES[name]
+    nr, minus = arch.SYSCALLS[call], (1 << 8 * arch.word_size) - EINTR
+    specials, before = {0x307: struct.pack(">I", 2 << 16 | nr)}, f"{nr} 0x4d 0x0 0x0 0x0 0x0 0x0 0xffff0000 0x1000"
+    found = {
+        "x86_64": lambda: _words("<27Q", {10: minus, 15: nr, 16: 0x1000}),
+        "aarch64": lambda: _words("<34Q", {0: minus, 8: nr, 32: 0x1000}),
+        "arm": lambda: _words("<18I", {0: minus, 7: nr, 15: 0x1000, 17: 77}),
+        "ppc64le": lambda: _ppc(0xC00, EINTR, 0x10000000, nr),
+        "s390x": lambda: _words(">18Q", {1: 0x1000, 4: minus}) + bytes(64) + struct.pack(">Q", 77),
+    }[name]()
+    again = arch.again(found, specials, before.encode())
+    settled = arch.settled(found, specials, before.encode())
+    length = {"x86_64": 2, "s390x": 2}.get(name, 4)
+    assert arch.pc(settled) == (0x1000 - length if made_again else 0x1000)
+    if not made_again:
+        assert again is None
+        return
+    assert again is not None
+    if not arch.restarts_alike:
+        assert arch.pc(again) == 0x1000 - 4 and arch.result(again) == 77
+    else:
+        assert arch.pc(again) == 0x1000 and arch.result(again) == -514
+    assert arch.resumed(found, before.encode()) == found  # where job control has stopped it, it is left alone
+
+
+@pytest.mark.parametrize("name", ["x86_64", "arm", "ppc64le", "s390x"])
+def test_poll_begins_again_in_images(name: str) -> None:
+    arch = ARCHES[name]
+    nr, minus = arch.SYSCALLS["poll"], (1 << 64) - 516
+    found = {
+        "x86_64": lambda: _words("<27Q", {10: minus, 15: nr, 16: 0x1000}),
+        "arm": lambda: _words("<18I", {0: 77, 7: nr, 15: 0x1000 - 4, 17: 77}),  # rewound by the kernel already
+        "ppc64le": lambda: _ppc(0xC00, 516, 0x10000000, nr),
+        "s390x": lambda: _words(">18Q", {1: 0x1000, 4: minus}) + bytes(64) + struct.pack(">Q", 77),
+    }[name]()
+    settled = arch.settled(found, {0x307: struct.pack(">I", 2 << 16 | nr)}, b"")
+    assert arch.pc(settled) == 0x1000 - {"x86_64": 2, "s390x": 2}.get(name, 4)
+
+
+def _words(form: str, values: dict[int, int]) -> bytes:
+    return struct.pack(
+        form, *(values.get(place, 0) for place in range(struct.calcsize(form) // struct.calcsize(form[0] + form[-1])))
+    )
 
 
 def _aarch64(x0: int, x8: int, pc: int) -> bytes:

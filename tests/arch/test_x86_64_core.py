@@ -5,12 +5,14 @@ import os
 import random
 import signal
 import struct
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from torpor.arch import native
-from torpor.arch.base import NT_PRSTATUS
+from torpor.arch.base import NT_PRSTATUS, Registers
 from torpor.errors import ImageError, Refusal
 from torpor.images.schema.core import CoreEntry
 from torpor.kernel import ptrace
@@ -123,6 +125,8 @@ def stopped() -> Iterator[int]:
         while True:
             signal.pause()
     try:
+        while not Path(f"/proc/{pid}/syscall").read_text().startswith("34 "):  # until it sleeps in pause
+            time.sleep(0.001)
         ptrace.seize(pid, 0)
         ptrace.interrupt(pid)
         os.waitpid(pid, 0x40000000)
@@ -165,12 +169,30 @@ def test_cpuid_agrees(stopped: int) -> None:
 
 
 def test_arch_uses_it(stopped: int) -> None:
+    """Through an image and back: in pause, which the image has rewound, and the kernel is to begin again."""
     arch = native()
     from torpor.engine.tracee import Tracee
 
-    registers = Tracee(stopped, stopped).registers()
+    tracee = Tracee(stopped, stopped)
+    registers = tracee.registers()
     core = CoreEntry(mtype=0)
     arch.to_core(core, registers, 42)
     back, clear_child_tid = arch.from_core(core, registers)
-    assert (back.general, clear_child_tid) == (registers.general, 42)
+    assert (back.general, clear_child_tid) == (tracee.general, 42)
+    assert arch.pc(registers.general) == arch.pc(tracee.general) - 2
     assert len(back.others[NT_X86_XSTATE]) == len(registers.others[NT_X86_XSTATE])
+
+
+@pytest.mark.parametrize(("call", "ended"), [("poll", True), ("epoll_wait", True), ("read", True), ("connect", False)])
+def test_calls_that_have_ended_in_images_of_criu(call: str, ended: bool) -> None:
+    """CRIU lets them end with EINTR; the kernel is told to begin them again."""
+    arch = native()
+    nr, template = arch.SYSCALLS[call], area(*CPUS["avx"], in_use=3)
+    registers = list(GENERAL)
+    registers[10], registers[15], registers[16] = (1 << 64) - 4, nr, 0x1000
+    core = CoreEntry(mtype=1)
+    fill(core, registers, template, 0)
+    back, _ = arch.from_core(core, Registers(b"", {NT_X86_XSTATE: template}))
+    after = struct.unpack("<27Q", back.general)
+    assert (after[10], after[15]) == ((1 << 64) - 514, nr) if ended else ((1 << 64) - 4, (1 << 64) - 1)
+    assert after[16] == 0x1000

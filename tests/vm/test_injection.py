@@ -13,7 +13,7 @@ from vmlab.targets import KERNELS, TARGETS
 _WAYS = ("untouched", "stepped", "stepped_program", "executed", "orphaned")
 _VICTIMS = re.findall(r'^    "(\w+)": Victim\(', (Path(__file__).parent / "guest/injection.py").read_text(), re.M)
 MODULE = "injection"
-CASES = ["kernel", *(f"{way}-{victim}" for way in _WAYS for victim in _VICTIMS),
+CASES = ["kernel", *(f"{way}-{victim}" for way in _WAYS for victim in _VICTIMS), "caught-epoll", "caught-timed_read",
          "team-read", "team-spin", "core_message-read"]  # fmt: skip
 
 

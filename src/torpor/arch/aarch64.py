@@ -16,7 +16,7 @@ run in a task that was interrupted elsewhere would destroy them: they are `volat
 import struct
 from collections.abc import Mapping, Sequence
 
-from torpor.arch.base import EINTR, Arch, Registers
+from torpor.arch.base import EINTR, ENDED_BY_A_STOP, Arch, Registers
 from torpor.arch.numbers import FROM_424, numbers
 from torpor.errors import Refusal
 from torpor.typed import TYPE_CHECKING
@@ -94,6 +94,7 @@ class AArch64(Arch):
     regsets = (NT_PRFPREG, NT_ARM_TLS)
     vdso_names = ("[vdso]", "[vvar]")
     call_before_stop = True
+    restarts_alike = False
     volatile = (NT_ARM_SVE, NT_ARM_SSVE)
 
     def is_live(self, which: int, data: bytes) -> bool:
@@ -118,8 +119,19 @@ class AArch64(Arch):
 
     def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
         r = _words(general)
-        if self._forgets(r, before):  # else it is rewound already
+        if self._forgets(r, before) and not self.loses_nothing(r[X8], r[X0 + 1]):  # else it is rewound already
             r[X0], r[PC] = -EINTR & _M64, r[PC] + 4
+            return _GENERAL.pack(*r)
+        return self.again(general, specials, before) or general
+
+    def again(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes | None:
+        r = _words(general)
+        fields = before.split()
+        if r[X0] != -EINTR & _M64 or len(fields) != 9 or int(fields[8], 16) != r[PC]:
+            return None
+        if int(fields[0]) != r[X8] or r[X8] not in _ENDED_BY_A_STOP:
+            return None
+        r[X0], r[PC] = int(fields[1], 16), r[PC] - 4
         return _GENERAL.pack(*r)
 
     def resumed(self, general: bytes, before: bytes) -> bytes:
@@ -223,3 +235,4 @@ def _sve_context(data: bytes, streaming: int) -> bytes:
 
 
 ARCH = AArch64()
+_ENDED_BY_A_STOP = ARCH.numbers_of(ENDED_BY_A_STOP)

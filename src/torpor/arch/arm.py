@@ -13,7 +13,7 @@ which the first must be even (`arguments`).
 import struct
 from collections.abc import Mapping, Sequence
 
-from torpor.arch.base import EINTR, Arch, Registers
+from torpor.arch.base import EINTR, ENDED_BY_A_STOP, Arch, Registers
 from torpor.arch.numbers import FROM_424, numbers
 from torpor.typed import TYPE_CHECKING, TypeVar
 
@@ -123,6 +123,7 @@ class Arm(Arch):
     thread_area = NT_ARM_TLS  # not a regset here; set by the call set_tls, inside the task
     vdso_names = ("[vdso]", "[vvar]", "[sigpage]")
     sigaction_size = 20
+    restarts_alike = False
 
     def arguments(self, name: str, args: Sequence[T | int]) -> Sequence[T | int]:
         if name == "mmap" and len(args) == 6:
@@ -169,8 +170,16 @@ class Arm(Arch):
 
     def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
         r = _words(general)
-        if self._forgets(r):  # else it is rewound already
+        if self._forgets(r) and not self.loses_nothing(r[R7], r[1]):  # else it is rewound already
             r[R0], r[PC], r[ORIG_R0] = -EINTR & _M32, r[PC] + (2 if r[CPSR] & _THUMB else 4), _M32
+            return _GENERAL.pack(*r)
+        return self.again(general, specials, before) or general
+
+    def again(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes | None:
+        r = _words(general)
+        if r[ORIG_R0] == _M32 or r[R0] != -EINTR & _M32 or r[R7] not in _ENDED_BY_A_STOP:
+            return None
+        r[R0], r[PC] = r[ORIG_R0], r[PC] - (2 if r[CPSR] & _THUMB else 4)
         return _GENERAL.pack(*r)
 
     def resumed(self, general: bytes, before: bytes) -> bytes:
@@ -248,3 +257,4 @@ def _halves(value: T | int) -> tuple[T | int, int]:
 
 
 ARCH = Arm()
+_ENDED_BY_A_STOP = ARCH.numbers_of(ENDED_BY_A_STOP)

@@ -22,6 +22,20 @@ Info = TypeVar("Info")
 ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 512, 513, 514, 516
 EINTR = 4
 
+# Calls that the kernel ends with EINTR whenever their task is stopped, never to make them again (signal(7)).  Nothing
+# has happened yet then, and a program that catches no signals does not expect it.  Those of sockets are meant that have
+# a time limit (SO_RCVTIMEO, SO_SNDTIMEO); connect(2) is not here, as it goes on without its caller.
+ENDED_BY_A_STOP = """
+epoll_wait epoll_pwait epoll_pwait2 semop semtimedop semtimedop_time64 rt_sigtimedwait rt_sigtimedwait_time64
+read readv recv recvfrom recvmsg recvmmsg recvmmsg_time64 write writev send sendto sendmsg sendmmsg accept accept4
+""".split()  # noqa: SIM905
+# Calls that a caught signal always ends with EINTR, SA_RESTART or not, and nothing else does.
+ENDED_BY_HANDLERS = """
+poll ppoll ppoll_time64 select _newselect pselect6 pselect6_time64 pause sigsuspend rt_sigsuspend msgsnd msgrcv
+epoll_wait epoll_pwait epoll_pwait2 semop semtimedop rt_sigtimedwait clock_nanosleep
+""".split()  # noqa: SIM905
+_FUTEX_WAIT_BITSET, _FUTEX_COMMAND = 9, 0x7F
+
 
 class Registers(NamedTuple):
     """All registers of one thread: general ones (NT_PRSTATUS) and every other regset by its NT_* number."""
@@ -53,6 +67,18 @@ class Arch:
     untag_mask = (1 << 64) - 1  # what /proc/PID/status shows of a task for which no bits of addresses are ignored
     thread_area = 0  # NT_* number under which the word of PTRACE_GET_THREAD_AREA is kept (arm: the thread pointer)
     call_before_stop = False  # `resumed` needs what /proc/TID/syscall said before the task was stopped
+    restarts_alike = True  # `again` makes the kernel itself begin the call again, unless a signal is to be caught first
+
+    def numbers_of(self, names: Sequence[str]) -> frozenset[int]:
+        return frozenset(self.SYSCALLS[name] for name in names if name in self.SYSCALLS)
+
+    def loses_nothing(self, nr: int, operation: int) -> bool:
+        """Whether a call whose progress the kernel keeps to itself (ERESTART_RESTARTBLOCK) can be made again from its
+        beginning: poll loses but time, and a futex's operation may say that its time limit is a point in time."""
+        if nr == self.SYSCALLS.get("poll"):
+            return True
+        futexes = self.SYSCALLS["futex"], self.SYSCALLS.get("futex_time64")
+        return nr in futexes and operation & _FUTEX_COMMAND == _FUTEX_WAIT_BITSET
 
     # -- running system calls -------------------------------------------------------------------------------------
     def arguments(self, name: str, args: Sequence[T | int]) -> Sequence[T | int]:
@@ -90,15 +116,21 @@ class Arch:
 
     # -- leaving a task as it was -----------------------------------------------------------------------------------
     def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
-        """Registers for an image, or for a task that goes home by sigreturn: an interrupted system call is either
-        rewound so that it runs again, or fails with EINTR.  (A task that is let go by PTRACE_DETACH with its registers
-        exactly as read needs none of this: the kernel restarts the call.)  `before`: see `resumed`."""
+        """Registers for an image, or for a task that goes home by sigreturn: an interrupted system call is rewound so
+        that it runs again, or, where it must not begin anew (a relative sleep), fails with EINTR.  (A task that is let
+        go by PTRACE_DETACH with its registers exactly as read needs none of this: the kernel restarts the call.)
+        `before`: see `resumed`."""
         raise NotImplementedError
 
     def resumed(self, general: bytes, before: bytes) -> bytes:
         """Registers for PTRACE_DETACH from a task in which programs have run.  `before`: /proc/TID/syscall before the
         stop, where `call_before_stop` asks for it, else empty."""
         return general
+
+    def again(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes | None:
+        """Registers with which a call goes on waiting that only the stop has ended (ENDED_BY_A_STOP); None in any other
+        case.  Its time limit, if it has one, begins anew.  For PTRACE_DETACH, as `resumed`."""
+        return None
 
     def pc(self, general: bytes) -> int:
         raise NotImplementedError

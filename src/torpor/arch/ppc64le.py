@@ -13,7 +13,7 @@ There are two ways into the kernel, `sc` (0xc00: errors are positive with a flag
 import struct
 from collections.abc import Mapping, Sequence
 
-from torpor.arch.base import Arch, Registers
+from torpor.arch.base import EINTR, ENDED_BY_A_STOP, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, Arch, Registers
 from torpor.arch.numbers import FROM_424, numbers
 from torpor.typed import TYPE_CHECKING
 
@@ -59,8 +59,8 @@ shmat shmdt msgget msgsnd msgrcv msgctl
 NT_PRFPREG, NT_PPC_VMX, NT_PPC_VSX = 2, 0x100, 0x102
 
 _GENERAL = struct.Struct("<48Q")
-R0, R1, R3, R12, NIP, MSR, ORIG_R3, CTR, LINK, XER, CCR, SOFTE, TRAP, DAR, DSISR, RESULT = (
-    0, 1, 3, 12, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
+R0, R1, R3, R4, R12, NIP, MSR, ORIG_R3, CTR, LINK, XER, CCR, SOFTE, TRAP, DAR, DSISR, RESULT = (
+    0, 1, 3, 4, 12, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
 )  # fmt: skip
 _M64 = (1 << 64) - 1
 _SUMMARY_OVERFLOW = 0x10000000
@@ -74,6 +74,14 @@ _GENERAL_AT, _FLOAT_AT, _VECTOR_POINTER, _VECTORS = _CONTEXT + 64, _CONTEXT + 44
 
 def _words(general: bytes) -> list[int]:
     return list(_GENERAL.unpack(general))
+
+
+def _error(r: Sequence[int]) -> int:
+    """The error with which the task's system call has ended; 0: it is in none, or it has not failed."""
+    kind = r[TRAP] & ~0xF
+    if kind == _TRAP_SCV:
+        return (1 << 64) - r[R3]
+    return r[R3] if kind == _TRAP_SC and r[CCR] & _SUMMARY_OVERFLOW else 0
 
 
 class Ppc64le(Arch):
@@ -111,18 +119,12 @@ class Ppc64le(Arch):
 
     def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
         r = _words(general)
-        kind = r[TRAP] & ~0xF
-        value = r[R3]
-        if kind == _TRAP_SCV:
-            error = (1 << 64) - value
-        elif kind == _TRAP_SC and r[CCR] & _SUMMARY_OVERFLOW:
-            error = value
-        else:
-            error = 0
-        if error in (512, 513, 514):
+        error = _error(r)
+        begun = error == ERESTART_RESTARTBLOCK
+        if begun and not self.loses_nothing(r[R0], r[R4]):
+            r[R3] = EINTR if r[TRAP] & ~0xF == _TRAP_SC else -EINTR & _M64
+        elif begun or error in (512, 513, 514) or (error == EINTR and r[R0] in _ENDED_BY_A_STOP):
             r[R3], r[NIP] = r[ORIG_R3], r[NIP] - 4
-        elif error == 516:
-            r[R3] = 4 if kind == _TRAP_SC else -4 & _M64
         r[TRAP] = r[RESULT] = 0
         return _GENERAL.pack(*r)
 
@@ -132,6 +134,13 @@ class Ppc64le(Arch):
         # lis; ori; sldi 32; oris; ori; mtctr r12; bctr
         code = (0x3D800000 | a, 0x618C0000 | b, 0x798C07C6, 0x658C0000 | c, 0x618C0000 | d, 0x7D8903A6, 0x4E800420)
         return struct.pack("<7I", *code)
+
+    def again(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes | None:
+        r = _words(general)
+        if _error(r) != EINTR or r[R0] not in _ENDED_BY_A_STOP:
+            return None
+        r[R3] = ERESTARTNOHAND if r[TRAP] & ~0xF == _TRAP_SC else -ERESTARTNOHAND & _M64
+        return _GENERAL.pack(*r)
 
     def pc(self, general: bytes) -> int:
         return int(struct.unpack_from("<Q", general, 8 * NIP)[0])
@@ -204,3 +213,4 @@ class Ppc64le(Arch):
 
 
 ARCH = Ppc64le()
+_ENDED_BY_A_STOP = ARCH.numbers_of(ENDED_BY_A_STOP)

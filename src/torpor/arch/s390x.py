@@ -12,7 +12,7 @@ lost, and the victim's own returns ENOSYS.  mmap takes the address of its six ar
 import struct
 from collections.abc import Mapping, Sequence
 
-from torpor.arch.base import Arch, Registers
+from torpor.arch.base import EINTR, ENDED_BY_A_STOP, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, Arch, Registers
 from torpor.arch.numbers import FROM_424, numbers
 from torpor.typed import TYPE_CHECKING
 
@@ -57,7 +57,7 @@ NT_PRFPREG, NT_S390_SYSTEM_CALL, NT_S390_VXRS_LOW, NT_S390_VXRS_HIGH = 2, 0x307,
 
 _GENERAL = struct.Struct(">18Q16IQ")
 PSW_MASK, PSW_ADDRESS, R0 = 0, 1, 2
-R1, R2, R12, R15, ORIG_R2 = R0 + 1, R0 + 2, R0 + 12, R0 + 15, 34
+R1, R2, R3, R12, R15, ORIG_R2 = R0 + 1, R0 + 2, R0 + 3, R0 + 12, R0 + 15, 34
 _M64 = (1 << 64) - 1
 _FRAME = 160  # what the ABI has a caller leave below its stack pointer for the function that it calls
 
@@ -121,11 +121,20 @@ class S390x(Arch):
         if not call:
             return general
         r = _words(general)
-        error = (1 << 64) - r[R2]
-        if error in (512, 513, 514):
+        error, nr = (1 << 64) - r[R2], call & 0xFFFF
+        begun = error == ERESTART_RESTARTBLOCK
+        if begun and not self.loses_nothing(nr, r[R3]):
+            r[R2] = -EINTR & _M64
+        elif begun or error in (512, 513, 514) or (error == EINTR and nr in _ENDED_BY_A_STOP):
             r[R2], r[PSW_ADDRESS] = r[ORIG_R2], r[PSW_ADDRESS] - (call >> 16)
-        elif error == 516:
-            r[R2] = -4 & _M64
+        return _GENERAL.pack(*r)
+
+    def again(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes | None:
+        r = _words(general)
+        nr = struct.unpack(">I", specials[NT_S390_SYSTEM_CALL])[0] & 0xFFFF
+        if r[R2] != -EINTR & _M64 or nr not in _ENDED_BY_A_STOP:
+            return None
+        r[R2] = -ERESTARTNOHAND & _M64
         return _GENERAL.pack(*r)
 
     def jump(self, target: int) -> bytes:
@@ -192,3 +201,4 @@ class S390x(Arch):
 
 
 ARCH = S390x()
+_ENDED_BY_A_STOP = ARCH.numbers_of(ENDED_BY_A_STOP)

@@ -3,12 +3,28 @@
 
 Layouts: user_regs_struct (arch/x86/include/asm/user_64.h), the XSAVE area (Intel SDM vol. 1, 13.4), struct rt_sigframe
 (arch/x86/include/asm/sigframe.h).  A task stopped in a system call shows orig_rax >= 0; one stopped elsewhere, -1.
+
+Interrupted system calls in images.  All that can be are rewound, so that whoever restores them begins them again.  But
+of those that a caught signal ends with EINTR in any case (poll, pause …) orig_rax stays: a signal may come with the
+restore, and then its handler must not find the program in a call that begins once more.  The kernel knows what to do
+about that, if it is told that the call was interrupted (`from_core`).  In CRIU's images those calls have ended with
+EINTR though no signal was there, which programs do not expect that catch none: they are begun again, too.
 """
 
 import struct
 from collections.abc import Mapping, Sequence
 
-from torpor.arch.base import Arch, Registers
+from torpor.arch.base import (
+    EINTR,
+    ENDED_BY_A_STOP,
+    ENDED_BY_HANDLERS,
+    ERESTART_RESTARTBLOCK,
+    ERESTARTNOHAND,
+    ERESTARTNOINTR,
+    ERESTARTSYS,
+    Arch,
+    Registers,
+)
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -116,19 +132,29 @@ class X86_64(Arch):
 
     def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
         r = _words(general)
-        if _signed(r[ORIG_RAX]) < 0:
+        nr, error = r[ORIG_RAX], -_signed(r[RAX])
+        if _signed(nr) < 0:
             return general
-        error = -_signed(r[RAX])
-        if error in (512, 513, 514):
-            r[RAX], r[RIP] = r[ORIG_RAX], r[RIP] - 2
-        if error == 516:
-            r[RAX] = -4 & _M64  # which call it was stays: from_core makes use of it
+        begun = error == ERESTART_RESTARTBLOCK
+        if begun and not self.loses_nothing(nr, r[RSI]):
+            r[RAX], r[ORIG_RAX] = -EINTR & _M64, _NO_CALL
+        elif begun or error in _RESTARTED or (error == EINTR and nr in _ENDED_BY_A_STOP):
+            r[RAX], r[RIP] = nr, r[RIP] - 2
+            if nr not in _ENDED_BY_HANDLERS:  # else from_core makes use of it
+                r[ORIG_RAX] = _NO_CALL
         else:
             r[ORIG_RAX] = _NO_CALL
         return _GENERAL.pack(*r)
 
     def jump(self, target: int) -> bytes:
         return b"\x48\xb8" + struct.pack("<Q", target) + b"\xff\xe0"  # movabs rax; jmp rax
+
+    def again(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes | None:
+        r = _words(general)
+        if r[RAX] != -EINTR & _M64 or r[ORIG_RAX] not in _ENDED_BY_A_STOP:
+            return None
+        r[RAX] = -ERESTARTNOHAND & _M64
+        return _GENERAL.pack(*r)
 
     def pc(self, general: bytes) -> int:
         return int(struct.unpack_from("<Q", general, 8 * RIP)[0])
@@ -174,7 +200,17 @@ class X86_64(Arch):
         from torpor.arch.x86_64_core import read
 
         general, xstate, clear_child_tid = read(core, template.others[NT_X86_XSTATE])
+        nr, result = general[ORIG_RAX], general[RAX]
+        rewound = nr in _ENDED_BY_HANDLERS and result == nr
+        ended = result == -EINTR & _M64 and (nr in _ENDED_BY_A_STOP or self.loses_nothing(nr, general[RSI]))
+        if rewound or ended:
+            general[RAX], general[RIP] = -ERESTARTNOHAND & _M64, general[RIP] + (2 if rewound else 0)
+        else:
+            general[ORIG_RAX] = _NO_CALL
         return Registers(_GENERAL.pack(*general), {NT_X86_XSTATE: xstate}), clear_child_tid
 
 
 ARCH = X86_64()
+_RESTARTED = (ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND)
+_ENDED_BY_A_STOP = ARCH.numbers_of(ENDED_BY_A_STOP)
+_ENDED_BY_HANDLERS = ARCH.numbers_of(ENDED_BY_HANDLERS)

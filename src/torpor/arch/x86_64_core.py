@@ -8,11 +8,6 @@ has none, but the kernel leaves XCR0 in the area (bytes 464 to 471) and the size
 two layouts in the world, and they never agree in size once they differ.  For a CPU that fits neither, the `cpuid`
 device is asked.
 
-Calls whose progress the kernel keeps to itself (relative sleeps, poll) stand in images as if a signal had ended them.
-No signal has, and programs that catch none do not expect EINTR: script(1) ends.  So poll, which alone of them can be
-told from what the program itself got to see and loses nothing but time, is begun again, by the kernel, which knows what
-a signal that comes with the restore does to it.
-
 A component whose bit in XSTATE_BV is clear is in its initial state; the kernel gives zeros for it then.  CRIU writes
 every component that the CPU has, an empty CET, and three unused TLS slots.
 """
@@ -62,11 +57,7 @@ _REGISTERS = (
     "r15", "r14", "r13", "r12", "bp", "bx", "r11", "r10", "r9", "r8", "ax", "cx", "dx", "si", "di", "orig_ax", "ip",
     "cs", "flags", "sp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs",
 )  # fmt: skip
-_AX, _ORIG_AX, _CS, _SS = 10, 15, 17, 20
 _USER_CS, _USER_SS = 0x33, 0x2B
-_NO_CALL = (1 << 64) - 1
-_EINTR, _ERESTARTNOHAND = (1 << 64) - 4, (1 << 64) - 514
-_POLL = 7
 
 
 def layout(features: int, size: int) -> dict[int, int]:
@@ -170,11 +161,6 @@ def read(core: "CoreEntry", template: bytes) -> tuple[list[int], bytes, int]:
     if any(not (slot.seg_not_present and slot.read_exec_only) or slot.base_addr or slot.limit for slot in info.tls):
         raise Refusal("a thread in these images", "it uses TLS segments, which Torpor does not restore")
     general = [getattr(registers, name) for name in _REGISTERS]
-    # The kernel takes these for a call to be restarted: we must mean it.
-    if general[_ORIG_AX] == _POLL and general[_AX] == _EINTR:
-        general[_AX] = _ERESTARTNOHAND
-    else:
-        general[_ORIG_AX] = _NO_CALL
     return general, _make_area(info.fpregs, template), info.clear_tid_addr
 
 

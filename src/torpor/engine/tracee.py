@@ -2,8 +2,9 @@
 """One stopped thread, and how a system call is stepped inside it.
 
 A tracee is *frozen* (as it was found) until something is run in it.  `let_go` puts back what was found, bit for bit:
-the kernel itself then restarts an interrupted system call, and only at PTRACE_DETACH.  Registers for an image, or for
-a task that goes home by itself, are `settled` instead (arch/base.py).
+the kernel itself then restarts an interrupted system call, and only at PTRACE_DETACH (those that it would end with
+EINTR instead are made again, see `_home`).  Registers for an image, or for a task that goes home by itself, are
+`settled` instead (arch/base.py).
 
 Two traps that cost days: one injected call makes the kernel clear rseq_cs, so whether a thread is inside a restartable
 sequence has to be read before the first one; and a signal mask must be put back also where the task goes on.
@@ -46,6 +47,7 @@ class Tracee:
         self._rseq_abort = 0
         self._touched = False
         self._mask_touched = False
+        self._put = b""  # general registers that were put back
 
     def __repr__(self) -> str:
         return f"<Tracee {self.tid}>"
@@ -153,7 +155,7 @@ class Tracee:
 
     def forget(self) -> None:
         """It has run and was stopped again: what was read before counts no more."""
-        self._general, self._mask, self._others, self._specials = b"", None, None, {}
+        self._general, self._mask, self._others, self._specials, self._put = b"", None, None, {}, b""
         self._rseq_abort = 0
 
     def adopt(self, general: bytes, mask: int, specials: dict[int, bytes]) -> None:
@@ -292,7 +294,8 @@ class Tracee:
             ptrace.set_signal_mask(self.tid, self.mask)
             self._mask_touched = False
         if self._touched:
-            self.set_general(self._home())
+            self._put = self._home()
+            self.set_general(self._put)
             for which, value in self._specials.items():
                 ptrace.set_regset(self.tid, which, value)
             self._touched = False
@@ -304,11 +307,29 @@ class Tracee:
         if self._rseq_abort:
             settled = self.arch.settled(self.general, self._specials, self.call_before)
             return self.arch.with_pc(settled, self._rseq_abort)
-        return self.arch.resumed(self.general, self.call_before)
+        again = self.arch.again(self.general, self._specials, self.call_before)
+        # Where job control has stopped it, EINTR is what SIGCONT brings.
+        if again is None or self.group_stop or not (self.arch.restarts_alike or self._catches_nothing()):
+            return self.arch.resumed(self.general, self.call_before)
+        return again
+
+    def _catches_nothing(self) -> bool:
+        """Whether no signal waits for the thread that it catches: its call is to end for that."""
+        from torpor.kernel.procfs import read_all
+
+        try:
+            lines = read_all(f"/proc/{self.tid}/status").splitlines()
+        except OSError:
+            return True
+        masks = {key: int(value, 16) for key, _, value in (line.partition(b":\t") for line in lines)
+                 if key in (b"SigPnd", b"ShdPnd", b"SigCgt")}  # fmt: skip
+        return not (masks[b"SigPnd"] | masks[b"ShdPnd"]) & masks[b"SigCgt"] & ~self.mask
 
     def let_go(self, stop_signal: int = 0) -> None:
-        """Put back what was found and detach."""
+        """Put back what was found and detach.  A call that only our stop has ended is made again."""
         self.rewind()
+        if (home := self._home()) != (self._put or self.general):
+            self.set_general(home)
         self.detach()
         if stop_signal:
             os.kill(self.pid, stop_signal)

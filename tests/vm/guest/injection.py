@@ -60,11 +60,12 @@ def raw(name: str, *args: Any) -> int:
 
 # -- victims: what they do is timed, what comes back is reported -------------------------------------------------------
 class Scene(NamedTuple):
-    """What victim and test share: a pipe whose end the victim reads, a word of shared memory."""
+    """What victim and test share: a pipe whose end the victim reads, a word of shared memory, two connected sockets."""
 
     read_end: int
     write_end: int
     word: mmap.mmap
+    sockets: tuple[socket.socket, socket.socket]
 
     def word_address(self) -> int:
         return ctypes.addressof(ctypes.c_uint32.from_buffer(self.word))
@@ -108,9 +109,20 @@ def _poll(scene: Scene, milliseconds: int) -> str:
 
 
 def _epoll(scene: Scene) -> int:
-    with select.epoll() as epoll:  # Python repeats it when interrupted, as all programs must
+    with select.epoll() as epoll:  # not its own poll, which hides that it was interrupted
         epoll.register(scene.read_end, select.EPOLLIN)
-        return len(epoll.poll(60))
+        events = ctypes.create_string_buffer(16)
+        numbers = [ctypes.c_long(value) for value in (epoll.fileno(), 1, 60_000, 8)]
+        return raw("epoll_pwait", numbers[0], events, numbers[1], numbers[2], None, numbers[3])
+
+
+def _timed_read(scene: Scene) -> str:
+    """A socket with a time limit: the kernel does not begin such a call again either."""
+    ours = scene.sockets[0]
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 60, 0))
+    buffer = ctypes.create_string_buffer(8)
+    count = raw("read", ctypes.c_long(ours.fileno()), buffer, ctypes.c_long(8))
+    return f"{count} {buffer.raw[: max(0, count)].decode()}"
 
 
 def _spin(scene: Scene) -> str:
@@ -148,6 +160,7 @@ VICTIMS = {
     "poll_timeout": Victim(lambda scene: _poll(scene, int(LONG * 1000)), None, "0 0 0"),
     "poll": Victim(lambda scene: _poll(scene, 60000), _feed, "1 1 0"),
     "epoll": Victim(_epoll, _feed, 1),
+    "timed_read": Victim(_timed_read, lambda scene: scene.sockets[1].send(b"hello"), "5 hello"),
     "spin": Victim(_spin, None, "right", "R"),
 }
 
@@ -157,7 +170,7 @@ class Running:
 
     def __init__(self, victim: Victim, threads: int = 0) -> None:
         self.victim = victim
-        self.scene = Scene(*os.pipe(), mmap.mmap(-1, mmap.PAGESIZE))
+        self.scene = Scene(*os.pipe(), mmap.mmap(-1, mmap.PAGESIZE), socket.socketpair())
         self._report, report = os.pipe()
         self.pid = os.fork()
         if not self.pid:
@@ -172,6 +185,7 @@ class Running:
 
     def _live(self, report: int, threads: int) -> None:
         try:
+            signal.signal(signal.SIGUSR1, lambda number, frame: None)
             for _ in range(threads):
                 threading.Thread(target=threading.Event().wait, args=(600,), daemon=True).start()
             os.write(report, b"!")
@@ -184,9 +198,12 @@ class Running:
         finally:
             os._exit(0)
 
-    def check(self, interrupted_is_fine: bool = False) -> None:
-        """The victim must end as it would have if nobody had touched it."""
-        if self.victim.wake:
+    def check(self, instead: int = 0, orphan: bool = False) -> None:
+        """The victim must end as it would have if nobody had touched it, or with what is expected `instead`.
+
+        An orphan goes home by sigreturn: a sleep fails with EINTR, and the time limit of a poll begins anew.
+        """
+        if self.victim.wake and not instead:
             time.sleep(0.2)
             self.victim.wake(self.scene)
         assert select.select([self._report], [], [], 20)[0], "the victim does not come back from what it did"
@@ -196,11 +213,16 @@ class Running:
         assert status == 0, f"the victim ended with wait status {status:#x}"
         result, seconds = json.loads(data)
         print(f"victim: {result!r} after {seconds:.2f} s")
-        if interrupted_is_fine and str(errno.EINTR) in str(result):
+        if instead:
+            assert str(result).split()[0] == str(instead), f"{result!r} instead of {instead}"
+            return
+        if orphan and str(errno.EINTR) in str(result):
             return
         assert result == self.victim.expect, f"{result!r} instead of {self.victim.expect!r}"
         if not self.victim.wake:
-            assert LONG - 0.01 <= seconds < LONG + LATE, f"it took {seconds:.2f} s instead of {LONG}"
+            assert LONG - 0.01 <= seconds and (orphan or seconds < LONG + LATE), (
+                f"it took {seconds:.2f} s instead of {LONG}"
+            )
 
 
 # -- programs ----------------------------------------------------------------------------------------------------------
@@ -306,6 +328,18 @@ def untouched(victim: Victim) -> None:
     running.check()
 
 
+def caught(victim: Victim) -> None:
+    """A signal comes while the victim is stopped, and it has a handler: its call ends, it is not made again."""
+    running = Running(victim)
+    thread = only_thread(running.pid)
+    stepper = Stepper(thread)
+    exercise(stepper.run, running.pid)
+    stepper.remove()
+    os.kill(running.pid, signal.SIGUSR1)
+    thread.let_go()
+    running.check(-errno.EINTR)
+
+
 def orphaned(victim: Victim) -> None:
     """The controller is killed while its executor waits: the victim goes home by itself."""
     running = Running(victim)
@@ -315,8 +349,7 @@ def orphaned(victim: Victim) -> None:
         exercise(executor.run, running.pid)
         os.kill(os.getpid(), signal.SIGKILL)
     assert os.waitpid(controller, 0)[1] == signal.SIGKILL
-    # A relative sleep cannot be continued by sigreturn: it fails with EINTR.
-    running.check(interrupted_is_fine=True)
+    running.check(orphan=True)
 
 
 def team(victim: Victim) -> None:
@@ -370,6 +403,8 @@ CASES: dict[str, Callable[[], None]] = {"kernel": kernel}
 for _way in (untouched, stepped, stepped_program, executed, orphaned):
     for _name, _victim in VICTIMS.items():
         CASES[f"{_way.__name__}-{_name}"] = functools.partial(_way, _victim)
+for _name in ("epoll", "timed_read"):
+    CASES[f"caught-{_name}"] = functools.partial(caught, VICTIMS[_name])
 CASES["team-read"] = functools.partial(team, VICTIMS["read"])
 CASES["team-spin"] = functools.partial(team, VICTIMS["spin"])
 CASES["core_message-read"] = functools.partial(core_message, VICTIMS["read"])
