@@ -77,8 +77,9 @@ class TreeReport(NamedTuple):
         else:
             lines.append(
                 f"a dump would write about {quantity(self.image_bytes)} "
-                f"and stop the tree for about {duration(self.frozen_seconds)} (with -R)"
+                f"and stop the tree for about {duration(self.frozen_seconds)} with -R"
             )
+            lines.append("(without -R it stands still until all of that is on the disk, and is ended then)")
         lines += ["", "Cannot be dumped as it is." if self.obstacles else "Can be dumped."]
         return lines
 
@@ -146,6 +147,8 @@ def check(options: Options) -> TreeReport:
         try:
             refuse_target(options.tree)
         except UsageError as error:
+            if error.code == "kernel":
+                raise  # nothing else about it means anything
             survey.refuse(Refusal(f"process {options.tree}", error.why, error.remedy, code=error.code))
     tasks = looking.tree(options.tree)
     survey.tasks = tasks

@@ -60,9 +60,21 @@ class Refusal(TorporError):
 
 
 class ImageError(TorporError):
-    """Images are missing, truncated, mangled, or not of this program."""
+    """Images are missing, truncated, mangled, or not of this program.  There is a usual remedy, by code."""
 
     code = "bad-image"
+
+    def __init__(self, what: str, why: str = "", remedy: str = "", *, code: str | None = None) -> None:
+        super().__init__(what, why, remedy or _USUAL.get(code or self.code, _USUAL["bad-image"]), code=code)
+
+
+# What to do about images, by code.
+_USUAL = {
+    "bad-image": "copy the whole directory again from where the dump was made, or use another dump",
+    "missing-image": "copy the whole directory again from where the dump was made, with every file in it",
+    "foreign-image": "restore it with the program that made it, on a machine like the one it comes from",
+    "bad-value": "this is a bug in Torpor; please report it",
+}
 
 
 class KernelError(TorporError):

@@ -10,8 +10,8 @@ and configuration files use them.  Three fates:
 * ``refused="…"``: not implemented yet; using it is an error that says so and what to do instead.
 
 Surprising facts, all observed on CRIU 4.2.1: any option may stand with any verb, and has no effect where it does not
-apply; ``--leave-running`` and ``--leave-stopped`` exclude each other, the last one wins; the verbosity starts at 2 and
-``-v`` adds one.  How options are spelled and abbreviated is `torpor.getopt`'s business.
+apply; ``--leave-running`` and ``--leave-stopped`` exclude each other, the last one wins (``-v`` tells); the verbosity
+starts at 2 and ``-v`` adds one.  How options are spelled and abbreviated is `torpor.getopt`'s business.
 """
 
 import os
@@ -24,6 +24,7 @@ GHOST_LIMIT = 1 << 20  # bytes of st_blocks, CRIU's default
 COLLECT_TIMEOUT = 10  # seconds
 DEFAULT_VERBOSITY = 2
 
+_ARGUMENT = "the argument"  # how errors name an option that a library's caller has given
 FLAG, VALUE, OPTIONAL = "flag", "value", "optional"  # no argument, one, or one that may be left out
 
 
@@ -292,6 +293,7 @@ class Options:
     def __init__(self, **keywords: Any) -> None:
         self.__dict__.update(DEFAULTS)
         self.given: dict[str, str] = {}  # attribute -> where it was given
+        self.displaced: list[str] = []  # sentences about options that a later one excluded
         for name, argument in keywords.items():
             self.set_keyword(name, argument)
 
@@ -300,7 +302,7 @@ class Options:
         option = TABLE.get(name.replace("_", "-"))
         if option is None:
             raise UsageError(f"there is no option {name}", remedy="torpor --help lists them")
-        self.set(option, argument, f"the argument {name}")
+        self.set(option, argument, f"{_ARGUMENT} {name}")
 
     def set(self, option: Option, argument: Any, where: str) -> None:
         """Set one option from a word, a bool for a flag, or a library caller's value.  `where` names it in errors."""
@@ -321,13 +323,22 @@ class Options:
         setattr(self, name, converted)
         self.given[name] = where
         if option.excludes and converted:
+            if getattr(self, option.excludes):
+                self._displace(option.excludes, where)
             setattr(self, option.excludes, False)
         if name == "daemon":
             self.restore_detached = converted
 
+    def _displace(self, name: str, where: str) -> None:
+        """Two options exclude each other: as with CRIU the last one wins.  A library's caller gives no order."""
+        before = self.given.pop(name)
+        if before.startswith(_ARGUMENT):
+            raise UsageError(f"{before} and {where} contradict each other", remedy="give one of them")
+        self.displaced.append(f"{before} has no effect: {where} came after it")
+
     def settle(self, verb: str) -> list[str]:
         """Raise for what is refused on this verb; return sentences about what has no effect."""
-        notes = []
+        notes = list(self.displaced)
         for name, where in self.given.items():
             option = TABLE[name.replace("_", "-")]
             if getattr(self, name) == option.default:
@@ -360,6 +371,7 @@ class Options:
         return self.log_file if self.log_file in (None, "-") else self.in_work_directory(self.log_file)
 
     def in_work_directory(self, name: str) -> str:
+        """The path of a file that is named relative to the work directory: a log, a PID file, statistics."""
         return os.path.join(self.work_directory, name)
 
 

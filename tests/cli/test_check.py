@@ -3,6 +3,9 @@
 
 import json
 import os
+import re
+import subprocess
+from pathlib import Path
 
 import torpor
 from torpor.kernel.probe import EXPERIMENTAL, OPTIONAL, REQUIRED, probes
@@ -55,3 +58,30 @@ def test_features(torpor: Run) -> None:
         assert done.returncode == 1
         assert f"{name} is not supported: " in done.stdout
     assert torpor("check", "--feature", "kcmp_epoll", "--feature", "uffd").returncode == 1
+
+
+def test_a_tree_or_images(torpor: Run, tmp_path: Path) -> None:
+    done = torpor("check", "-t", str(os.getpid()), "-D", ".")
+    assert done.returncode == 1
+    expected = "torpor: -t names a tree and -D names images: check looks at one of them; give one, then the other\n"
+    assert done.stderr == expected
+    (tmp_path / "some.conf").write_text("images-dir .\n")  # what configuration files say is for other commands
+    done = torpor("check", "-t", str(os.getpid()), "--config", "some.conf")
+    assert "descriptor" in done.stdout
+
+
+def test_a_thread_of_the_kernel(torpor: Run) -> None:
+    done = torpor("check", "-t", "2")
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr == "torpor: cannot dump process 2: it is a thread of the kernel; dump a program\n"
+
+
+def test_what_the_estimate_is_for(torpor: Run) -> None:
+    victim = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        lines = torpor("check", "-t", str(victim.pid)).stdout.splitlines()
+    finally:
+        victim.kill()
+        victim.wait()
+    assert re.match(r"a dump would write about .* and stop the tree for about .* with -R$", lines[-4])
+    assert lines[-3] == "(without -R it stands still until all of that is on the disk, and is ended then)"

@@ -59,6 +59,19 @@ def test_negation_and_order() -> None:
     assert options("--daemon").restore_detached
     made = options("-R", "-s")
     assert (made.leave_running, made.leave_stopped) == (False, True)
+    assert "-R has no effect: -s came after it" in options("-R", "-s", "-t1").settle("dump")
+    made = options("-s", "-R", "-s", "-R", "-t1")
+    assert (made.leave_running, made.leave_stopped) == (True, False)
+    assert made.settle("dump") == ["-s has no effect: -R came after it", "-R has no effect: -s came after it",
+                                   "-s has no effect: -R came after it"]  # fmt: skip
+
+
+def test_a_library_gives_no_order() -> None:
+    with pytest.raises(
+        UsageError, match="leave_running and the argument leave_stopped contradict each other; give one"
+    ):
+        Options(leave_running=True, leave_stopped=True)
+    assert Options(leave_running=False, leave_stopped=True).leave_stopped
 
 
 @pytest.mark.parametrize(

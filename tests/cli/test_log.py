@@ -4,6 +4,8 @@
 import os
 import pty
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import pytest
 
 from torpor import log, progress
 from torpor.errors import TorporError
+
+from .conftest import SOURCE
 
 
 def test_levels(tmp_path: Path) -> None:
@@ -124,3 +128,28 @@ def test_progress_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, tmp_path: 
             assert time.monotonic() - began < 5
     for fd in (master, slave, theirs, ours):
         os.close(fd)
+
+
+def test_a_reader_that_leaves_does_not_matter(tmp_path: Path) -> None:
+    """torpor dump -o /dev/stdout | head: the work is done, whoever listens."""
+    victim = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "torpor", "dump", "-t", str(victim.pid), "-D", str(tmp_path), "-v4"]
+    try:
+        for log_file in ("/dev/stdout", "-", None):
+            more = ["-o", log_file] if log_file else []
+            done = subprocess.run(
+                [*command, "-R", *more],
+                stdout=write_end,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": str(SOURCE)},
+            )
+            assert done.returncode == 0, done.stderr
+            assert (tmp_path / "inventory.img").exists()
+            (tmp_path / "inventory.img").unlink()
+    finally:
+        victim.kill()
+        victim.wait()
+        os.close(write_end)

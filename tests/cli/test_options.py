@@ -75,11 +75,6 @@ def test_wrong_values_are_named(name: str, value: object) -> None:
     assert name in str(caught.value)
 
 
-def test_the_last_of_running_and_stopped_wins() -> None:
-    options = Options(leave_running=True, leave_stopped=True)
-    assert (options.leave_running, options.leave_stopped) == (False, True)
-
-
 def test_refused_where_it_matters_only() -> None:
     with pytest.raises(Refusal) as caught:
         Options(tree=5, track_mem=True).settle("dump")

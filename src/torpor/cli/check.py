@@ -6,6 +6,7 @@ something is missing that was asked for (required things always; ``--extra``, ``
 """
 
 from torpor.cli.say import Voice
+from torpor.errors import UsageError
 from torpor.options import Options
 
 
@@ -14,6 +15,11 @@ def run(options: Options, voice: Voice) -> int:
 
     if options.feature:
         return _features(options, voice)
+    if options.tree is not None and options.given.get("images_dir", "").startswith("-"):
+        # A configuration file may say where images are; who says it here means them.
+        raise UsageError(
+            "-t names a tree and -D names images", "check looks at one of them", "give one, then the other"
+        )
     if options.tree is not None:
         report: Report = check_tree(options)
     elif "images_dir" in options.given:
