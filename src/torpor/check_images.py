@@ -175,7 +175,7 @@ def _ports(restore: _Collecting) -> None:
     for isk in wanted:
         if isk.proto == socket.IPPROTO_TCP and isk.state not in (LISTEN, CLOSE):
             continue  # comes back closed, without a port
-        address = struct.pack(f"<{len(isk.src_addr)}I", *isk.src_addr)
+        address = struct.pack(f"={len(isk.src_addr)}I", *isk.src_addr)
         theirs = used.get((isk.proto, isk.src_port), ())
         if not isk.opts.so_reuseport and any(_collide(isk, address, *other) for other in theirs):
             name = "TCP" if isk.proto == socket.IPPROTO_TCP else "UDP"

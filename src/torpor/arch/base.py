@@ -62,6 +62,7 @@ class Arch:
     regsets: Sequence[int]  # NT_* numbers besides NT_PRSTATUS, where the CPU has them
     vdso_names: tuple[str, ...] = ("[vdso]", "[vvar]", "[vvar_vclock]")
     sigaction_size = 32  # struct kernel_sigaction: handler, flags, restorer, mask
+    ioctl_directions = (0, 1 << 30, 2 << 30)  # bits of a request's number: nothing is copied, to the kernel, from it
     arch_mmap_flags: Mapping[str, int] = {}
     volatile: Sequence[int] = ()  # NT_* numbers, where the CPU has them, of what any system call destroys (`is_live`)
     untag_mask = (1 << 64) - 1  # what /proc/PID/status shows of a task for which no bits of addresses are ignored

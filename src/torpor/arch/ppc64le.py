@@ -92,6 +92,7 @@ class Ppc64le(Arch):
     user_end = 1 << 52
     stub_layout = (1 << 44, 1 << 47)
     elf_machine = 21
+    ioctl_directions = (1 << 29, 4 << 29, 2 << 29)
     elf_flags = 2  # ELF v2
     march = 4
     SYSCALLS = numbers(_CALLS + FROM_424)

@@ -31,6 +31,7 @@ import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
+from torpor.kernel.ioctls import iowr
 from torpor.kernel.pagemap_file import (
     PFN_MASK,
     WHOLE_ENTRY,
@@ -45,7 +46,7 @@ from torpor.kernel.pagemap_file import (
 from torpor.typed import NamedTuple, Protocol
 
 # include/uapi/linux/fs.h
-PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)
+PAGEMAP_SCAN = iowr("f", 16, 96)  # struct pm_scan_arg
 PAGE_IS_WPALLOWED = 1 << 0
 PAGE_IS_WRITTEN = 1 << 1
 PAGE_IS_FILE = 1 << 2

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from torpor.kernel import probe_memory as memory
 from torpor.kernel import probe_net as net
 from torpor.kernel import process, ptrace
+from torpor.kernel.ioctls import io, iow
 from torpor.kernel.probe import OPTIONAL, Missing, Probe, in_child
 from torpor.kernel.probe_tasks import stopped_child
 from torpor.kernel.syscall import call
@@ -30,7 +31,7 @@ ipv6_freebind pagemap_scan timer_cr_ids overlayfs_maps breakpoints pagemap_scan_
 """
 NAMES = tuple(_NAMES.split())
 
-_TUNSETIFF, _TUNGETDEVNETNS = 0x400454CA, 0x54E3
+_TUNSETIFF, _TUNGETDEVNETNS = iow("T", 202, 4), io("T", 227)
 _ARCH_MAP_VDSO_64 = 0x2003
 _SECCOMP_GET_FILTER, _POKEUSER = 0x420C, 6
 _DEBUG_REGISTERS = 848  # offsetof(struct user, u_debugreg), x86_64

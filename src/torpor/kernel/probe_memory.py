@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from torpor.kernel import pagemap as pages
 from torpor.kernel import process
+from torpor.kernel.ioctls import iowr
 from torpor.kernel.probe import Missing, in_child
 from torpor.kernel.syscall import call
 
@@ -22,8 +23,8 @@ _READ, _WRITE = 1, 2
 _PRIVATE, _ANONYMOUS = 2, 0x20
 _PR_SET_MM, _PR_SET_MM_MAP, _PR_SET_MM_MAP_SIZE = 35, 14, 15
 _MFD_HUGETLB, _MFD_EXEC = 4, 0x10
-_PROCMAP_QUERY = 0xC0686611  # _IOWR('f', 17, struct procmap_query)
-_UFFDIO_API, _UFFDIO_REGISTER = 0xC018AA3F, 0xC020AA00
+_PROCMAP_QUERY = iowr("f", 17, 104)  # struct procmap_query
+_UFFDIO_API, _UFFDIO_REGISTER = iowr(0xAA, 0x3F, 24), iowr(0xAA, 0, 32)
 _WP_ASYNC, _WP_UNPOPULATED, _WP, _MOVE = 1 << 15, 1 << 13, 1 << 0, 1 << 16
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from torpor.kernel import process
 from torpor.kernel import ptrace as trace
+from torpor.kernel.ioctls import iow
 from torpor.kernel.probe import Missing, in_child
 from torpor.kernel.syscall import call
 
@@ -176,7 +177,7 @@ def timerfd() -> None:
         if "it_value:" not in _fdinfo(fd):
             raise Missing("timers are not shown")
         ticks = ctypes.c_uint64(1)
-        process.ioctl(fd, 0x40085400, ctypes.addressof(ticks))  # TFD_IOC_SET_TICKS
+        process.ioctl(fd, iow("T", 0, 8), ctypes.addressof(ticks))  # TFD_IOC_SET_TICKS
     except OSError as error:
         if error.errno != errno.EINVAL:  # which would be: not armed
             raise

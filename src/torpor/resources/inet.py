@@ -206,7 +206,7 @@ def _listening(seen: "SeenFile", dump: "Dump") -> int:
 def _split(family: int, address: tuple[str, int]) -> tuple[list[int], int]:
     """Address as words, and port."""
     raw = socket.inet_pton(family, address[0].partition("%")[0])
-    return list(struct.unpack(f"<{len(raw) // 4}I", raw)), address[1]
+    return list(struct.unpack(f"={len(raw) // 4}I", raw)), address[1]
 
 
 def _nowhere(family: int) -> list[int]:
@@ -214,7 +214,7 @@ def _nowhere(family: int) -> list[int]:
 
 
 def _joined(isk: InetSkEntry, words: list[int], port: int) -> "tuple[str, int] | tuple[str, int, int, int]":
-    text = socket.inet_ntop(isk.family, struct.pack(f"<{len(words)}I", *words))
+    text = socket.inet_ntop(isk.family, struct.pack(f"={len(words)}I", *words))
     if isk.family == socket.AF_INET:
         return text, port
     return text, port, 0, socket.if_nametoindex(isk.ifname) if isk.ifname else 0

@@ -15,6 +15,8 @@ left alone; from the duplicate it is read.  Surprising facts:
 
 import fcntl
 import os
+import sys
+import termios
 
 from torpor.errors import RestoreFailed
 from torpor.kernel.syscall import call
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from torpor.resources.context import Dump, SeenFile
 
 F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032
-FIONREAD = 0x541B
+FIONREAD = termios.FIONREAD
 SPLICE_F_NONBLOCK = 2
 PAGE = os.sysconf("SC_PAGE_SIZE")
 _AT_ONCE = 1 << 20
@@ -75,7 +77,7 @@ def look(dump: "Dump", seen: "SeenFile") -> Queue:
     size = fcntl.fcntl(seen.fd, F_GETPIPE_SZ)
     count = bytearray(4)
     fcntl.ioctl(seen.fd, FIONREAD, count)
-    pending = int.from_bytes(count, "little")
+    pending = int.from_bytes(count, sys.byteorder)
     if not pending:
         return Queue(size, b"", ())
     own = scratch(dump)

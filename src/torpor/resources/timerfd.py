@@ -22,6 +22,7 @@ from torpor.errors import ImageError, KernelError
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.timerfd import TimerfdEntry
 from torpor.kernel import fdinfo
+from torpor.kernel.ioctls import iow
 from torpor.kernel.syscall import call
 from torpor.resources.description import Described, extra, extras, save_owner, set_flags
 from torpor.typed import TYPE_CHECKING
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 TIMERFD = 17  # FdTypes
 TFD_CLOEXEC = 0o2000000
 TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET = 1, 2
-TFD_IOC_SET_TICKS = 0x40085400  # _IOW('T', 0, u64)
+TFD_IOC_SET_TICKS = iow("T", 0, 8)
 CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_REALTIME_ALARM, CLOCK_BOOTTIME_ALARM = 0, 1, 7, 8, 9
 CLOCKS = frozenset({CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_REALTIME_ALARM, CLOCK_BOOTTIME_ALARM})
 WALL = frozenset({CLOCK_REALTIME, CLOCK_REALTIME_ALARM})

@@ -11,21 +11,14 @@ import struct
 import termios
 
 from torpor.images.schema.tty import TermiosEntry, WinsizeEntry
+from torpor.kernel.ioctls import io, ior, iow
 
 PPC = os.uname().machine.startswith("ppc")
 
 
-def _ior(number: int, size: int = 4) -> int:
-    return (0x40000000 if PPC else 0x80000000) | size << 16 | ord("T") << 8 | number
-
-
-def _iow(number: int, size: int = 4) -> int:
-    return (0x80000000 if PPC else 0x40000000) | size << 16 | ord("T") << 8 | number
-
-
-TIOCGPTN, TIOCGDEV, TIOCGPKT, TIOCGPTLCK, TIOCGEXCL = (_ior(number) for number in (0x30, 0x32, 0x38, 0x39, 0x40))
-TIOCSPTLCK = _iow(0x31)
-TIOCGPTPEER = (0x20000000 if PPC else 0) | ord("T") << 8 | 0x41
+TIOCGPTN, TIOCGDEV, TIOCGPKT, TIOCGPTLCK, TIOCGEXCL = (ior("T", number, 4) for number in (48, 50, 56, 57, 64))
+TIOCSPTLCK = iow("T", 49, 4)
+TIOCGPTPEER = io("T", 65)
 TIOCGSID = 0x5429
 TIOCGLCKTRMIOS, TIOCSLCKTRMIOS = 0x5456, 0x5457
 TIOCSCTTY, TIOCSPGRP, TIOCGPGRP = termios.TIOCSCTTY, termios.TIOCSPGRP, termios.TIOCGPGRP
@@ -35,7 +28,11 @@ O_LARGEFILE = 0o100000 if not PPC else 0o200000
 # struct termios2 has line discipline, control characters, speeds in this order; powerpc's struct termios is alike, but
 # with the characters first.
 _MODES = struct.Struct("=4I19sBII" if PPC else "=4IB19sII")
-_GET, _SET = (0x402C7413, 0x802C7414) if PPC else (_ior(0x2A, _MODES.size), _iow(0x2B, _MODES.size))
+_GET, _SET = (
+    (ior("t", 19, _MODES.size), iow("t", 20, _MODES.size))
+    if PPC
+    else (ior("T", 42, _MODES.size), iow("T", 43, _MODES.size))
+)
 _OLD = struct.Struct("=4IB19s")  # struct termios, of the locks
 ICANON, ECHO = termios.ICANON, termios.ECHO
 N_TTY = 0
@@ -99,11 +96,11 @@ class Modes:
 
 def _words(cc: bytes) -> list[int]:
     """CRIU's 19 words: the characters, four a word, are in the first 8."""
-    return [*struct.unpack("<8I", cc.ljust(32, b"\0")), *(0,) * 11]
+    return [*struct.unpack("=8I", cc.ljust(32, b"\0")), *(0,) * 11]
 
 
 def _characters(words: list[int]) -> bytes:
-    return struct.pack("<8I", *(words + [0] * 8)[:8])[:19]
+    return struct.pack("=8I", *(words + [0] * 8)[:8])[:19]
 
 
 def locks(fd: int) -> TermiosEntry:

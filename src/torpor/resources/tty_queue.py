@@ -15,6 +15,7 @@ turned into a signal.  Surprising facts:
 import fcntl
 import os
 import select
+import sys
 import termios
 import time
 
@@ -83,7 +84,7 @@ def _written(master: int) -> bytes:
 
 
 def _int(value: int) -> bytes:
-    return value.to_bytes(4, "little")
+    return value.to_bytes(4, sys.byteorder)
 
 
 def _settle(fd: int) -> None:

@@ -15,6 +15,7 @@ import ctypes
 import fcntl
 import os
 import stat as st
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -165,7 +166,7 @@ class Address:
 
     def __init__(self, name: bytes) -> None:
         path = name.rstrip(b"\0") if is_path(name) else name
-        self._buffer = ctypes.create_string_buffer(AF_UNIX.to_bytes(2, "little") + path + b"\0")
+        self._buffer = ctypes.create_string_buffer(AF_UNIX.to_bytes(2, sys.byteorder) + path + b"\0")
         self.length = 2 + len(path) + (1 if is_path(name) and len(path) < 108 else 0)
         self.pointer = ctypes.addressof(self._buffer)
 

@@ -18,6 +18,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 
 from torpor.errors import RestoreFailed
 from torpor.resources.unix_names import is_path
@@ -137,7 +138,7 @@ def _peek(sock: socket.socket, buffer: bytearray, stream: bool) -> Message | Non
         elif kind == SCM_CREDENTIALS:
             credentials = _CREDENTIALS.unpack(data[: _CREDENTIALS.size])
         elif kind == SCM_PIDFD:
-            pidfd = int.from_bytes(data[:4], "little", signed=True)
+            pidfd = int.from_bytes(data[:4], sys.byteorder, signed=True)
             if pidfd >= 0:
                 os.close(pidfd)
     if size > len(buffer):
