@@ -85,6 +85,7 @@ class AArch64(Arch):
     page_size_hint = 4096
     user_end = 1 << 52
     stub_layout = (1 << 45, 1 << 48)
+    o_largefile = 0o400000
     elf_machine = 183
     untag_mask = (1 << 56) - 1  # hardware ignores the top byte
     march = 3

@@ -113,6 +113,7 @@ class Arm(Arch):
     page_size_hint = 4096
     user_end = 0xC0000000
     stub_layout = (0x18000000, 0xC0000000)
+    o_largefile = 0o400000
     elf_machine = 40
     elf_flags = 0x5000000  # EABI 5
     march = 2

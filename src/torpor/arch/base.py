@@ -63,7 +63,9 @@ class Arch:
     vdso_names: tuple[str, ...] = ("[vdso]", "[vvar]", "[vvar_vclock]")
     sigaction_size = 32  # struct kernel_sigaction: handler, flags, restorer, mask
     ioctl_directions = (0, 1 << 30, 2 << 30)  # bits of a request's number: nothing is copied, to the kernel, from it
-    arch_mmap_flags: Mapping[str, int] = {}
+    map_locked, map_noreserve = 0x2000, 0x4000  # flags of mmap(2)
+    mcl_future, mcl_onfault = 2, 4  # of mlockall(2)
+    o_largefile = 0o100000
     volatile: Sequence[int] = ()  # NT_* numbers, where the CPU has them, of what any system call destroys (`is_live`)
     untag_mask = (1 << 64) - 1  # what /proc/PID/status shows of a task for which no bits of addresses are ignored
     thread_area = 0  # NT_* number under which the word of PTRACE_GET_THREAD_AREA is kept (arm: the thread pointer)

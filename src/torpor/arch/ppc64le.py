@@ -92,6 +92,9 @@ class Ppc64le(Arch):
     user_end = 1 << 52
     stub_layout = (1 << 44, 1 << 47)
     elf_machine = 21
+    map_locked, map_noreserve = 0x80, 0x40
+    mcl_future, mcl_onfault = 0x4000, 0x8000
+    o_largefile = 0o200000
     ioctl_directions = (1 << 29, 4 << 29, 2 << 29)
     elf_flags = 2  # ELF v2
     march = 4

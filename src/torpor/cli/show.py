@@ -81,7 +81,7 @@ def load_image(path: str, names: bool) -> dict[str, Any]:
 
 
 def kind_by_magic(start: bytes) -> ImageKind[Any] | None:
-    words = int.from_bytes(start[:4], "little"), int.from_bytes(start[4:8], "little")
+    words = int.from_bytes(start[:4], sys.byteorder), int.from_bytes(start[4:8], sys.byteorder)
     magic = words[1] if words[0] in (IMG_COMMON, IMG_SERVICE) else words[0]
     return next((kind for kind in KINDS.values() if kind.magic == magic and magic), None)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Entry: TypeAlias = Message | tuple[Message, bytes]
 
 MAX_ENTRY = 64 << 20  # an mm image with a million areas has 45 MB
-_U32 = struct.Struct("<I")
+_U32 = struct.Struct("=I")  # as CRIU does it, in the order of the machine
 
 
 def start_of(kind: ImageKind[Any]) -> bytes:
@@ -51,6 +51,8 @@ def check_start(kind: ImageKind[Any], data: bytes, name: str) -> int:
         return len(start)
     if data.startswith(start[-4:]):
         return 4  # img_version 1: no common word
+    if data.startswith((start[3::-1], start[:-5:-1])):
+        raise ImageError(f"{name} comes from a machine of the other byte order", code="foreign-architecture")
     raise ImageError(f"{name} is not a {kind.name} image", "it starts with another magic number", code="bad-magic")
 
 

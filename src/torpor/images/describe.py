@@ -7,6 +7,8 @@ network order that were read as if they were little-endian, so that 127.0.0.1 is
 
 from __future__ import annotations
 
+import sys
+
 from torpor.images.asjson import message_to_json, open_flags
 from torpor.images.summary import file_name
 
@@ -99,7 +101,7 @@ def _inet(sk: InetSkEntry) -> str:
 
 
 def _address(family: int, words: list[int], port: int) -> str:
-    raw = b"".join((word & 0xFFFFFFFF).to_bytes(4, "little") for word in words)
+    raw = b"".join((word & 0xFFFFFFFF).to_bytes(4, sys.byteorder) for word in words)
     if family == 2 and len(raw) >= 4:
         return ".".join(str(byte) for byte in raw[:4]) + f":{port}"
     if len(raw) >= 16:

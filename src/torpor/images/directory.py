@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 
 from torpor.errors import ImageError
 from torpor.images.container import MAX_ENTRY, check_start, encode_entries, parse_image, start_of
@@ -271,7 +272,7 @@ class ImageReader:
         try:
             start = os.pread(fd, 12, 0)
             at = check_start(kind, start, name)
-            size = int.from_bytes(start[at : at + 4], "little")
+            size = int.from_bytes(start[at : at + 4], sys.byteorder)
             if size > min(MAX_ENTRY, os.fstat(fd).st_size):
                 raise ImageError(f"{name} is mangled", "its first entry goes beyond its end")
             message, _ = next(parse_image(kind, os.pread(fd, at + 4 + size, 0), name), (None, b""))

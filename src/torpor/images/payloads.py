@@ -9,6 +9,7 @@ their own.  Paddings differ: messages and semaphores to 8, shared memory to 4, a
 from __future__ import annotations
 
 import os
+import sys
 
 from torpor.errors import ImageError
 
@@ -69,7 +70,7 @@ def ipc_messages(entry: IpcMsgEntry, data: bytes, at: int = 0) -> list[tuple[Ipc
 
     found = []
     for _ in range(entry.qnum):
-        size = int.from_bytes(data[at : at + 4], "little")
+        size = int.from_bytes(data[at : at + 4], sys.byteorder)
         start = at + 4 + size
         if len(data) < start or not size:
             raise ImageError("a queue of IPC messages is mangled", "it ends too early")
@@ -86,7 +87,7 @@ def encode_ipc_messages(messages: Iterable[tuple[IpcMsg, bytes]]) -> bytes:
     out = b""
     for message, body in messages:
         entry = message.encode()
-        out += len(entry).to_bytes(4, "little") + entry + body + bytes(-len(body) % 8)
+        out += len(entry).to_bytes(4, sys.byteorder) + entry + body + bytes(-len(body) % 8)
     return out
 
 
@@ -101,7 +102,7 @@ def ghost_chunk(offset: int, length: int) -> bytes:
     from torpor.images.schema.ghost_file import GhostChunkEntry
 
     entry = GhostChunkEntry(len=length, off=offset).encode()
-    return len(entry).to_bytes(4, "little") + entry
+    return len(entry).to_bytes(4, sys.byteorder) + entry
 
 
 def ghost_pieces(fd: int, entry: GhostFileEntry, at: int) -> Iterator[tuple[int, int, int]]:
@@ -117,7 +118,7 @@ def ghost_pieces(fd: int, entry: GhostFileEntry, at: int) -> Iterator[tuple[int,
             yield at, 0, end - at
         return
     while at < end:
-        size = int.from_bytes(os.pread(fd, 4, at), "little")
+        size = int.from_bytes(os.pread(fd, 4, at), sys.byteorder)
         if not 0 < size <= _MAX_CHUNK_ENTRY:
             raise ImageError("a ghost file's image is mangled", f"a chunk's entry of {size} bytes")
         chunk = GhostChunkEntry.decode(os.pread(fd, size, at + 4))

@@ -5,6 +5,7 @@ The two-letter flags of smaps say what maps does not.  Everything that cannot be
 Facts: proc_pid_smaps(5), fs/proc/task_mmu.c show_smap_vma_flags() of Linux 6.18.
 """
 
+from torpor.arch import native
 from torpor.images.schema.vma import VmaEntry
 from torpor.kernel.maps import Area
 from torpor.typed import TYPE_CHECKING
@@ -17,7 +18,8 @@ FILE_PRIVATE, FILE_SHARED, ANON_SHARED, ANON_PRIVATE = 0x40, 0x80, 0x100, 0x200
 SYSVIPC, VVAR, MEMFD, GUARD = 0x400, 0x1000, 0x4000, 0x10000
 
 MAP_SHARED, MAP_PRIVATE, MAP_DROPPABLE, MAP_ANONYMOUS = 0x1, 0x2, 0x8, 0x20
-MAP_GROWSDOWN, MAP_LOCKED, MAP_NORESERVE, MAP_HUGETLB = 0x100, 0x2000, 0x4000, 0x40000
+MAP_GROWSDOWN, MAP_HUGETLB = 0x100, 0x40000
+MAP_LOCKED, MAP_NORESERVE = native().map_locked, native().map_noreserve
 
 # smaps flag → MAP_* flag
 _MAP_FLAGS = {"gd": MAP_GROWSDOWN, "lo": MAP_LOCKED, "nr": MAP_NORESERVE, "ht": MAP_HUGETLB}

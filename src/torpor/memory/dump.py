@@ -36,7 +36,6 @@ MAX_IOVECS = 1024  # UIO_MAXIOV
 CHUNK = 1 << 28  # bytes of one write: a safe point in between, and far below 2 GiB
 COPY = 1 << 20
 F_DUPFD_CLOEXEC = 1030
-MCL_FUTURE, MCL_ONFAULT = 2, 4
 PR_GET_DUMPABLE, PR_GET_THP_DISABLE = 3, 42
 O_RDONLY, O_RDWR = os.O_RDONLY, os.O_RDWR
 PROT_READ, PROT_WRITE = 1, 2
@@ -83,8 +82,8 @@ class AddressSpace:
         self.flags = parse_vm_flags(read_all(f"/proc/{task.leader.tid}/smaps", LARGE))
         if isinstance(task.runner, Executor):
             # New mappings of a task under mlockall(MCL_FUTURE) are locked: ours tells, nothing else does.
-            ours = self.flags.get(task.runner.base, frozenset())
-            self.lock_future = (MCL_FUTURE if "lo" in ours else 0) | (MCL_ONFAULT if "lf" in ours else 0)
+            ours, arch = self.flags.get(task.runner.base, frozenset()), task.leader.arch
+            self.lock_future = (arch.mcl_future if "lo" in ours else 0) | (arch.mcl_onfault if "lf" in ours else 0)
         for area, what in zip(task.areas, self.kinds, strict=True):
             if what == "file":
                 self.behind[area.start] = self._enter_file(dump, area)

@@ -38,7 +38,6 @@ MAP_FIXED, MAP_FIXED_NOREPLACE = 0x10, 0x100000
 MADV_DONTNEED, MADV_POPULATE_WRITE, MADV_GUARD_INSTALL = 4, 23, 102
 MLOCK_ONFAULT = 1
 AT_PAGESZ = 6
-MCL_FUTURE, MCL_ONFAULT = 2, 4
 PR_SET_MM, PR_SET_MM_MAP = 35, 14
 PR_SET_VMA, PR_SET_VMA_ANON_NAME = 0x53564D41, 0
 MAX_IOVECS, CHUNK = 1024, 1 << 30
@@ -356,7 +355,8 @@ class AddressSpaces:
                 if area.start in sealed:
                     program.call("mseal", area.start, area.end - area.start, 0)
         if space.extras and space.extras.lock_future:
-            program.call("mlockall", space.extras.lock_future & (MCL_FUTURE | MCL_ONFAULT))
+            wanted = space.extras.lock_future & (runner.arch.mcl_future | runner.arch.mcl_onfault)
+            program.call("mlockall", wanted)
         runner.run(program)
         self._set_layout(task, space)
 

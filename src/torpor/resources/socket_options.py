@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 SOL = socket.SOL_SOCKET
 # include/uapi/asm-generic/socket.h
 SO_REUSEADDR, SO_DONTROUTE, SO_BROADCAST, SO_SNDBUF, SO_RCVBUF, SO_KEEPALIVE, SO_OOBINLINE = 2, 5, 6, 7, 8, 9, 10
-SO_NO_CHECK, SO_PRIORITY, SO_LINGER, SO_REUSEPORT, SO_PASSCRED, SO_RCVLOWAT = 11, 12, 13, 15, 16, 18
-SO_RCVTIMEO, SO_SNDTIMEO, SO_BINDTODEVICE, SO_GET_FILTER = 20, 21, 25, 26
+SO_NO_CHECK, SO_PRIORITY, SO_LINGER, SO_REUSEPORT, SO_BINDTODEVICE, SO_GET_FILTER = 11, 12, 13, 15, 25, 26
+SO_PASSCRED, SO_RCVLOWAT = socket.SO_PASSCRED, socket.SO_RCVLOWAT  # these have other numbers on powerpc
+SO_RCVTIMEO, SO_SNDTIMEO = socket.SO_RCVTIMEO, socket.SO_SNDTIMEO
 SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_PASSSEC, SO_MARK, SO_BUF_LOCK = 32, 33, 34, 36, 72
 _FLAGS = {
     "reuseaddr": SO_REUSEADDR,
@@ -32,7 +33,7 @@ _FLAGS = {
     "so_broadcast": SO_BROADCAST,
     "so_keepalive": SO_KEEPALIVE,
 }
-_TIMES = struct.Struct("=qq")  # struct timeval of 64-bit machines
+_TIMES = struct.Struct("@ll")  # struct timeval
 
 
 def opened(fd: int) -> socket.socket:
@@ -53,8 +54,8 @@ def save(sock: socket.socket, seen: "SeenFile") -> SkOptsEntry:
         return sock.getsockopt(SOL, option)
 
     refuse_filter(sock, seen)
-    send_s, send_us = _TIMES.unpack(sock.getsockopt(SOL, SO_SNDTIMEO, 16))
-    receive_s, receive_us = _TIMES.unpack(sock.getsockopt(SOL, SO_RCVTIMEO, 16))
+    send_s, send_us = _TIMES.unpack(sock.getsockopt(SOL, SO_SNDTIMEO, _TIMES.size))
+    receive_s, receive_us = _TIMES.unpack(sock.getsockopt(SOL, SO_RCVTIMEO, _TIMES.size))
     on, linger = struct.unpack("=ii", sock.getsockopt(SOL, SO_LINGER, 8))
     device = sock.getsockopt(SOL, SO_BINDTODEVICE, 16).rstrip(b"\0")
     entry = SkOptsEntry(

@@ -10,6 +10,7 @@ import os
 import struct
 import termios
 
+from torpor.arch import native
 from torpor.images.schema.tty import TermiosEntry, WinsizeEntry
 from torpor.kernel.ioctls import io, ior, iow
 
@@ -23,7 +24,7 @@ TIOCGSID = 0x5429
 TIOCGLCKTRMIOS, TIOCSLCKTRMIOS = 0x5456, 0x5457
 TIOCSCTTY, TIOCSPGRP, TIOCGPGRP = termios.TIOCSCTTY, termios.TIOCSPGRP, termios.TIOCGPGRP
 FIONREAD = termios.FIONREAD
-O_LARGEFILE = 0o100000 if not PPC else 0o200000
+O_LARGEFILE = native().o_largefile
 
 # struct termios2 has line discipline, control characters, speeds in this order; powerpc's struct termios is alike, but
 # with the characters first.

@@ -37,7 +37,7 @@ UNIXSK = 5  # FdTypes
 NET_NS = 2  # number of the network namespace in the images
 STREAM, DGRAM, SEQPACKET = socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET
 RECEIVE_SHUT = 1
-SO_PEERCRED = 17
+SO_PEERCRED = socket.SO_PEERCRED
 SOL = socket.SOL_SOCKET
 # SO_TIMESTAMP, SO_TIMESTAMPNS, SO_TIMESTAMPING, SO_RXQ_OVFL, SO_PASSPIDFD, SO_PASSRIGHTS and what they are at first
 MORE_OPTIONS = {29: 0, 35: 0, 37: 0, 40: 0, 76: 0, 83: 1}
