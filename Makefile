@@ -4,7 +4,7 @@
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: demo test test-vm bench lint docs setup clean
+.PHONY: demo test test-hard test-vm bench lint docs setup clean
 
 demo: .venv/ready-demo
 	$(PYTHON) tools/demo.py
@@ -16,6 +16,12 @@ test: .venv/ready-test
 # One of them: make test-vm ARCH=s390x KERNEL=6.12 TESTS=read
 test-vm: .venv/ready-vm
 	$(PYTHON) -m pytest -m vm tests/vm -k "test$(if $(ARCH), and $(ARCH)-)$(if $(KERNEL), and $(KERNEL)-)$(if $(TESTS), and ($(TESTS)))" $(PYTEST_ARGS)
+
+# What make test does of harm and nonsense, in full numbers: 200 and 100 kills, 10,000 and 300 mutated checkpoints.
+# Takes half an hour; prints the counts.
+test-hard: .venv/ready-test
+	TORPOR_KILLS=200 TORPOR_RESTORE_KILLS=100 TORPOR_MUTATIONS=10000 TORPOR_RESTORED_MUTATIONS=300 \
+		$(PYTHON) -m pytest tests/faults $(PYTEST_ARGS)
 
 bench: .venv/ready-test
 	$(PYTHON) -m bench

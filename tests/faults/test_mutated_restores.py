@@ -34,7 +34,7 @@ class World:
 
     def __init__(self, place: Path) -> None:
         self.place = place
-        self.checkpoint = Checkpoint(place, 1, "plain")
+        self.checkpoint = Checkpoint(place, 1, 0)
         self.mutator = Mutator(self.checkpoint.images, place / "mutated")
         home = self.checkpoint.home
         self.files = {

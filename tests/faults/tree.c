@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A tree that a restore has much to make for: ``tree MEGABYTES``.  Four processes (one of them in a session without its
-// leader), each with threads and checksummed memory; a zombie; a stopped child; in the working directory a UNIX socket
-// that listens, a file that is deleted ("ghost"), one that is not ("kept"), a FIFO; shared memory without a name and of
-// System V (with ``tree MEGABYTES plain`` that of a memfd instead, which can be restored in a user namespace, too), a
-// memfd, a timer, a pipe with data, and files of many other kinds.
+// A tree that a restore has much to make for: ``tree MEGABYTES PAGES``.  Four processes (one of them in a session
+// without its leader), each with threads and checksummed memory; a zombie; a stopped child; in the working directory a
+// UNIX socket that listens, a file that is deleted ("ghost"), one that is not ("kept"), a FIFO; shared memory without a
+// name and, of PAGES pages, of System V (PAGES = 0: that of a memfd instead, which can be restored in a user namespace,
+// too); a memfd, a timer, a pipe with data, and files of many other kinds.
 //
 // It prints "ready".  Each connection to the socket "door" is answered by "ok", or by "fail: why", when all four have
 // looked at all that they own.
@@ -33,7 +33,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { FAMILY = 4, THREADS = 2, SEGMENT = 7 * 4096 };
+enum { FAMILY = 4, THREADS = 2 };
 
 static const char *why;
 static uint64_t *memory, sum_at_start;
@@ -146,8 +146,9 @@ static void make_other_files(void)
     mmap(NULL, 1 << 20, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_GROWSDOWN, -1, 0);
 }
 
-static void make_things(int plain)
+static void make_things(int segment_pages)
 {
+    int plain = !segment_pages;
     ghost = open("ghost", O_RDWR | O_CREAT | O_EXCL, 0600);
     kept = open("kept", O_RDWR | O_CREAT | O_EXCL, 0600);
     memory_file = memfd_create("things", MFD_CLOEXEC);
@@ -161,7 +162,7 @@ static void make_things(int plain)
     if (plain) {
         of_system_v = shared + FAMILY;
     } else {
-        segment = shmget(IPC_PRIVATE, SEGMENT, IPC_CREAT | 0600);
+        segment = shmget(IPC_PRIVATE, 4096 * segment_pages, IPC_CREAT | 0600);
         of_system_v = shmat(segment, NULL, 0);
         shmctl(segment, IPC_RMID, NULL);
     }
@@ -222,7 +223,7 @@ int main(int count, char **arguments)
 {
     static char text[200];
     words = (count > 1 ? strtoul(arguments[1], NULL, 10) : 1) * (1 << 20) / sizeof *memory;
-    make_things(count > 2);
+    make_things(count > 2 ? atoi(arguments[2]) : 0);
     if (prctl(PR_SET_CHILD_SUBREAPER, 1))
         return 1;
     make_family();

@@ -17,15 +17,15 @@ from faults.victim import HERE, SOURCE, Command, compiled, dump
 from harness.events import tree_of
 
 PATIENCE_S = 20.0
-SEGMENT = 7 * 4096  # tree.c's; nobody else is likely to make one of this size
+SEGMENT_PAGES = 3000 + os.getpid() % 1000  # nobody else is likely to make one of this size meanwhile
 
 
 class Checkpoint:
     """Images in `place`/images of a tree that lived in `place`/home and has ended."""
 
-    def __init__(self, place: Path, megabytes: int = 1, *what: str) -> None:
+    def __init__(self, place: Path, megabytes: int = 1, segment_pages: int = SEGMENT_PAGES) -> None:
         self.images, self.home = place / "images", place / "home"
-        self.program = [compiled("tree"), str(megabytes), *what]
+        self.program = [compiled("tree"), str(megabytes), str(segment_pages)]
         self.pids: list[int] = []
         self.tids: list[int] = []
         self.again()
@@ -87,7 +87,9 @@ class Checkpoint:
         place = str(self.home.parent)
         mounts = Path("/proc/self/mounts").read_text().splitlines()
         found = [f"mount {line}" for line in mounts if place in line]
-        found += ["a segment of shared memory"] * sum(int(line.split()[3]) == SEGMENT for line in _segments())
+        found += ["a segment of shared memory"] * sum(
+            int(line.split()[3]) == 4096 * SEGMENT_PAGES for line in _segments()
+        )
         for top, names, files in os.walk(place):
             found += [f"file {os.path.join(top, name)}" for name in (*names, *files) if name != "stats-restore"]
         return sorted(found)
