@@ -60,13 +60,14 @@ def parse_image(kind: ImageKind[M], data: bytes, name: str) -> Iterator[tuple[M,
     """The entries of an image with their raw bytes; `name` is for the errors."""
     if kind.shape == RAW:
         raise ValueError(f"{name} has no entries")
+    from torpor.images.decoder import decode
+
     at, end = check_start(kind, data, name), len(data)
     payload, cls = kind.payload, kind.message
     if kind.has_head:
         from torpor.images.schema.pagemap import PagemapHead
 
         cls = PagemapHead  # type: ignore[assignment]
-    decode = cls.decode
     while at < end:
         start = at + 4
         if start > end:
@@ -76,7 +77,7 @@ def parse_image(kind: ImageKind[M], data: bytes, name: str) -> Iterator[tuple[M,
         if at > end or size > MAX_ENTRY:
             raise ImageError(f"{name} is mangled", f"an entry of {size} bytes goes beyond its end")
         try:
-            message = decode(data[start:at])
+            message = decode(cls, data[start:at])
             if payload is None:
                 yield message, b""
             else:
@@ -89,4 +90,3 @@ def parse_image(kind: ImageKind[M], data: bytes, name: str) -> Iterator[tuple[M,
             raise ImageError(f"{name} is mangled", why) from None
         if cls is not kind.message:
             cls = kind.message
-            decode = cls.decode

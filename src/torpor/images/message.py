@@ -19,12 +19,10 @@ do it (they take any TYPE_CHECKING for true).
 
 from __future__ import annotations
 
-import struct
 from operator import attrgetter
 
 from torpor.errors import ImageError
 from torpor.images.wire import (
-    ALWAYS,
     BOOL,
     BYTES,
     ENCODED,
@@ -32,14 +30,12 @@ from torpor.images.wire import (
     INT32,
     INT64,
     LENGTH,
-    LONG,
     SINT32,
     SINT64,
     STRING,
     UINT32,
     UINT64,
     Tagged,
-    read_varint,
     varint,
 )
 
@@ -60,7 +56,6 @@ __all__ = [
     "Field", "Message", "optional", "repeated", "required",
 ]  # fmt: skip
 
-MAX_DEPTH: Final = 64  # CRIU's deepest message (cgroups) nests as deep as its directories; protobuf itself says 100
 _SCHEMA: Final = "torpor.images.schema."
 
 
@@ -112,8 +107,7 @@ def repeated(number: int, kind: str, *, default_factory: type[list[Any]]) -> Any
 
 # What a row of the tables says about a field.  The ones before _REPEATED are singular.
 _NUMBER, _MESSAGE, _BYTES, _STRING, _REPEATED = 0, 1, 2, 3, 4
-_NUMBERS, _MESSAGES, _BYTESES, _STRINGS, _PACKED = 4, 5, 6, 7, 8
-_FIXED_NUMBER, _FIXED_NUMBERS, _ODD_NUMBER = 9, 10, 11
+_NUMBERS, _MESSAGES, _BYTESES, _STRINGS = 4, 5, 6, 7
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(required, optional, repeated))
@@ -219,8 +213,10 @@ class Message:
 
     @classmethod
     def decode(cls, data: bytes | bytearray | memoryview) -> Self:
-        """The message that `data` holds, or ImageError."""
-        return _decode(cls, data if type(data) is bytes else bytes(data), 0)
+        """The message that `data` holds, or ImageError.  Messages inside of it may be shared with others: read only."""
+        from torpor.images.decoder import decode
+
+        return decode(cls, data if type(data) is bytes else bytes(data))
 
     @classmethod
     def _compile_encoder(cls) -> Any:
@@ -243,158 +239,3 @@ class Message:
         needed = dict.fromkeys(row[3].name for row in rows if row[3].label == "required").keys()
         cls._encoder = attrgetter(*names, *names[:1]), rows, numbers, places, needed
         return cls._encoder
-
-    @classmethod
-    def _compile_decoder(cls) -> Any:
-        table: dict[int, tuple[int, str, Any]] = {}
-        for field in cls._fields.values():
-            name, tag, many = field.name, field.number << 3, field.label == "repeated"
-            kind = INT32 if field.is_enum else field.kind
-            if field.is_message:
-                table[tag | 2] = _MESSAGES if many else _MESSAGE, name, field
-            elif kind in (BYTES, STRING):
-                what = _BYTES if kind == BYTES else _STRING
-                table[tag | 2] = what + _REPEATED if many else what, name, None
-            elif kind == FIXED64:
-                table[tag | 1] = _FIXED_NUMBERS if many else _FIXED_NUMBER, name, None
-                if many:
-                    table[tag | 2] = _PACKED, name, None
-            elif many:
-                convert = ALWAYS.get(kind) or LONG[kind] or int
-                table[tag] = _NUMBERS, name, convert
-                table[tag | 2] = _PACKED, name, convert
-            elif kind in ALWAYS:
-                table[tag] = _ODD_NUMBER, name, ALWAYS[kind]
-            else:
-                table[tag] = _NUMBER, name, LONG[kind]
-        needed = dict.fromkeys(field.name for field in cls._fields.values() if field.label == "required").keys()
-        cls._decoder = table, needed, frozenset(field.number for field in cls._fields.values())
-        return cls._decoder
-
-
-_RUN = 512  # bytes of a run of zeros that are looked at together
-
-
-def _decode(cls: type[M], data: bytes, depth: int) -> M:
-    table, needed, _ = cls._decoder or cls._compile_decoder()
-    if depth > MAX_DEPTH:
-        raise ImageError("a message is mangled", "it is nested too deeply")
-    values: dict[str, Any] = {name: [] for name in cls._lists} if cls._lists else {}
-    at, end = 0, len(data)
-    try:
-        while at < end:
-            tag = data[at]
-            at += 1
-            if tag > 127:
-                byte = data[at]
-                if byte > 127:
-                    tag, at = read_varint(data, at - 1)
-                else:
-                    tag = tag & 127 | byte << 7
-                    at += 1
-            row = table.get(tag)
-            if row is None:
-                at = _skip(cls, data, tag, at)
-                continue
-            what, name, more = row
-            if what == _NUMBER:
-                value = data[at]
-                if value > 127:
-                    value, at = read_varint(data, at)
-                    values[name] = more(value) if more else value
-                else:
-                    values[name] = value
-                    at += 1
-            elif what == _ODD_NUMBER:
-                value, at = read_varint(data, at)
-                values[name] = more(value)
-            elif what == _NUMBERS:
-                value = data[at]
-                if value > 127:
-                    value, at = read_varint(data, at)
-                else:
-                    at += 1
-                    if not value and data[at : at + 2] == data[at - 2 : at] and tag < 128:
-                        # Registers are mostly zeros: take a run of them at once.
-                        run = data[at : at + _RUN]
-                        count = (len(run) - len(run.lstrip(data[at - 2 : at]))) // 2
-                        if run[1 : 2 * count : 2].count(0) == count == run[: 2 * count : 2].count(tag):
-                            values[name] += [more(0)] * count
-                            at += 2 * count
-                values[name].append(more(value))
-            elif what in (_FIXED_NUMBER, _FIXED_NUMBERS):
-                (value,) = struct.unpack_from("<Q", data, at)
-                at += 8
-                if what == _FIXED_NUMBER:
-                    values[name] = value
-                else:
-                    values[name].append(value)
-            else:
-                size = data[at]
-                if size > 127:
-                    size, at = read_varint(data, at)
-                else:
-                    at += 1
-                start, at = at, at + size
-                if at > end:
-                    raise IndexError
-                body = data[start:at]
-                if what == _MESSAGE:
-                    values[name] = _decode(more.loaded or more.load(), body, depth + 1)
-                elif what == _MESSAGES:
-                    values[name].append(_decode(more.loaded or more.load(), body, depth + 1))
-                elif what == _STRING:
-                    values[name] = _text(cls, body)
-                elif what == _BYTES:
-                    values[name] = body
-                elif what == _PACKED:
-                    values[name] += _unpack(body, more)
-                else:
-                    values[name].append(body if what == _BYTESES else _text(cls, body))
-    except (IndexError, struct.error):
-        raise ImageError(f"a message ({cls.__name__}) is mangled", "it ends in the middle of a field") from None
-    if not values.keys() >= needed:
-        for name in needed - values.keys():
-            default = cls._fields[name].default
-            if default is None:
-                raise ImageError(f"a message ({cls.__name__}) is mangled", f"its field {name} is missing")
-            values[name] = default
-    message = cls.__new__(cls)
-    message.__dict__ = values
-    return message
-
-
-def _text(cls: type[Message], body: bytes) -> str:
-    """Texts are names, which C programs write: a NUL ends them."""
-    if 0 in body:
-        raise ImageError(f"a message ({cls.__name__}) is mangled", "there is a NUL in a text")
-    return body.decode("utf-8", "surrogateescape")
-
-
-def _unpack(body: bytes, convert: Any) -> list[int]:
-    if convert is None:
-        if len(body) % 8:
-            raise IndexError
-        return list(struct.unpack(f"<{len(body) // 8}Q", body))
-    found, at = [], 0
-    while at < len(body):
-        value, at = read_varint(body, at)
-        found.append(convert(value))
-    return found
-
-
-def _skip(cls: type[Message], data: bytes, tag: int, at: int) -> int:
-    """The end of a field that `cls` does not know."""
-    number, wire = tag >> 3, tag & 7
-    if not 0 < number < 1 << 29 or wire in (3, 4, 6, 7) or number in cls._decoder[2]:
-        raise ImageError(f"a message ({cls.__name__}) is mangled", f"field {number} is of a wrong type ({wire})")
-    if wire == 0:
-        at = read_varint(data, at)[1]
-    elif wire == 2:
-        size, at = read_varint(data, at)
-        at += size
-    else:
-        at += 8 if wire == 1 else 4
-    if at > len(data):
-        raise IndexError
-    return at

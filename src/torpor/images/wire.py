@@ -125,13 +125,34 @@ LONG: Final[dict[str, Any]] = {UINT32: _U32.__and__, UINT64: None, INT32: _signe
 ALWAYS: Final[dict[str, Any]] = {SINT32: _zigzag32, SINT64: _zigzag, BOOL: bool}
 
 
+_high: dict[bytes, int] = {}  # the upper four bytes of addresses, which few differ in
+
+
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
+    """The number at `at`, and where it ends.  Short ones are quick, and those of seven bytes: most addresses."""
+    first = data[at]
+    if first < 128:
+        return first, at + 1
+    second = data[at + 1]
+    if second < 128:
+        return (first & 127) + (second << 7), at + 2
+    third = data[at + 2]
+    low = (first & 127) + ((second & 127) << 7)
+    if third < 128:
+        return low + (third << 14), at + 3
+    low += (third & 127) << 14
+    upper = data[at + 3 : at + 7]
+    if upper in _high:
+        return low + _high[upper], at + 7
+    value, shift, start = low, 21, at
+    at += 3
     while shift < 70:
         byte = data[at]
         at += 1
         value |= (byte & 127) << shift
         if byte < 128:
+            if at == start + 7 and len(_high) < 1024:
+                _high[upper] = value - low
             return value & _U64, at
         shift += 7
     raise ImageError("a message is mangled", "a number in it is longer than ten bytes")
