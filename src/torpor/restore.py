@@ -239,15 +239,14 @@ class _Work:
     # -- memory, files, settings --------------------------------------------------------------------------------------
     def bring_back(self) -> None:
         from torpor.engine.program import Program
+        from torpor.engine.together import run_together
         from torpor.engine.waiting import check_cancelled
         from torpor.memory import segments, sysv
         from torpor.resources import fdtable
 
         restore = self.restore
         living = [task for task in restore.tasks.values() if not task.dead]
-        for task in living:
-            check_cancelled()
-            self.spaces.finish(task)
+        run_together((task.executor, self.spaces.finish(task)) for task in living)
         sysv.remove_marked(restore)
         self.lap("memory")
         self.files.make()
@@ -255,43 +254,27 @@ class _Work:
         self.files.fill_tables(self.limit)
         self.lap("files")
         programs = {task.pid: Program() for task in living}
-        sent = fdtable.enter_directories(restore, self.files, programs)
+        fdtable.enter_directories(restore, self.files, programs)
         self.files.place(programs)
         for task in living:
             for attribute in self.attributes:
                 attribute.place(task, programs[task.pid])
-        for task in living:
-            assert task.runner is not None
-            if task.pid in sent:
-                self._run_with_fds(task.runner, programs[task.pid], sent[task.pid])
-            else:
-                task.runner.run(programs[task.pid])
+        run_together((task.executor, iter([programs[task.pid]])) for task in living)
         self.lap("settings")
         for task in living:
             check_cancelled()
             self._threads(task)
         self.lap("threads")
+        programs = {task.pid: Program() for task in living}
         for task in living:
-            assert task.runner is not None
-            program = Program()
             for attribute in self.attributes:
-                attribute.last(task, program)
-            task.runner.run(program)
+                attribute.last(task, programs[task.pid])
+        run_together((task.executor, iter([programs[task.pid]])) for task in living)
         self.files.last()
         for task in living:
             for attribute in self.attributes:
                 attribute.outside(task, restore)
         self.lap("last")
-
-    def _run_with_fds(self, runner: Any, program: Any, fds: list[int]) -> None:
-        """A program that begins by receiving descriptors and may be longer than one batch."""
-        first = True
-        for batch in runner.batches(program):
-            runner.start(batch)
-            if first:
-                runner.post_fds(fds)
-                first = False
-            runner.finish()
 
     def _threads(self, task: Any) -> None:
         """Make the other threads; then everything that is a thread's own, the leader's last."""

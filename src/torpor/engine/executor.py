@@ -23,7 +23,7 @@ from torpor.engine import journal
 from torpor.engine.area import PAGE, Area, frame_size
 from torpor.engine.program import CALL_WORDS, LIST_WORDS, Batch, CallFailed, Load32, Pointer, Program, batches
 from torpor.engine.tracee import Tracee
-from torpor.engine.waiting import wait_readable
+from torpor.engine.waiting import is_readable, wait_readable
 from torpor.errors import TaskGone, TorporError
 from torpor.kernel import ptrace
 from torpor.kernel.syscall import call
@@ -248,6 +248,14 @@ class Executor:
         self.tracee.write(self.area.work, batch.encode(self.area.work, self.arch))
         self.running = True
         self.socket.send(_BELL)
+        for call_ in batch.calls:
+            if call_.fds:
+                self._post(call_.fds)
+
+    def is_done(self) -> bool:
+        """Whether `finish` would not have to wait."""
+        assert self.socket is not None
+        return is_readable(self.socket.fileno())
 
     def finish(self) -> None:
         self._finish(self._batch)
@@ -280,29 +288,31 @@ class Executor:
 
     # -- descriptors ------------------------------------------------------------------------------------------------
     def send_fds(self, program: Program, fds: Sequence[int], flags: int = MSG_CMSG_CLOEXEC) -> Pointer:
-        """Queue our descriptors for the task and append the recvmsg that takes them (253 at most, SCM_MAX_FD).
+        """Append the recvmsg that takes these descriptors of ours (253 at most, SCM_MAX_FD); `start` sends them.
 
         Returns where the numbers will lie, four bytes each: `Load32(pointer + 4 * i)` in later calls of this program
         and, after the run, `received(pointer)`.
         """
-        assert self.socket is not None and 0 < len(fds) <= SCM_MAX_FD
-        return append_recvmsg(program, self.arch.word, len(fds), self.fd, flags)
+        assert 0 < len(fds) <= SCM_MAX_FD
+        pointer = append_recvmsg(program, self.arch.word, len(fds), self.fd, flags)
+        program.calls[-1].fds = fds
+        return pointer
 
-    def post_fds(self, fds: Sequence[int]) -> None:
-        """Send the descriptors of `send_fds`; to be called after `start` and before `finish`."""
+    def _post(self, fds: Sequence[int]) -> None:
+        """Send descriptors to the task, which waits for them."""
         assert self.socket is not None
-        try:
-            self.socket.sendmsg([_BELL], [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"={len(fds)}i", *fds))])
-        except OSError:  # too many are under way: the task, which waits for them, finds -1 for each
-            self.socket.send(_BELL)
-            raise
-
-    def run_with_fds(self, program: Program, fds: Sequence[int]) -> None:
-        """Run a program that begins with `send_fds(fds)`; it must fit into one batch."""
-        (batch,) = self.batches(program)
-        self.start(batch)
-        self.post_fds(fds)
-        self.finish()
+        message = [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"={len(fds)}i", *fds))]
+        deadline = time.monotonic() + _GRACE_S
+        while True:
+            try:
+                self.socket.sendmsg([_BELL], message)
+                return
+            except OSError as error:
+                # Too many are under way in the whole system: other tasks take theirs by themselves.
+                if error.errno != errno.ETOOMANYREFS or time.monotonic() > deadline:
+                    self.socket.send(_BELL)  # the task finds -1 for each
+                    raise
+            time.sleep(_SPIN_S)
 
     # -- the way out ----------------------------------------------------------------------------------------------
     def remove(self) -> None:

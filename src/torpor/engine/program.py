@@ -86,13 +86,15 @@ Argument = int | Result | Pointer | Load32
 
 
 class Call:
-    """`needs`: all that has to lie in the task for it, each once, those linked from others too."""
+    """`needs`: all that has to lie in the task for it, each once, those linked from others too.  `fds`: descriptors of
+    ours that it receives; they are sent when its batch starts."""
 
-    __slots__ = ("args", "may_fail", "name", "needs", "result")
+    __slots__ = ("args", "fds", "may_fail", "name", "needs", "result")
 
     def __init__(self, name: str, args: tuple[Argument, ...], may_fail: bool, result: Result) -> None:
         self.name, self.args, self.may_fail, self.result = name, args, may_fail, result
         self.needs = _needs(args)
+        self.fds: Sequence[int] = ()
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(map(_describe, self.args))})"

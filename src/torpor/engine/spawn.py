@@ -244,13 +244,7 @@ class Spawner:
             if not birth.flags & CLONE_FILES:
                 program.call("close", Load32(fds + 4 * i))
         try:
-            posted = False
-            for batch in maker.batches(program):
-                maker.start(batch)
-                if not posted and any(one.name == "recvmsg" for one in batch.calls):
-                    maker.post_fds([end.fileno() for end in ends])
-                    posted = True
-                maker.finish()
+            maker.run(program)
         except CallFailed as error:
             self._remember(results)
             if error.call.name == "clone3":
@@ -324,7 +318,7 @@ class Spawner:
             program = Program()
             fds = leader.send_fds(program, [theirs.fileno()])
             number = self._map_area(program, space)
-            leader.run_with_fds(program, [theirs.fileno()])
+            leader.run(program)
         finally:
             theirs.close()
         (fd,) = received(fds, 1, self.arch.word)

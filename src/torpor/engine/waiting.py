@@ -85,6 +85,12 @@ def forget_cancellation() -> None:
     _signal_fd = -1
 
 
+def is_readable(fd: int) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
 def wait_readable(fd: int, on_child: Callable[[], None], timeout: float | None = None) -> bool:
     """Wait until `fd` is readable; call `on_child` when some child or tracee changed.  False: timed out."""
     poller = select.poll()

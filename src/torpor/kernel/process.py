@@ -206,6 +206,14 @@ def process_vm_readv(pid: int, runs: Sequence[tuple[int, int]]) -> bytearray:
     return buffer if done == len(buffer) else buffer[:done]
 
 
+def process_vm_writev(pid: int, data: memoryview, runs: Sequence[tuple[int, int]]) -> int:
+    """Write `data`, a writable buffer's, to the (start, end) `runs` of `pid`'s memory, one after the other (3.2);
+    IOV_MAX runs at most.  Returns how many bytes were written: it ends before a page that cannot be."""
+    local = _buffer(struct.pack("2N", ctypes.addressof(ctypes.c_char.from_buffer(data)), len(data)))
+    remote = _buffer(b"".join(struct.pack("2N", start, end - start) for start, end in runs))
+    return call("process_vm_writev", pid, ctypes.addressof(local), 1, ctypes.addressof(remote), len(runs), 0)
+
+
 def get_robust_list(tid: int) -> tuple[int, int]:
     """get_robust_list(2): (address of the head, length); (0, ...) if the thread has none.  Needs ptrace rights."""
     out = (ctypes.c_size_t * 2)()

@@ -219,8 +219,6 @@ class AddressSpace:
             self._write(runner, program, inside)
         first, *self.rest = runner.batches(program)
         runner.start(first)
-        if inside:
-            runner.post_fds([self.fd])
 
     def _write(self, runner: Executor, program: Program, inside: list[Piece]) -> None:
         word = self.task.leader.arch.word

@@ -20,7 +20,7 @@ from torpor.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.arch.base import Registers
-    from torpor.memory.restore import AddressSpace
+    from torpor.memory.space import AddressSpace
     from torpor.resources.context import Restore, RestoreTask
 
 PROT_READ, PROT_EXEC = 1, 4

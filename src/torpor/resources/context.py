@@ -198,6 +198,12 @@ class RestoreTask:
         self.pending_timers: dict[int, int] | None = None  # timers.py: those that queue their signals themselves
 
     @property
+    def executor(self) -> "Executor":
+        """Of a task that stands."""
+        assert self.runner is not None
+        return self.runner
+
+    @property
     def core(self) -> "CoreEntry":
         """The leader's."""
         return self.cores[self.pid]

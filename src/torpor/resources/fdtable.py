@@ -236,16 +236,15 @@ def fill(restore: "Restore", table: list[FdinfoEntry], runners: list[Executor], 
             elif bool(entry.flags & FD_CLOEXEC) != on_exec:
                 program.call("fcntl", number, F_SETFD, entry.flags & FD_CLOEXEC)
             taken.add(entry.fd)
-        first.run_with_fds(program, [restore.made[entry.id] for entry in some])
+        first.run(program)
         got = received(pointer, len(some), first.arch.word)
         if got != numbers:
             raise RestoreFailed("descriptors came to other numbers than foreseen", f"{got} instead of {numbers}")
         program = Program()
 
 
-def enter_directories(restore: "Restore", files: Files, programs: dict[int, Program]) -> dict[int, list[int]]:
-    """Append working directory, root and umask; returns the descriptors to be sent with each task's program."""
-    sent: dict[int, list[int]] = {}
+def enter_directories(restore: "Restore", files: Files, programs: dict[int, Program]) -> None:
+    """Append working directory, root and umask."""
     seen: set[int] = set()
     ours = os.stat("/")
     for task in restore.tasks.values():
@@ -265,8 +264,6 @@ def enter_directories(restore: "Restore", files: Files, programs: dict[int, Prog
             program.call("close", Load32(pointer + 4 * i))
         if task.fs.umask is not None:
             program.call("umask", task.fs.umask)
-        sent[task.pid] = fds
-    return sent
 
 
 def _free_numbers(used: set[int], count: int, limit: int) -> list[int]:

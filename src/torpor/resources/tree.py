@@ -19,6 +19,7 @@ from torpor.engine import stops
 from torpor.engine.program import Program
 from torpor.engine.spawn import Birth, Spawner
 from torpor.engine.stops import Kind
+from torpor.engine.together import run_together
 from torpor.engine.waiting import check_cancelled
 from torpor.errors import RestoreFailed
 from torpor.images.schema.constants import TaskState
@@ -32,6 +33,7 @@ from torpor.typed import TYPE_CHECKING
 if TYPE_CHECKING:
     from torpor.engine.executor import Executor
     from torpor.engine.spawn import Cradle
+    from torpor.engine.together import Work
     from torpor.memory.restore import AddressSpaces
     from torpor.resources.context import Restore, RestoreTask
 
@@ -63,7 +65,7 @@ class Tree:
         program.call("rt_sigaction", signal.SIGCHLD, program.space(_SIGACTION_SIZE), 0, 8)
         executor.run(program)
         clocks.enter(self.restore, executor)
-        self._born(root, executor)
+        run_together(self._born(root, executor))
         at = 1
         while at < len(steps):
             check_cancelled()
@@ -117,23 +119,27 @@ class Tree:
 
     def _bear(self, runner: "Executor", program: Program, steps: list[Create]) -> None:
         births = [Birth(max(step.pid, 0), step.flags | (CLONE_PARENT if step.how == SIBLING else 0)) for step in steps]
+        works = []
         for step, executor in zip(steps, self.spawner.births(runner, program, births), strict=True):
             if step.pid < 0:
                 self.pids[step.pid] = executor.tracee.pid
-            self._born(step, executor)
+            works += self._born(step, executor)
+        run_together(works)
 
-    def _born(self, step: Create, executor: "Executor") -> None:
+    def _born(self, step: Create, executor: "Executor") -> "list[tuple[Executor, Work]]":
+        """Returns what is to be done in the new task next: its memory."""
         task = self.restore.tasks.get(step.pid)
         if task is None:
-            return
+            return []
         task.tracee, task.runner = executor.tracee, executor
         task.tracees[task.pid] = executor.tracee
         maker = step.maker
         while maker and (maker not in self.restore.tasks or self.restore.tasks[maker].dead):
             maker = self.plan.makers[maker]
         task.memory_from = maker
-        if not task.dead and not step.flags & CLONE_VM:
-            self.spaces.fill_before_fork(task)
+        if task.dead or step.flags & CLONE_VM:
+            return []
+        return [(executor, self.spaces.fill_before_fork(task))]
 
     def _join_groups(self) -> None:
         for pid, group in self.plan.joins:

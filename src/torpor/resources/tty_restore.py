@@ -59,7 +59,7 @@ def _run_with(runner: "Executor", fd: int, request: int, argument: int | None) -
     value = 0 if argument is None else program.put(struct.pack("=i", argument))
     program.call("ioctl", number, request, value, may_fail=argument is not None)
     program.call("close", number)
-    runner.run_with_fds(program, [fd])
+    runner.run(program)
 
 
 class Terminals:

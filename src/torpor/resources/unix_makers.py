@@ -84,7 +84,7 @@ class Makers:
         with _IdsInside(program, who):
             program.call("listen", number, backlog)
         program.call("close", number)
-        runner.run_with_fds(program, [fd])
+        runner.run(program)
 
     def connect(self, fd: int, name: bytes, handle: int, who: Who | None) -> None:
         """connect(2) to an abstract name, or to the socket file behind a handle."""
@@ -97,7 +97,7 @@ class Makers:
         fds = [fd] if handle < 0 else [fd, handle]
         program = Program()
         numbers = runner.send_fds(program, fds)
-        runner.run_with_fds(program, fds)
+        runner.run(program)
         received = struct.unpack_from(f"={len(fds)}i", numbers.root.data, numbers.offset)
         raw = Address(name if handle < 0 else b"/proc/self/fd/%d" % received[1]).raw
         program = Program()

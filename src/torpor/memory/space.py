@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One task's address space as the images tell of it, checked, and questions about its areas.  Touches no task."""
+
+import os
+from collections.abc import Sequence
+
+from torpor.arch import native
+from torpor.errors import ImageError
+from torpor.images import kinds
+from torpor.images.pages import PAGE_SIZE as PAGE
+from torpor.images.pages import PageStore
+from torpor.images.schema.vma import VmaEntry
+from torpor.memory import areas as vma
+from torpor.memory import cow, layout
+from torpor.memory.layout import Span
+from torpor.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torpor.resources.context import Restore, RestoreTask
+
+PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
+AT_PAGESZ = 6
+KEPT_FLAGS = vma.MAP_SHARED | vma.MAP_PRIVATE | vma.MAP_DROPPABLE | vma.MAP_ANONYMOUS | vma.MAP_GROWSDOWN
+KEPT_FLAGS |= vma.MAP_NORESERVE
+_OF_KERNEL = vma.VDSO | vma.VVAR | vma.VSYSCALL
+
+
+class AddressSpace:
+    """What the images say of one task's memory."""
+
+    def __init__(self, restore: "Restore", task: "RestoreTask") -> None:
+        self.task = task
+        name = kinds.MM.file_name(task.pid)
+        mm = task.mm if task.mm is not None else restore.images.one(kinds.MM, task.pid)
+        task.mm = self.mm = mm
+        self._check_page_size()
+        self.areas = layout.checked(name, mm, native().user_end)
+        self.private = [area for area in self.areas if vma.is_private_memory(area)]
+        self.guards = [(area.start, area.end) for area in mm.vmas if area.status & vma.GUARD]
+        self.pages = PageStore(restore.images, task.pid)
+        extras = restore.images.find(kinds.TORPOR_TASK, task.pid)
+        self.extras = extras
+        self.accounted = set(extras.accounted) if extras else set()
+        self._check_pages()
+        self.with_pages = touched(self.private, [(r.vaddr, r.vaddr + r.nr_pages * PAGE) for r, _ in self.pages.pieces])
+        self.protection: dict[int, int] = {}  # of private areas, by their starts: what it is for the moment
+        self._runs: list[cow.Run] | None = None
+
+    def _check_page_size(self) -> None:
+        """Images count in pages, but only the auxiliary vector says how large these are."""
+        vector = self.mm.mm_saved_auxv
+        size = dict(zip(vector[::2], vector[1::2], strict=False)).get(AT_PAGESZ, PAGE)
+        if size != PAGE:
+            raise self.task.refusal(
+                f"it comes from a kernel with pages of {size} bytes, and this one's have {PAGE}",
+                "restore it under a kernel with pages of that size", code="page-size",
+            )  # fmt: skip
+
+    def _check_pages(self) -> None:
+        """Every stored page lies in a private area of the task's."""
+        text = [area for area in self.areas if area.status & vma.VDSO]
+        private = sorted([*self.private, *text], key=lambda area: area.start) if text else self.private
+        at = 0
+        for run, level in self.pages.pieces:
+            if level is None:
+                raise ImageError(
+                    f"the memory of task {self.task.pid} is not in these images",
+                    "they were made by --lazy-pages",
+                    "restore with the page server that has it",
+                )
+            start, end = run.vaddr, run.vaddr + run.nr_pages * PAGE
+            while start < end:
+                while at < len(private) and private[at].end <= start:
+                    at += 1
+                if at == len(private) or private[at].start > start:
+                    raise ImageError(
+                        f"the pagemap of task {self.task.pid} is mangled", f"no private area is at {start:#x}"
+                    )
+                start = min(end, private[at].end)
+
+    def runs(self) -> list[cow.Run]:
+        """Stored pages: (address, length, pages image, offset in it)."""
+        if self._runs is None:
+            stored = [
+                cow.Run(run.vaddr, run.nr_pages * PAGE, level, run.offset)
+                for run, level in self.pages.pieces
+                if level is not None
+            ]
+            text = [(area.start, area.end) for area in self.areas if area.status & vma.VDSO]
+            self._runs = cow.split(stored, text)[0]  # the pages beside the vDSO may be in a run with its own
+        return self._runs
+
+
+def descriptor_id(area: VmaEntry) -> int:
+    """The id in files.img of what is mapped; 0: anonymous."""
+    return area.shmid if area.status & (vma.FILE_PRIVATE | vma.FILE_SHARED) else 0
+
+
+def is_poked(area: VmaEntry) -> bool:
+    """Whether changed pages are written through /proc/PID/mem: program text with a debugger's breakpoint, say."""
+    return bool(area.status & vma.FILE_PRIVATE) and area.prot & PROT_EXEC != 0 and not area.prot & PROT_WRITE
+
+
+def for_writing(area: VmaEntry) -> bool:
+    return bool(area.flags & vma.MAP_SHARED) and (bool(area.prot & PROT_WRITE) or (area.fdflags or 0) & 3 == os.O_RDWR)
+
+
+def is_shared_memory(area: VmaEntry) -> bool:
+    """Whether it is to be mapped when the whole tree exists."""
+    return not vma.is_private_memory(area) and not area.status & _OF_KERNEL
+
+
+def together(areas: Sequence[VmaEntry], changing: "set[int]") -> list[list[VmaEntry]]:
+    """Anonymous areas, each alone or with its neighbours: those that are to be writable for the moment are one area of
+    the kernel's then, however they are mapped, and one call makes it."""
+    spans: list[list[VmaEntry]] = []
+    last: VmaEntry | None = None
+    for area in areas:
+        if descriptor_id(area):
+            continue
+        if (
+            last is not None
+            and last.end == area.start
+            and last.flags & KEPT_FLAGS == area.flags & KEPT_FLAGS
+            and not area.flags & (vma.MAP_GROWSDOWN | vma.MAP_SHARED)
+            and area.start in changing
+            and last.start in changing
+        ):
+            spans[-1].append(area)
+        else:
+            spans.append([area])
+        last = area
+    return spans
+
+
+def touched(areas: Sequence[VmaEntry], filled: Sequence[Span]) -> set[int]:
+    """Starts of the areas in which pages are stored; both sorted."""
+    found: set[int] = set()
+    at = 0
+    for area in areas:
+        while at < len(filled) and filled[at][1] <= area.start:
+            at += 1
+        if at == len(filled):
+            break
+        if filled[at][0] < area.end:
+            found.add(area.start)
+    return found
