@@ -259,9 +259,15 @@ class _Work:
         for task in living:
             for attribute in self.attributes:
                 attribute.place(task, programs[task.pid])
+        several = []  # with other threads, or without a leader
+        for task in living:
+            if len(task.threads) > 1 or task.leader_ended:
+                several.append(task)
+            else:
+                self._place_thread(task, task.pid, programs[task.pid])
         run_together((task.executor, iter([programs[task.pid]])) for task in living)
         self.lap("settings")
-        for task in living:
+        for task in several:
             check_cancelled()
             self._threads(task)
         self.lap("threads")

@@ -15,7 +15,7 @@ import os
 import struct
 import time
 from _socket import AF_UNIX, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKET, socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from torpor.arch import base as arch_base
 from torpor.arch.base import Arch
@@ -101,19 +101,16 @@ class Executor:
         executor.running, executor._batch = True, Batch([], {}, 2 * tracee.arch.word_size)
         return executor
 
-    def move_fd(self, number: int) -> None:
-        """Move the task's end of the socket to `number`.
+    def move_fd(self, number: int) -> "Generator[Program, None, None]":
+        """Have the task's end of the socket at `number`, too, and use that from then on; the old one is to be closed.
 
         The bell of a program rings before the executor reads again, perhaps from the number it has just looked up: both
         numbers have to be good until it has done another program.
         """
         program = Program()
         program.call("dup3", self.fd, number, os.O_CLOEXEC)
-        self.run(program)
+        yield program
         self.tracee.write(self.area.fds_address(), struct.pack(f"{self.arch.word[0]}ii", number, number))
-        program = Program()
-        program.call("close", self.fd)
-        self.run(program)
         self.fd = number
 
     def await_close(self) -> None:

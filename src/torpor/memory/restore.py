@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from torpor.arch import native
 from torpor.engine.area import PAGE as AREA_PAGE
-from torpor.engine.executor import LEADER_AREA, SCM_MAX_FD, Executor
+from torpor.engine.executor import LEADER_AREA, SCM_MAX_FD
 from torpor.engine.program import Load32, Program, Result
 from torpor.errors import ImageError
 from torpor.images import kinds
@@ -89,7 +89,7 @@ class AddressSpaces:
         space = self.spaces.get(task.pid)
         if space is None:
             return
-        runner = _runner(task)
+        runner = task.executor
         parent = self.spaces.get(task.memory_from)
         inherits = parent is not None and runner.inherited
         self.vdso.place(task, task.memory_from if inherits else 0)
@@ -124,7 +124,7 @@ class AddressSpaces:
 
     def _clear(self, program: Program, task: "RestoreTask") -> None:
         """Append that everything goes which a fresh stub has, but the kernel's own areas."""
-        runner = _runner(task)
+        runner = task.executor
         keep = vdso_place.KINDS | {"vsyscall"}
         left = self.vdso.of.get(task.pid)
         for area in read_maps(task.pid):
@@ -194,7 +194,7 @@ class AddressSpaces:
     def _map_files(
         self, program: Program, task: "RestoreTask", areas: Sequence[VmaEntry], changing: "set[int]"
     ) -> None:
-        runner, space = _runner(task), self.spaces[task.pid]
+        runner, space = task.executor, self.spaces[task.pid]
         wanted = sorted({(descriptor_id(area), for_writing(area)) for area in areas})
         numbers = runner.send_fds(program, [self._open(id, writing) for id, writing in wanted])
         place = {key: Load32(numbers + 4 * i) for i, key in enumerate(wanted)}
@@ -281,14 +281,14 @@ class AddressSpaces:
 
     def _append_executable(self, program: Program, task: "RestoreTask", space: AddressSpace) -> Result:
         """Let the task have a descriptor of what it executes; its number is needed inside of a structure."""
-        numbers = _runner(task).send_fds(program, [self._open(space.mm.exe_file_id)])
+        numbers = task.executor.send_fds(program, [self._open(space.mm.exe_file_id)])
         remote = program.call("fcntl", Load32(numbers), 0, 0)  # F_DUPFD: a number that is a result
         program.call("close", Load32(numbers))
         return remote
 
     def _append_layout(self, program: Program, task: "RestoreTask", space: AddressSpace, executable: int) -> None:
         """prctl(PR_SET_MM_MAP): struct prctl_mm_map of linux/prctl.h; also the executable's link."""
-        mm, runner = space.mm, _runner(task)
+        mm, runner = space.mm, task.executor
         word = runner.arch.word
         order, code = word[0], word[1]
         auxv = struct.pack(f"{order}{len(mm.mm_saved_auxv)}{code}", *mm.mm_saved_auxv)
@@ -303,8 +303,3 @@ class AddressSpaces:
         layout_ = program.put(packed.ljust(104, b"\0"), [(pointer, vector)])
         program.call("prctl", PR_SET_MM, PR_SET_MM_MAP, layout_, len(layout_), 0)
         program.call("close", executable)
-
-
-def _runner(task: "RestoreTask") -> Executor:
-    assert task.runner is not None
-    return task.runner

@@ -189,6 +189,6 @@ def enter(restore: "Restore", first: "Executor") -> None:
         numbers = first.send_fds(program, [namespace])
         program.call("setns", Load32(numbers), CLONE_NEWTIME)
         program.call("close", Load32(numbers))
-        first.run_with_fds(program, [namespace])
+        first.run(program)
     finally:
         os.close(namespace)

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 from torpor.engine.executor import MSG_CMSG_CLOEXEC, SCM_MAX_FD, Executor, received
 from torpor.engine.program import Load32, Program
+from torpor.engine.together import run_together
 from torpor.engine.waiting import check_cancelled
 from torpor.errors import ImageError, Refusal, RestoreFailed, TorporError
 from torpor.images import kinds
@@ -23,6 +24,7 @@ from torpor.resources import extras, registry
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torpor.engine.together import Work
     from torpor.resources.base import FileKind
     from torpor.resources.context import Restore, RestoreTask
 
@@ -162,12 +164,13 @@ class Files:
         for task in self.restore.tasks.values():
             if not task.dead and task.ids is not None:
                 sharers.setdefault(task.ids.files_id, []).append(task)
+        works = []
         for files_id, tasks in sharers.items():
-            check_cancelled()
-            runners = [_runner(task) for task in tasks]
-            fill(self.restore, self.tables[files_id], runners, limit)
+            runners = [task.executor for task in tasks]
+            works.append((runners[0], fill(self.restore, self.tables[files_id], runners, limit)))
             for entry in self.tables[files_id]:
                 self.places.setdefault(entry.id, (tasks[0], entry.fd))
+        run_together(works)
 
     def place(self, programs: dict[int, Program]) -> None:
         """What the kinds do inside the first task that has a file."""
@@ -178,7 +181,7 @@ class Files:
 
     def fill_thread(self, task: "RestoreTask", runner: Executor, files_id: int, limit: int) -> Program:
         """Fill the table of a thread that has its own; returns what the kinds have to do there."""
-        fill(self.restore, self.tables[files_id], [runner], limit)
+        run_together([(runner, fill(self.restore, self.tables[files_id], [runner], limit))])
         program = Program()
         for entry in self.tables[files_id]:
             if entry.id not in self.places:
@@ -197,13 +200,13 @@ def thread_tables(restore: "Restore", task: "RestoreTask") -> dict[int, int]:
     return {tid: extra.files_id for tid, extra in threads.items() if extra.files_id is not None}
 
 
-def fill(restore: "Restore", table: list[FdinfoEntry], runners: list[Executor], limit: int) -> None:
-    """Fill one table, which these executors share; all that is in it goes."""
+def fill(restore: "Restore", table: list[FdinfoEntry], runners: list[Executor], limit: int) -> "Work":
+    """Fill one table, which these executors share, by the first of them; all that is in it goes."""
     used = {entry.fd for entry in table}
     controls = _free_numbers(used | {runner.fd for runner in runners}, len(runners), limit)
-    for runner, number in zip(runners, controls, strict=True):
-        runner.move_fd(number)
+    run_together([(runner, runner.move_fd(number)) for runner, number in zip(runners[1:], controls[1:], strict=True)])
     first = runners[0]
+    yield from first.move_fd(controls[0])
     program = Program()
     at = 0
     for number in sorted(controls):
@@ -216,7 +219,7 @@ def fill(restore: "Restore", table: list[FdinfoEntry], runners: list[Executor], 
     for start in range(0, len(table), SCM_MAX_FD) or [0]:
         some = table[start : start + SCM_MAX_FD]
         if not some:
-            first.run(program)
+            yield program
             return
         on_exec = sum(entry.flags & FD_CLOEXEC for entry in some) * 2 >= len(some)
         pointer = first.send_fds(
@@ -236,7 +239,7 @@ def fill(restore: "Restore", table: list[FdinfoEntry], runners: list[Executor], 
             elif bool(entry.flags & FD_CLOEXEC) != on_exec:
                 program.call("fcntl", number, F_SETFD, entry.flags & FD_CLOEXEC)
             taken.add(entry.fd)
-        first.run(program)
+        yield program
         got = received(pointer, len(some), first.arch.word)
         if got != numbers:
             raise RestoreFailed("descriptors came to other numbers than foreseen", f"{got} instead of {numbers}")
@@ -255,7 +258,7 @@ def enter_directories(restore: "Restore", files: Files, programs: dict[int, Prog
         root, cwd = files.ensure(task.fs.root_id), files.ensure(task.fs.cwd_id)
         there = os.fstat(root)
         fds = [cwd] if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) else [cwd, root]
-        pointer = _runner(task).send_fds(program, fds)
+        pointer = task.executor.send_fds(program, fds)
         if len(fds) > 1:
             program.call("fchdir", Load32(pointer + 4))
             program.call("chroot", program.string("."))
@@ -292,8 +295,3 @@ def _kind(entry: FileEntry) -> "FileKind":
     if kind is None:
         raise Refusal(f"file {entry.id} in these images", f"Torpor cannot restore files of type {entry.type} yet")
     return kind
-
-
-def _runner(task: "RestoreTask") -> Executor:
-    assert task.runner is not None
-    return task.runner

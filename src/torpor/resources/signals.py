@@ -69,11 +69,13 @@ class Actions(Attribute):
             raise task.refusal("it has signal handlers of 32-bit code, which Torpor does not restore yet")
 
     def place(self, task: "RestoreTask", program: "Program") -> None:
-        """All of them: what Torpor ignores, the task would ignore, too."""
+        """All that are not the default, as which the first task has made all (resources/tree.py)."""
         assert task.core.tc is not None and task.tracee is not None
         action = _action(task.tracee.arch.word)
         blobs: dict[bytes, Pointer] = {}
         for number, entry in zip(NUMBERS, task.core.tc.sigactions, strict=False):
+            if not (entry.sigaction or entry.flags or entry.restorer or entry.mask):
+                continue
             data = action.pack(entry.sigaction, entry.flags, entry.restorer, entry.mask)
             if data not in blobs:
                 blobs[data] = program.put(data)

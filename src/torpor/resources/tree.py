@@ -27,6 +27,7 @@ from torpor.kernel import ptrace
 from torpor.kernel.process import CLONE_PARENT, CLONE_VM
 from torpor.model.restore_plan import OUTSIDE, SIBLING, Adopt, Create, End, Lead, Plan, Setsid, Step, Unshare
 from torpor.resources import clocks, names
+from torpor.resources.signals import NUMBERS
 from torpor.resources.stops import is_unseen
 from torpor.typed import TYPE_CHECKING
 
@@ -62,7 +63,9 @@ class Tree:
         assert isinstance(root, Create) and root.maker == 0
         executor = self.spawner.first(root.pid, clone_first, cradle)
         program = Program()
-        program.call("rt_sigaction", signal.SIGCHLD, program.space(_SIGACTION_SIZE), 0, 8)
+        default = program.space(_SIGACTION_SIZE)  # what Torpor ignores, the tree would ignore, too
+        for number in NUMBERS:
+            program.call("rt_sigaction", number, default, 0, 8)
         executor.run(program)
         clocks.enter(self.restore, executor)
         run_together(self._born(root, executor))
