@@ -25,20 +25,16 @@ def victim() -> Iterator[Victim]:
 
 
 def checked(victim: Victim, images: Path, code: int, text: str, what: str) -> bool:
-    """Whether the dump was given up."""
+    """Whether the dump was given up: then nothing has happened."""
     assert "a bug" not in text and "Traceback" not in text, f"{what}: {text}"
-    whole = (images / "inventory.img").exists()
-    # 130: when all was done, or nothing had begun
-    assert whole == (code == 0) or (code == 130 and not (list(images.iterdir()) and not whole)), (
-        f"{what}: {code}, {text}"
-    )
-    if code == 1:
-        assert text.startswith("torpor: interrupted") and "\n" not in text, f"{what}: {text}"
+    assert (images / "inventory.img").exists() == (code == 0), f"{what}: {code}, {text}"
+    if code:
+        assert code == 1 and text.startswith("torpor: interrupted") and "\n" not in text, f"{what}: {code}, {text}"
         assert list(images.iterdir()) == [], f"{what}: half a dump was left"
     assert victim.harm("signals") == [], what
     for path in images.iterdir():
         path.unlink()
-    return code == 1
+    return bool(code)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
@@ -54,10 +50,29 @@ def test_at_any_step(victim: Victim, tmp_path: Path, number: signal.Signals) -> 
     assert given_up
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_of_a_dump_that_ends_it(victim: Victim, tmp_path: Path, number: signal.Signals) -> None:
+    """Without -R: either the victim is unharmed, or it is dumped as a whole and has ended."""
+    steps, given_up = count(victim, tmp_path), 0
+    for whom in ("front", "engine"):
+        for step in some(steps, 3):
+            for path in tmp_path.iterdir():
+                path.unlink()
+            what = f"{number.name} to the {whom} at step {step}"
+            with Victim.of(1) as ended:
+                code, text = meddled(step, f"{whom}:{number:d}", ended, tmp_path)
+                if code:
+                    given_up += checked(ended, tmp_path, code, text, what)
+                else:
+                    assert (tmp_path / "inventory.img").exists(), what
+                    assert ended.process.wait(10) == -signal.SIGKILL, what
+    assert given_up
+
+
 def test_ctrl_c(victim: Victim, tmp_path: Path) -> None:
     """The terminal sends it to the whole foreground group: front and engine, at any moment after the start."""
     given_up = 0
-    for number in range(12):
+    for number in range(8):
         with Nursery():
             command = Command.dump(victim.pid, tmp_path, "-R")
             time.sleep(random.uniform(0.0, 0.45))

@@ -21,7 +21,7 @@ from faults.trees import Checkpoint
 from torpor.check_images import ImagesReport, look
 from torpor.options import Options
 
-COUNT = int(os.environ.get("TORPOR_MUTATIONS", "800"))
+COUNT = int(os.environ.get("TORPOR_MUTATIONS", "600"))
 PATIENCE_S = 30.0  # a case takes 20 ms
 MEMORY = 2 << 30  # more than any of these images can need
 

@@ -20,7 +20,7 @@ from faults.trees import Checkpoint, count
 from faults.victim import Command
 from harness.events import Nursery, children_of
 
-KILLS = int(os.environ.get("TORPOR_RESTORE_KILLS", "30"))
+KILLS = int(os.environ.get("TORPOR_RESTORE_KILLS", "24"))
 WHO = ("front", "engine", "both")
 LETTING_GO = 45  # steps, at the end of a restore: the tree has 14 threads
 KILL = f"{signal.SIGKILL:d}"
@@ -113,10 +113,10 @@ def test_die_before_any_step(checkpoint: Checkpoint, deeds: str) -> None:
 
 
 def test_die_while_it_lets_go(checkpoint: Checkpoint) -> None:
-    """The last steps, in which the tree stops ending with the engine, and begins to run: each of them."""
+    """The last steps, in which the tree stops ending with the engine, and begins to run: every second of them."""
     steps = count(checkpoint)
     outcomes: Counter[str] = Counter()
-    for step in range(steps - LETTING_GO, steps + 1):
+    for step in range(steps - LETTING_GO + random.randrange(2), steps + 1, 2):
         with Nursery():
             checkpoint.meddled(step, f"engine:{KILL}")
             outcomes[checkpoint.outcome()] += 1
