@@ -144,7 +144,7 @@ def test_flags_of_this_kernel() -> None:
 
 @pytest.mark.parametrize("kind", sorted(maps.KINDS))
 def test_kinds_of_areas(kind: str) -> None:
-    in_words = kind in areas.REFUSED_KINDS or kind in ("sigpage", "vectors")  # of 32-bit ARM, which is not there yet
+    in_words = kind in areas.REFUSED_KINDS
     assert f"vma:{kind}" in registry.OTHERS or in_words
 
 

@@ -21,7 +21,7 @@ from torpor.images.schema.core import TaskKobjIdsEntry
 from torpor.kernel import pagemap, ptrace
 from torpor.kernel.maps import Area, read_maps
 from torpor.kernel.proc import parse_stat
-from torpor.kernel.process import PIDFD_THREAD, comparison
+from torpor.kernel.process import comparison, pidfd_open, pidfd_open_thread
 from torpor.kernel.procfs import read_all
 from torpor.kernel.status import parse_status, parse_thread_status
 from torpor.kernel.syscall import call
@@ -74,7 +74,7 @@ def tasks(dump: "Dump", tree: "FrozenTree") -> None:
             task.thread_statuses[thread.tid] = parse_thread_status(read_all(f"/proc/{pid}/task/{thread.tid}/status"))
         # Through the PID of a leader that has ended, nothing can be fetched.
         tid = task.leader.tid
-        task.pidfd = call("pidfd_open", tid, 0 if tid == pid else PIDFD_THREAD)
+        task.pidfd = pidfd_open(tid) if tid == pid else pidfd_open_thread(tid, task.subject)
     own = namespaces(os.getpid())
     clocks.forget(dump)
     refuse_session(dump, dump.tasks)

@@ -11,7 +11,7 @@ from time import perf_counter
 
 from torpor import log
 from torpor.kernel import fdinfo
-from torpor.kernel.process import FileSorter, statfs_type
+from torpor.kernel.process import FileSorter, pidfd_open_thread, statfs_type
 from torpor.kernel.syscall import call
 from torpor.resources import extras, registry, regular
 from torpor.resources.context import DumpTask, SeenFile, named
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 FD_CLOEXEC = 1
 KCMP_FS = 3
-PIDFD_THREAD = os.O_EXCL
 
 Table = list[tuple[SeenFile, int, int]]  # what, FD_CLOEXEC or 0, number
 
@@ -72,7 +71,7 @@ def _thread_table(dump: "Dump", task: DumpTask, thread: "Tracee", tables: dict[i
     """A thread that gave up sharing its process's table (unshare(CLONE_FILES)); CRIU's images cannot say that."""
     files_id = THREAD_TABLES + thread.tid
     extras.of_thread(task, thread.tid).files_id = files_id
-    pidfd = call("pidfd_open", thread.tid, PIDFD_THREAD)
+    pidfd = pidfd_open_thread(thread.tid, task.subject)
     try:
         tables[files_id] = _table(dump, thread, task.numbers[thread.tid], pidfd)
     finally:

@@ -22,10 +22,9 @@ from torpor.errors import Refusal, TaskGone
 from torpor.kernel import fdinfo
 from torpor.kernel.maps import Area, kind, parse_vm_flags, read_maps
 from torpor.kernel.proc import PF_EXITING, parse_pids, parse_stat
-from torpor.kernel.process import compare_files
+from torpor.kernel.process import compare_files, pidfd_open, pidfd_open_thread
 from torpor.kernel.procfs import LARGE, read_all
 from torpor.kernel.status import parse_status, parse_thread_status
-from torpor.kernel.syscall import call
 from torpor.memory import areas as vma
 from torpor.memory.dump import AddressSpace
 from torpor.resources import ghost, link_remap, registry, regular
@@ -217,7 +216,7 @@ class Files:
 
     def look(self, task: DumpTask, tid: int) -> None:
         """The table of a thread: examine each description that was not met before."""
-        pidfd = call("pidfd_open", task.pid, 0) if tid == task.pid else call("pidfd_open", tid, dump_files.PIDFD_THREAD)
+        pidfd = pidfd_open(tid) if tid == task.pid else pidfd_open_thread(tid, task.subject)
         directory = -1
         try:
             directory = os.open(f"/proc/{tid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -334,5 +333,6 @@ class Memory:
 
 _WORDS = {
     "anon": "anonymous", "shmem": "shared anonymous", "sysv": "System V", "file": "files", "vdso": "kernel's",
-    "vvar": "kernel's", "vvar_vclock": "kernel's", "vsyscall": "kernel's",
+    "vvar": "kernel's", "vvar_vclock": "kernel's", "vsyscall": "kernel's", "sigpage": "kernel's",
+    "vectors": "kernel's",
 }  # fmt: skip

@@ -5,7 +5,7 @@
 
 int main(int argc, char **argv)
 {
-	char path[PATH_MAX] = "", text[8192];
+	char path[PATH_MAX] = "", text[2 * WL_PAGE];
 	if (argc == 1) {
 		int from = MUST(open("/proc/self/exe", O_RDONLY)), to = MUST(open("program", O_WRONLY | O_CREAT | O_EXCL, 0755));
 		ssize_t n;
@@ -19,25 +19,25 @@ int main(int argc, char **argv)
 	MUST(unlink("program"));
 	int fd = fd_make("mapped", "");
 	for (int i = 0; i < 16; i++) {
-		memset(text, 'a' + i, 4096);
-		fd_put(fd, text, 4096);
+		memset(text, 'a' + i, WL_PAGE);
+		fd_put(fd, text, WL_PAGE);
 	}
-	char *private = MUST(mmap(NULL, 16 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0));
-	char *shared = MUST(mmap(NULL, 16 * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
-	char *reading = MUST(mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 4096));
+	char *private = MUST(mmap(NULL, 16 * WL_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0));
+	char *shared = MUST(mmap(NULL, 16 * WL_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+	char *reading = MUST(mmap(NULL, WL_PAGE, PROT_READ, MAP_SHARED, fd, WL_PAGE));
 	MUST(unlink("mapped"));
 	private[0] = 'P';
-	shared[4096] = 'S';
+	shared[WL_PAGE] = 'S';
 	struct fd_facts was = fd_look(fd);
 	wl_ready_wait();
 	fd_check(&was, "mapped file");
 	MUST(readlink("/proc/self/exe", path, sizeof path - 1));
 	CHECK(strstr(path, "/program (deleted)"), "the program is %s", path);
 	CHECK(private[0] == 'P' && private[1] == 'a' && shared[0] == 'a', "first page");
-	CHECK(private[4096] == 'S' && reading[0] == 'S' && private[8191] == 'b', "second page");
-	shared[4097] = 'T';
-	CHECK(reading[1] == 'T' && private[4097] == 'T', "the areas are not of one file");
-	CHECK(pread(fd, text, 2, 4096) == 2 && text[1] == 'T', "the descriptor is of another file");
+	CHECK(private[WL_PAGE] == 'S' && reading[0] == 'S' && private[2 * WL_PAGE - 1] == 'b', "second page");
+	shared[WL_PAGE + 1] = 'T';
+	CHECK(reading[1] == 'T' && private[WL_PAGE + 1] == 'T', "the areas are not of one file");
+	CHECK(pread(fd, text, 2, WL_PAGE) == 2 && text[1] == 'T', "the descriptor is of another file");
 	CHECK(access("program", F_OK) == -1 && access("mapped", F_OK) == -1, "a name is back");
 	wl_pass();
 }

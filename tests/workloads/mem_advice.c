@@ -21,7 +21,7 @@ static const struct {
 	{"shared MADV_DONTDUMP", "dd", MAP_SHARED, MADV_DONTDUMP}, {"shared MADV_RANDOM", "rr", MAP_SHARED, MADV_RANDOM},
 	{"MAP_NORESERVE shared", "nr", MAP_SHARED | MAP_NORESERVE, 0},
 };
-enum { count = sizeof kinds / sizeof kinds[0], page = 4096, length = 8 * page };
+enum { count = sizeof kinds / sizeof kinds[0], page = WL_PAGE, length = 8 * page };
 
 int main(void)
 {

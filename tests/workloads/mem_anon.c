@@ -5,7 +5,7 @@
 
 int main(void)
 {
-	enum { page = 4096, length = 300 * page };
+	enum { page = WL_PAGE, length = 300 * page };
 	wl_begin();
 	char *plain = MUST(mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
 	char *fixed = MUST(mmap((void *)0x123456780000, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0));

@@ -5,7 +5,7 @@
 
 int main(void)
 {
-	enum { page = 4096, count = 1000 };
+	enum { page = WL_PAGE, count = 1000 };
 	wl_begin();
 	char *memory = MUST(mmap(NULL, 4 * count * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
 	for (int i = 0; i < count; i++) {

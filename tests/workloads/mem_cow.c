@@ -3,7 +3,7 @@
 /* wl: */
 #include "wl.h"
 
-enum { children = 20, page = 4096 };
+enum { children = 20, page = WL_PAGE };
 static const size_t size = 32UL << 20;
 static char *memory;
 static volatile long *pss; /* shared: what each child measures */

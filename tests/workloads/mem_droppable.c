@@ -10,7 +10,7 @@
 
 int main(void)
 {
-	enum { page = 4096, length = 8 * page };
+	enum { page = WL_PAGE, length = 8 * page };
 	int flagged;
 	unsigned char one[32], two[32];
 	wl_begin();

@@ -5,7 +5,7 @@
 
 int main(void)
 {
-	enum { page = 4096, pages = 40 };
+	enum { page = WL_PAGE, pages = 40 };
 	static char content[pages * page];
 	wl_begin();
 	int fd = MUST(open("file", O_RDWR | O_CREAT | O_TRUNC, 0644));

@@ -3,7 +3,7 @@
 /* wl: */
 #include "wl.h"
 
-enum { page = 4096, pages = 16 };
+enum { page = WL_PAGE, pages = 16 };
 static char *map;
 
 static void child(void *unused)

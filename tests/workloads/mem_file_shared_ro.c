@@ -5,7 +5,7 @@
 
 int main(void)
 {
-	enum { page = 4096 };
+	enum { page = WL_PAGE };
 	wl_begin();
 	int fd = MUST(open("file", O_RDWR | O_CREAT | O_TRUNC, 0644));
 	MUST(ftruncate(fd, 4 * page));

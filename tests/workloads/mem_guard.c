@@ -10,7 +10,7 @@
 
 int main(void)
 {
-	enum { page = 4096, pages = 64 };
+	enum { page = WL_PAGE, pages = 64 };
 	wl_begin();
 	char *memory = MUST(mmap(NULL, pages * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
 	int fd = MUST(open("file", O_RDWR | O_CREAT | O_TRUNC, 0644));

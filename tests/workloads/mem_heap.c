@@ -5,7 +5,7 @@
 
 int main(void)
 {
-	enum { blocks = 400, page = 4096 };
+	enum { blocks = 400, page = WL_PAGE };
 	static char *kept[blocks];
 	wl_begin();
 	for (int i = 0; i < blocks; i++) {

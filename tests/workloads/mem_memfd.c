@@ -3,7 +3,7 @@
 /* wl: */
 #include "wl.h"
 
-enum { page = 4096 };
+enum { page = WL_PAGE };
 static char *shared;
 
 static void child(void *unused)

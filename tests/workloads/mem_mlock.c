@@ -5,7 +5,7 @@
 
 int main(void)
 {
-	enum { page = 4096, length = 16 * page };
+	enum { page = WL_PAGE, length = 16 * page };
 	char text[64];
 	int flagged;
 	wl_begin();

@@ -5,7 +5,7 @@
 
 int main(void)
 {
-	enum { page = 4096, length = 16 * page };
+	enum { page = WL_PAGE, length = 16 * page };
 	int flagged;
 	wl_begin();
 	MUST(setrlimit(RLIMIT_MEMLOCK, &(struct rlimit){8 << 20, 8 << 20}));

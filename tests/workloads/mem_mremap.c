@@ -5,7 +5,7 @@
 
 int main(void)
 {
-	enum { page = 4096 };
+	enum { page = WL_PAGE };
 	wl_begin();
 	char *target = MUST(mmap(NULL, 400 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
 	char *moved = MUST(mmap(NULL, 50 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));

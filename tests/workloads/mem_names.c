@@ -27,7 +27,7 @@ static bool named(const char *name, const void *at)
 
 int main(void)
 {
-	enum { page = 4096, length = 6 * page };
+	enum { page = WL_PAGE, length = 6 * page };
 	wl_begin();
 	char *memory = MUST(mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
 	char *common = MUST(mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));

@@ -3,7 +3,7 @@
 /* wl: */
 #include "wl.h"
 
-enum { page = 4096, length = 16 * page };
+enum { page = WL_PAGE, length = 16 * page };
 static char *kept, *dropped, *wiped;
 static bool wipes;
 

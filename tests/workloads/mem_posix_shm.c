@@ -3,7 +3,7 @@
 /* wl: */
 #include "wl.h"
 
-enum { page = 4096, pages = 10 };
+enum { page = WL_PAGE, pages = 10 };
 static char *named, *unlinked;
 
 static void child(void *unused)

@@ -26,14 +26,14 @@ int main(int argc, char **argv)
 	strcpy(argv[0], "renamed: worker");
 	(void)argc;
 	/* the new way: argument and environment areas elsewhere */
-	char *area = MUST(mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	char *area = MUST(mmap(NULL, 2 * WL_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
 	memcpy(area, "first\0second\0", 13);
-	memcpy(area + 4096, "NAME=value\0OTHER=\0", 18);
+	memcpy(area + WL_PAGE, "NAME=value\0OTHER=\0", 18);
 	MUST(prctl(PR_SET_MM, 9 /* PR_SET_MM_ARG_END */, area + 13, 0, 0) == -1 && errno == EINVAL ? 0 : 0);
 	if (prctl(PR_SET_MM, 8 /* PR_SET_MM_ARG_START */, area, 0, 0) == 0) {
 		MUST(prctl(PR_SET_MM, 9, area + 13, 0, 0));
-		MUST(prctl(PR_SET_MM, 10 /* PR_SET_MM_ENV_START */, area + 4096, 0, 0));
-		MUST(prctl(PR_SET_MM, 11 /* PR_SET_MM_ENV_END */, area + 4096 + 18, 0, 0));
+		MUST(prctl(PR_SET_MM, 10 /* PR_SET_MM_ENV_START */, area + WL_PAGE, 0, 0));
+		MUST(prctl(PR_SET_MM, 11 /* PR_SET_MM_ENV_END */, area + WL_PAGE + 18, 0, 0));
 	}
 	sizes[0] = slurp("/proc/self/cmdline", before[0], sizeof before[0]);
 	sizes[1] = slurp("/proc/self/environ", before[1], sizeof before[1]);

@@ -5,7 +5,7 @@
 
 int main(void)
 {
-	enum { page = 4096, length = 20 * page };
+	enum { page = WL_PAGE, length = 20 * page };
 	wl_begin();
 	char *full = MUST(mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
 	char *empty = MUST(mmap(NULL, 1L << 30, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));

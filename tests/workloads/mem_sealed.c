@@ -9,7 +9,7 @@
 #define SYS_mseal 462
 #endif
 
-enum { page = 4096, size = 4 * page };
+enum { page = WL_PAGE, size = 4 * page };
 static char *writable, *readable, *closed, *file;
 
 static void refused(long result, const char *what) { CHECK(result == -1 && errno == EPERM, "%s of a sealed area gives %ld", what, result); }

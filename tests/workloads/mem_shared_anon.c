@@ -3,7 +3,7 @@
 /* wl: */
 #include "wl.h"
 
-enum { page = 4096, pages = 64 };
+enum { page = WL_PAGE, pages = 64 };
 static char *first, *second;
 
 static void child(void *keep)

@@ -3,7 +3,7 @@
 /* wl: */
 #include "wl.h"
 
-enum { page = 4096 };
+enum { page = WL_PAGE };
 static const size_t size = 4UL << 30;
 
 /* How many pages of an area are in memory, by its pagemap entries. */

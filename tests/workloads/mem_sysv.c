@@ -5,7 +5,7 @@
 
 #include <sys/shm.h>
 
-enum { page = 4096, size = 5 * page };
+enum { page = WL_PAGE, size = 5 * page };
 static char *kept, *doomed;
 
 static void child(void *unused)

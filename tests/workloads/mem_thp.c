@@ -5,7 +5,7 @@
 
 int main(void)
 {
-	enum { page = 4096 };
+	enum { page = WL_PAGE };
 	const size_t huge = 2UL << 20, length = 8 * huge;
 	int flagged;
 	wl_begin();

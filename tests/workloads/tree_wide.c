@@ -3,7 +3,7 @@
 /* wl: */
 #include "wl.h"
 
-enum { children = 49, length = 5 * 4096 };
+enum { children = 49, length = 5 * WL_PAGE };
 
 static void body(void *argument)
 {

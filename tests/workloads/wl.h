@@ -45,6 +45,13 @@
 
 #define WL_UNUSED __attribute__((unused))
 
+/* Whole pages on every kernel of this architecture. */
+#ifdef __powerpc64__
+#define WL_PAGE 65536
+#else
+#define WL_PAGE 4096
+#endif
+
 static WL_UNUSED void wl_vsay(const char *prefix, const char *format, va_list args)
 {
 	char line[1024];

@@ -82,6 +82,7 @@ chown fchown lchown getuid geteuid getgid getegid setuid setgid setreuid setregi
 getresgid setfsuid setfsgid getgroups setgroups
 """
 _LARGE = {
+    "timerfd_settime": "timerfd_settime64", "timerfd_gettime": "timerfd_gettime64",
     "fcntl": "fcntl64", "ftruncate": "ftruncate64", "truncate": "truncate64", "fstat": "fstat64", "stat": "stat64",
     "lstat": "lstat64", "newfstatat": "fstatat64", "statfs": "statfs64", "fstatfs": "fstatfs64",
     "getrlimit": "ugetrlimit", "sendfile": "sendfile64", "fadvise64": "arm_fadvise64_64",

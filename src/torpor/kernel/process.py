@@ -11,10 +11,12 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import Sequence
 
+from torpor.errors import Refusal
 from torpor.kernel.syscall import NR, call
 from torpor.model.identity import UNORDERED, Compare, Sorter
 
@@ -125,6 +127,21 @@ def pidfd_open(pid: int, flags: int = 0) -> int:
     return call("pidfd_open", pid, flags)
 
 
+def pidfd_open_thread(tid: int, subject: str) -> int:
+    """`pidfd_open` of a thread.  Raises Refusal where the kernel cannot do that."""
+    try:
+        return pidfd_open(tid, PIDFD_THREAD)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    raise Refusal(
+        subject,
+        f"its descriptors are reached only through thread {tid}, not its first, and this kernel cannot do that",
+        "use Linux 6.9 or newer, which can (PIDFD_THREAD)",
+        code="needs-kernel",
+    )
+
+
 def pidfd_getfd(pidfd: int, fd: int) -> int:
     """pidfd_getfd(2) (5.6): a duplicate of a descriptor of another task, close-on-exec.  Needs ptrace rights."""
     result: int = _raw_getfd(_GETFD, pidfd, fd, 0)
@@ -192,8 +209,8 @@ def process_vm_readv(pid: int, runs: Sequence[tuple[int, int]]) -> bytearray:
     for first in range(0, len(runs), IOV_MAX):
         part = runs[first : first + IOV_MAX]
         size = sum(end - start for start, end in part)
-        local = _buffer(struct.pack("=QQ", base + done, size))
-        remote = _buffer(b"".join(struct.pack("=QQ", start, end - start) for start, end in part))
+        local = _buffer(struct.pack("@NN", base + done, size))
+        remote = _buffer(b"".join(struct.pack("@NN", start, end - start) for start, end in part))
         try:
             got = call("process_vm_readv", pid, ctypes.addressof(local), 1, ctypes.addressof(remote), len(part), 0)
         except OSError:

@@ -5,6 +5,9 @@ The two-letter flags of smaps say what maps does not.  Everything that cannot be
 Facts: proc_pid_smaps(5), fs/proc/task_mmu.c show_smap_vma_flags() of Linux 6.18.
 """
 
+import ctypes
+import os
+
 from torpor.arch import native
 from torpor.images.schema.vma import VmaEntry
 from torpor.kernel.maps import Area
@@ -43,8 +46,13 @@ KNOWN_FLAGS = frozenset({
     "tp",
 }) | frozenset(_MAP_FLAGS) | frozenset(ADVICE) | {"dp", "sl"}  # fmt: skip
 
-_KINDS = {"anon": 0, "heap": HEAP, "stack": 0, "vdso": VDSO, "vvar": VVAR, "vvar_vclock": VVAR, "vsyscall": VSYSCALL}
-KERNEL_KINDS = frozenset({"vdso", "vvar", "vvar_vclock", "vsyscall"})
+# 32-bit ARM has [sigpage] beside [vvar], and [vectors] beyond the end of user memory.
+UNNAMED = "??"  # what smaps shows of a flag for which the kernel has no letters
+_KINDS = {
+    "anon": 0, "heap": HEAP, "stack": 0, "vdso": VDSO, "vvar": VVAR, "vvar_vclock": VVAR, "sigpage": VVAR,
+    "vsyscall": VSYSCALL, "vectors": VSYSCALL,
+}  # fmt: skip
+KERNEL_KINDS = frozenset({"vdso", "vvar", "vvar_vclock", "sigpage", "vsyscall", "vectors"})
 REFUSED_KINDS = {
     "uprobes": ("uprobes are set in it", "remove them first"),
     "memfd-huge": ("it is made of hugetlb pages", "use transparent huge pages instead"),
@@ -58,6 +66,28 @@ REFUSED_KINDS = {
     "dmabuf": ("it maps a DMA buffer", "close the device first"),
     "special": ("Torpor does not know this area of the kernel's", "use a newer Torpor"),
 }
+
+
+def with_names(flags: dict[int, frozenset[str]]) -> dict[int, frozenset[str]]:
+    """Flags with "lf" for locked pages that are not to be populated, where this kernel shows those without letters (as
+    Linux 6.1 does)."""
+    from mmap import MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, mmap
+
+    from torpor.kernel.maps import read_vm_flags
+    from torpor.kernel.syscall import call
+
+    page = mmap(-1, PAGESIZE, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    try:
+        at = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        call("mlock2", at, PAGESIZE, 1)  # MLOCK_ONFAULT
+        shown = read_vm_flags(os.getpid()).get(at, frozenset())
+    except OSError:
+        return flags
+    if UNNAMED not in shown or "lo" not in shown:
+        return flags
+    return {
+        start: (found - {UNNAMED}) | {"lf"} if {UNNAMED, "lo"} <= found else found for start, found in flags.items()
+    }
 
 
 def is_private_memory(entry: VmaEntry) -> bool:
@@ -111,7 +141,7 @@ def _describe(task: "DumpTask", area: Area, kind: str, flags: frozenset[str]) ->
         map_flags |= MAP_PRIVATE
     if kind in _KINDS:
         status = REGULAR | ANON_PRIVATE | _KINDS[kind]
-        if kind == "vsyscall":
+        if kind in ("vsyscall", "vectors"):
             status = VSYSCALL | ANON_PRIVATE
         map_flags |= MAP_ANONYMOUS
     elif kind == "file":

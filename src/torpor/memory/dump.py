@@ -80,6 +80,8 @@ class AddressSpace:
         exe = f"/proc/{task.leader.tid}/exe"
         self.exe_file_id = regular.save_path(dump, f"{task.subject}, its executable", os.readlink(exe), exe, O_RDONLY)
         self.flags = parse_vm_flags(read_all(f"/proc/{task.leader.tid}/smaps", LARGE))
+        if any(vma.UNNAMED in flags for flags in self.flags.values()):
+            self.flags = vma.with_names(self.flags)
         if isinstance(task.runner, Executor):
             # New mappings of a task under mlockall(MCL_FUTURE) are locked: ours tells, nothing else does.
             ours, arch = self.flags.get(task.runner.base, frozenset()), task.leader.arch

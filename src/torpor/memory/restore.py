@@ -125,7 +125,7 @@ class AddressSpaces:
     def _clear(self, program: Program, task: "RestoreTask") -> None:
         """Append that everything goes which a fresh stub has, but the kernel's own areas."""
         runner = task.executor
-        keep = vdso_place.KINDS | {"vsyscall"}
+        keep = vma.KERNEL_KINDS
         left = self.vdso.of.get(task.pid)
         for area in read_maps(task.pid):
             ours = runner.base <= area.start < runner.base + runner.size

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PROT_READ, PROT_EXEC = 1, 4
 MAP_FIXED = 0x10
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
-KINDS = frozenset({"vvar", "vvar_vclock", "vdso"})
+KINDS = frozenset({"vvar", "vvar_vclock", "sigpage", "vdso"})
 
 
 class Kernels(NamedTuple):

@@ -11,6 +11,7 @@ timer) the signal comes back with a count of 0.
 import struct
 import time
 
+from torpor.arch import native
 from torpor.engine.program import Program
 from torpor.kernel import ptrace
 from torpor.typed import TYPE_CHECKING, NamedTuple
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from torpor.resources.context import DumpTask
 
 SI_TIMER = -2
-SIGINFO = struct.Struct("=iii4xii")  # si_signo, si_errno, si_code; si_timerid, si_overrun
+# struct siginfo: si_signo, si_errno, si_code; aligned as a pointer, si_timerid, si_overrun; si_value; si_sys_private
+_WORD = native().word_size
+SIGINFO = struct.Struct("=iiiii" if _WORD == 4 else "=iii4xii")
+_OVERRUN, _PRIVATE = (16, 24) if _WORD == 4 else (20, 32)
 TIMER_ABSTIME = 1
 CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_TAI = 0, 1, 7, 11
 CLOCKS = frozenset({CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_TAI})
@@ -46,8 +50,8 @@ def notice(info: bytes) -> Notice | None:
 def with_overrun(info: bytes, overrun: int) -> bytes:
     """The same siginfo with another count; without what the kernel keeps in it for itself (si_sys_private)."""
     data = bytearray(info)
-    struct.pack_into("=i", data, 20, min(overrun, 0x7FFFFFFF))
-    struct.pack_into("=i", data, 32, 0)
+    struct.pack_into("=i", data, _OVERRUN, min(overrun, 0x7FFFFFFF))
+    struct.pack_into("=i", data, _PRIVATE, 0)
     return bytes(data)
 
 

@@ -74,6 +74,8 @@ OTHERS = {
     "vma:vvar": "memory/restore.py",
     "vma:vvar_vclock": "memory/restore.py",
     "vma:vsyscall": "memory/areas.py",
+    "vma:sigpage": "memory/restore.py",
+    "vma:vectors": "memory/areas.py",
 }
 
 # Kinds that are recognised and refused, with the reason and what the user can do.

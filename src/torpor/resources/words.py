@@ -126,6 +126,8 @@ OTHERS = {
     "vma:vvar": "the vDSO's data",
     "vma:vvar_vclock": "the vDSO's data of clocks",
     "vma:vsyscall": "vsyscall page",
+    "vma:sigpage": "the kernel's signal trampolines (32-bit ARM)",
+    "vma:vectors": "the kernel's helpers (32-bit ARM)",
 }
 
 

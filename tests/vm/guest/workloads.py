@@ -18,6 +18,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import refused
+
 from harness import warm
 from harness.events import become_subreaper
 from harness.modes import MODES, run_case
@@ -34,6 +36,8 @@ def _prepare() -> None:
         fcntl.ioctl(anything, 0x8914, struct.pack("16sh14x", name, 0x1 | 0x40))  # SIOCSIFFLAGS: IFF_UP, IFF_RUNNING
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1048576))
     os.chmod("/tmp", 0o1777)
+    if not os.path.exists("/bin/true"):
+        os.symlink("/bin/busybox", "/bin/true")
     for switch in ("kernel/print-fatal-signals", "debug/exception-trace"):  # which address it was, say
         with contextlib.suppress(FileNotFoundError):
             Path("/proc/sys", switch).write_text("1")
@@ -49,7 +53,11 @@ def run(name: str, mode: str, tool: Tool) -> None:
     directory = Path(tempfile.mkdtemp(prefix="case-"))
     directory.chmod(0o755)
     try:
-        run_case(Workload(path), MODES[mode], {"torpor": tool}, directory / "case")
+        workload = Workload(path)
+        workload.refused = workload.refused or refused.here(name)
+        if workload.refused:
+            print("refused:", workload.refused)
+        run_case(workload, MODES[mode], {"torpor": tool}, directory / "case")
     except Skipped as why:
         print(f"cannot run here: {why}")
         sys.exit(77)
