@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 import torpor
-from torpor.dump_collect import FOR_CHILDREN, NAMESPACES
 from torpor.kernel import maps
 from torpor.memory import areas
 from torpor.resources import registry, words
 from torpor.resources.base import FileKind
+from torpor.resources.namespaces import FOR_CHILDREN, NAMESPACES
 
 SOURCE = Path(torpor.__file__).parent
 

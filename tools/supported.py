@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs/supported.md"
 sys.path.insert(0, str(ROOT / "src"))
 
-from torpor.dump_collect import FOR_CHILDREN, NAMESPACES  # noqa: E402
 from torpor.memory import areas  # noqa: E402
 from torpor.resources import registry, words  # noqa: E402
+from torpor.resources.namespaces import FOR_CHILDREN, NAMESPACES  # noqa: E402
 
 HEAD = """\
 # Supported objects

@@ -19,6 +19,7 @@ from torpor.kernel.syscall import call
 from torpor.model.identity import Sorter
 from torpor.options import Options
 from torpor.progress import duration, quantity
+from torpor.resources import namespaces
 from torpor.resources.context import DumpTask
 from torpor.resources.words import file_words
 
@@ -153,7 +154,7 @@ def check(options: Options) -> TreeReport:
     tasks = looking.tree(options.tree)
     survey.tasks = tasks
     collect.refuse_session(survey, tasks)
-    own = collect.namespaces(os.getpid())
+    own = namespaces.of(os.getpid())
     files, memory = looking.Files(survey), looking.Memory(survey)
     known = _Known()
     facts = []
@@ -163,6 +164,7 @@ def check(options: Options) -> TreeReport:
             with survey.looking(task.subject, task):
                 looking.status(task)
                 looking.examine(survey, task, own)
+                namespaces.refuse_threads(survey, task)
                 _look(survey, task, files, memory, known)
                 exe = os.readlink(f"/proc/{task.leader.tid}/exe")
             uid = task.status.credentials.uids[0] if task.status else 0

@@ -28,7 +28,7 @@ from torpor.kernel.syscall import call
 from torpor.memory import segments as shared
 from torpor.memory.dump import AddressSpace
 from torpor.model import identity
-from torpor.resources import clocks, registry
+from torpor.resources import clocks, namespaces, registry
 from torpor.resources.context import DumpTask
 from torpor.typed import TYPE_CHECKING, Any
 
@@ -40,10 +40,6 @@ if TYPE_CHECKING:
 VDSO_STEPS = 5000  # instructions; a call takes a hundred or two, unless the kernel changes the clock meanwhile
 AT_ONCE = 32  # tasks that run programs at the same time
 KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND = range(5)
-NAMESPACES = ("pid", "net", "ipc", "uts", "time", "mnt", "user", "cgroup")  # in the order of their numbers, from 1
-FOR_CHILDREN = ("pid_for_children", "time_for_children")
-_SPELLED = {"pid": "PID", "net": "network", "ipc": "IPC", "uts": "UTS", "mnt": "mount", "pid_for_children": "PID",
-            "time_for_children": "time"}  # fmt: skip
 
 
 def prepare(dump: "Dump") -> None:
@@ -75,13 +71,14 @@ def tasks(dump: "Dump", tree: "FrozenTree") -> None:
         # Through the PID of a leader that has ended, nothing can be fetched.
         tid = task.leader.tid
         task.pidfd = pidfd_open(tid) if tid == pid else pidfd_open_thread(tid, task.subject)
-    own = namespaces(os.getpid())
+    own = namespaces.of(os.getpid())
     clocks.forget(dump)
     refuse_session(dump, dump.tasks)
     for task in dump.tasks.values():
         if task.zombie:
             continue
-        refuse_namespaces(dump, task, own)
+        namespaces.refuse(dump, task, own)
+        namespaces.refuse_threads(dump, task)
         for attribute in dump.state["attributes"]:
             attribute.examine(task, dump)
     _assign_ids(dump)
@@ -94,37 +91,6 @@ def refuse_session(dump: "Dump", tasks: dict[int, DumpTask]) -> None:
         why = f"its session {root.sid} is led by a process outside of the tree"
         remedy = "say --shell-job, here and at restore, where it joins the session that it is restored from"
         dump.refuse(root.refusal(why, remedy, code="shell-job"))
-
-
-def refuse_namespaces(dump: "Dump", task: DumpTask, own: dict[str, int]) -> None:
-    """Refuse namespaces other than `own`."""
-    theirs = namespaces(task.leader.tid)
-    if "time" in theirs:
-        clocks.examine(task, dump, theirs["time"], own.get("time", theirs["time"]))
-    for name, inode in theirs.items():
-        of_time = name.startswith("time") and theirs.get("time") == theirs.get("time_for_children")
-        if own.get(name, inode) == inode or of_time:
-            continue
-        spelled = _SPELLED.get(name, name)
-        if name not in FOR_CHILDREN:
-            why = f"it lives in another {spelled} namespace than Torpor"
-        elif theirs.get(name.removesuffix("_for_children")) != inode:
-            why = f"its children will live in another {spelled} namespace than itself (unshare, setns)"
-        else:
-            continue  # said already
-        dump.refuse(task.refusal(why, f"run Torpor inside that {spelled} namespace", code="namespace"))
-
-
-def namespaces(tid: int) -> dict[str, int]:
-    found = {}
-    for name in (*NAMESPACES, *FOR_CHILDREN):
-        try:
-            found[name] = os.stat(f"/proc/{tid}/ns/{name}").st_ino
-        except FileNotFoundError:
-            # A PID namespace into which nobody was born yet cannot be looked at; a task that is about to end has none.
-            if name in FOR_CHILDREN and os.path.exists(f"/proc/{tid}/ns/net"):
-                found[name] = 0
-    return found
 
 
 def _assign_ids(dump: "Dump") -> None:
@@ -147,13 +113,8 @@ def _assign_ids(dump: "Dump") -> None:
             files_id=ids.files + 1,
             fs_id=ids.fs + 1,
             sighand_id=ids.sighand + 1,
-            **namespace_ids() | {"time_ns_id": clocks.number(dump)},
+            **namespaces.ids() | {"time_ns_id": clocks.number(dump)},
         )
-
-
-def namespace_ids() -> dict[str, int]:
-    """All tasks live in Torpor's own namespaces, but perhaps for their clocks: 1 to 8, as in the inventory."""
-    return {f"{name}_ns_id": number for number, name in enumerate(NAMESPACES, 1)}
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------

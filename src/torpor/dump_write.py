@@ -2,6 +2,7 @@
 """Everything that a dump can write when the tasks go on already (or, if they are to end, just before)."""
 
 import os
+from signal import SIGCHLD
 
 from torpor import log
 from torpor.arch import native
@@ -17,7 +18,7 @@ from torpor.images.schema.seccomp import SeccompEntry
 from torpor.images.schema.stats import DumpStatsEntry, StatsEntry
 from torpor.images.schema.torpor import AreaNameEntry, TaskExtraEntry, TorporTaskEntry
 from torpor.memory import segments
-from torpor.resources import clocks
+from torpor.resources import clocks, namespaces
 from torpor.resources.description import in_order, write_extras
 from torpor.typed import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 IMG_V1_1 = 2
 ALIVE, DEAD, STOPPED = 1, 2, 3
+CORE_DUMPED = 0x80  # in a wait status
 
 
 def everything(dump: "Dump", asked: "Asked", memory: "list[AddressSpace]") -> None:
@@ -36,7 +38,13 @@ def everything(dump: "Dump", asked: "Asked", memory: "list[AddressSpace]") -> No
     images = dump.images
     for task in dump.tasks.values():
         _cores(dump, task, asked)
+        if task.stat.exit_signal != SIGCHLD and task.ppid in dump.tasks:
+            task.process_extras["exit_signal"] = task.stat.exit_signal
         if task.zombie:
+            if task.process_extras:
+                _extras(dump, task, None)
+            if task.stat.exit_code & CORE_DUMPED:
+                log.warning(f"{task.subject} is a zombie that has dumped core: restored, its status will not say so")
             continue
         assert task.ids is not None
         images.write(kinds.IDS, [task.ids], task.pid)
@@ -170,13 +178,12 @@ def stats(dump: "Dump", phases: dict[str, float], frozen: float, memory: "list[A
 
 def finish(dump: "Dump") -> None:
     """fsync everything, inventory.img last."""
-    from torpor.dump_collect import namespace_ids
 
     dump.images.finish(
         InventoryEntry(
             img_version=IMG_V1_1,
             fdinfo_per_id=True,
-            root_ids=TaskKobjIdsEntry(vm_id=1, files_id=1, fs_id=1, sighand_id=1, **namespace_ids()),
+            root_ids=TaskKobjIdsEntry(vm_id=1, files_id=1, fs_id=1, sighand_id=1, **namespaces.ids()),
             ns_per_id=True,
             root_cg_set=1,
             lsmtype=0,

@@ -5,7 +5,7 @@ from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
 from torpor.images.schema.constants import TaskState
 from torpor.model.restore_plan import Plan, Spec, make_plan
-from torpor.resources import clocks, pids
+from torpor.resources import clocks, pids, tree
 from torpor.resources.context import RestoreTask
 from torpor.resources.fdtable import thread_tables
 from torpor.typed import TYPE_CHECKING
@@ -51,6 +51,8 @@ def load(restore: "Restore") -> Plan:
     _check_session(restore, plan)
     with restore.trying():
         clocks.check(restore)
+    with restore.trying():
+        tree.check(restore)
     for file in images.entries(kinds.FILES):
         if file.id in restore.files:
             raise ImageError("files.img is mangled", f"file {file.id} is there twice")

@@ -27,7 +27,7 @@ from torpor.kernel.procfs import LARGE, read_all
 from torpor.kernel.status import parse_status, parse_thread_status
 from torpor.memory import areas as vma
 from torpor.memory.dump import AddressSpace
-from torpor.resources import ghost, link_remap, registry, regular
+from torpor.resources import ghost, link_remap, namespaces, registry, regular
 from torpor.resources.context import Dump, DumpTask, SeenFile
 from torpor.resources.security import refuse_locks
 from torpor.typed import TYPE_CHECKING
@@ -120,7 +120,7 @@ def foresee(dump: Dump, root: int) -> None:
     A look at a task takes a third of a millisecond, and in a large tree most tasks are alike: the first ones and those
     that begin a session are examined, of the others only the descriptors.
     """
-    own = collect.namespaces(os.getpid())
+    own = namespaces.of(os.getpid())
     tasks = tree(root)
     collect.refuse_session(dump, tasks)
     modules: set[str] = set()
@@ -131,6 +131,7 @@ def foresee(dump: Dump, root: int) -> None:
             if number < EXAMINED or task.pid == task.sid:
                 status(task, all_threads=False)
                 examine(dump, task, own)
+            namespaces.refuse_threads(dump, task)
             modules |= _foresee_files(task)
         except (OSError, TaskGone):
             pass
@@ -189,7 +190,7 @@ def examine(dump: Dump, task: DumpTask, own: dict[str, int]) -> None:
     if task.status.tracer and task.status.tracer != os.getpid():
         why = f"process {task.status.tracer} traces it already (a debugger, strace, or another dump)"
         dump.refuse(task.refusal(why, "end the tracer first", code="traced"))
-    collect.refuse_namespaces(dump, task, own)
+    namespaces.refuse(dump, task, own)
     for attribute in dump.state["attributes"]:
         attribute.examine(task, dump)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import torpor
 from torpor.dump import dump
 from torpor.errors import Refusal
 from torpor.options import Options
@@ -41,12 +42,16 @@ static int filter(void)
 	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
 }
+static void *apart(void *flags) { if (unshare((long)flags)) skip("unshare"); ready(); return flags; }
 static void *confined(void *unused) { if (filter()) skip("seccomp"); ready(); return unused; }
 int main(int count, char **words)
 {
 	const char *what = words[1];
 	if (!strcmp(what, "filter") && filter()) skip(what);
 	if (!strcmp(what, "thread")) { pthread_t t; pthread_create(&t, 0, confined, 0); for (;;) pause(); }
+	long flags = !strcmp(what, "uts") ? CLONE_NEWUTS : !strcmp(what, "pidns") ? CLONE_NEWPID
+		: !strcmp(what, "fs") ? CLONE_FS : !strcmp(what, "mnt") ? CLONE_NEWNS : 0;
+	if (flags) { pthread_t t; pthread_create(&t, 0, apart, (void *)flags); for (;;) pause(); }
 	if (!strcmp(what, "dispatch") && prctl(59, 1, 0, 0, &selector)) skip(what);
 	if (!strcmp(what, "deadline")) {
 		struct { unsigned size, policy; unsigned long flags; int nice; unsigned priority; unsigned long times[3]; }
@@ -109,6 +114,10 @@ def victims(tmp_path: Path) -> Iterator[list[Victim]]:
         ("keyring", "unsupported", "keyring"),
         ("ioperm", "unsupported", "ioperm"),
         ("flusher", "unsupported", "I/O flusher"),
+        ("uts", "namespace", "has another UTS namespace than the process"),
+        ("pidns", "namespace", "has another PID namespace than the process for its children"),
+        ("fs", "unsupported", "has a working directory of its own (unshare(CLONE_FS))"),
+        ("mnt", "unsupported", "has a working directory of its own (unshare(CLONE_FS))"),
     ],
 )
 def test_refused(what: str, code: str, words: str, program: str, tmp_path: Path, victims: list[Victim]) -> None:
@@ -120,6 +129,9 @@ def test_refused(what: str, code: str, words: str, program: str, tmp_path: Path,
     assert refused.value.code == code
     assert f"task {victim.process.pid} (" in refused.value.subject
     assert not os.listdir(tmp_path / "images")
+    if code == "namespace":
+        (obstacle,) = torpor.check(pid=victim.process.pid, manage_cgroups="ignore").facts()["obstacles"]
+        assert words in obstacle["why"] and "end that thread first" in obstacle["remedy"]
     assert victim.process.poll() is None
     status = Path(f"/proc/{victim.process.pid}/status").read_text()
     assert "TracerPid:\t0" in status

@@ -67,10 +67,12 @@ _FIRST_FD = 0  # the first task's end of its socket
 
 
 class Birth(NamedTuple):
-    """A task to be cloned; `pid` 0: any; `flags`: CLONE_VM, CLONE_FILES … that it shares, CLONE_PARENT."""
+    """A task to be cloned; `pid` 0: any; `flags`: CLONE_VM, CLONE_FILES … that it shares, CLONE_PARENT, with which its
+    end brings its parent the same signal as the end of its maker, whatever `exit_signal` says."""
 
     pid: int
     flags: int = 0
+    exit_signal: int = signal.SIGCHLD
 
 
 class Space:
@@ -235,7 +237,7 @@ class Spawner:
             flags = birth.flags | CLONE_PTRACE
             packed = clone_args(
                 flags,
-                exit_signal=0 if flags & CLONE_PARENT else signal.SIGCHLD,
+                exit_signal=0 if flags & CLONE_PARENT else birth.exit_signal,
                 set_tid_size=1 if birth.pid else 0,
             )
             links = [(_SET_TID_AT, tids)] if birth.pid else []

@@ -5,28 +5,31 @@ model/restore_plan.py says who makes whom and when; here it is done, by one prog
 row.  Each task's memory is filled before it makes children of its own.
 
 Ends come when all are born, and their news are taken back: whenever a child ends, or stops, the kernel queues SIGCHLD
-for its parent.  The parents are restored with all signals blocked, so it would stay; setting the disposition of SIGCHLD
-to its default throws it away again (and the images say which SIGCHLDs there really were).  A stopped task is stopped
-before its memory and files are brought back: a traced task runs programs in spite of its process being stopped, and
-detached it is simply what it was, without news to anybody.
+for its parent (or whatever clone(2) was told to send).  The parents are restored with all signals blocked, so it would
+stay; ignoring the signal for a moment throws it away again (and the images say which SIGCHLDs there really were).  A
+stopped task is stopped before its memory and files are brought back: a traced task runs programs in spite of its
+process being stopped, and detached it is simply what it was, without news to anybody.
 """
 
 import os
 import signal
+import struct
 from collections.abc import Callable
 
+from torpor import log
+from torpor.arch import native
 from torpor.engine import stops
 from torpor.engine.program import Program
 from torpor.engine.spawn import Birth, Spawner
 from torpor.engine.stops import Kind
 from torpor.engine.together import run_together
 from torpor.engine.waiting import check_cancelled
-from torpor.errors import RestoreFailed
+from torpor.errors import ImageError, RestoreFailed
 from torpor.images.schema.constants import TaskState
 from torpor.kernel import ptrace
 from torpor.kernel.process import CLONE_PARENT, CLONE_VM
 from torpor.model.restore_plan import OUTSIDE, SIBLING, Adopt, Create, End, Lead, Plan, Setsid, Step, Unshare
-from torpor.resources import clocks, names
+from torpor.resources import clocks, extras, names
 from torpor.resources.signals import NUMBERS
 from torpor.resources.stops import is_unseen
 from torpor.typed import TYPE_CHECKING
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
     from torpor.resources.context import Restore, RestoreTask
 
 PR_SET_CHILD_SUBREAPER = 36
+SIG_IGN = 1
+CORE_DUMPED = 0x80  # in a wait status: nothing sets it but dumping core
 WNOHANG, WUNTRACED, WALL = 1, 2, 0x40000000
 _SIGACTION_SIZE = 64  # struct kernel_sigaction of any architecture fits
 
@@ -49,7 +54,8 @@ class Tree:
     def __init__(self, restore: "Restore", plan: Plan, spawner: Spawner, spaces: "AddressSpaces") -> None:
         self.restore, self.plan, self.spawner, self.spaces = restore, plan, spawner, spaces
         self.pids: dict[int, int] = {}  # helpers whose PID does not matter: number in the plan -> PID
-        self._bereaved: set[int] = set()  # tasks that got a SIGCHLD
+        self._bereaved: dict[int, set[int]] = {}  # tasks that were told of an end or a stop, and by which signals
+        self._exit_signals: dict[int, int] = {}  # of everyone who was born: what its end brings its parent
         self._terminals = any(file.tty is not None for file in restore.files.values())
         self._groups: dict[int, list[RestoreTask]] = {}
         for task in restore.tasks.values():
@@ -121,8 +127,19 @@ class Tree:
             runner.run(program)
 
     def _bear(self, runner: "Executor", program: Program, steps: list[Create]) -> None:
-        births = [Birth(max(step.pid, 0), step.flags | (CLONE_PARENT if step.how == SIBLING else 0)) for step in steps]
         works = []
+        births = []
+        for step in steps:
+            sibling = step.how == SIBLING
+            exit_signal = wanted = _exit_signal(self.restore, step.pid)
+            if sibling:  # they inherit it
+                exit_signal = self._exit_signals.get(step.maker, signal.SIGCHLD)
+            if exit_signal != wanted and step.pid in self.restore.tasks:
+                log.warning(
+                    f"the end of task {step.pid} will bring its parent signal {exit_signal} instead of {wanted}"
+                )
+            self._exit_signals[step.pid] = exit_signal
+            births.append(Birth(max(step.pid, 0), step.flags | (CLONE_PARENT if sibling else 0), exit_signal))
         for step, executor in zip(steps, self.spawner.births(runner, program, births), strict=True):
             if step.pid < 0:
                 self.pids[step.pid] = executor.tracee.pid
@@ -163,16 +180,24 @@ class Tree:
                 names.set_name(program, tc.comm)
                 self._runner(task.pid).run(program)
                 self.spawner.end(task.pid, tc.exit_code)
-                self._bereaved.add(task.ppid)
+                self._tell(task.ppid, self._exit_signals.get(task.pid, signal.SIGCHLD))
+                if tc.exit_code & CORE_DUMPED:
+                    log.warning(f"{task.subject} is a zombie that has dumped core: its status no longer says so")
         for task in self.restore.tasks.values():
             tc = task.core.tc
             if not task.dead and tc is not None and tc.task_state == TaskState.STOPPED:
                 self._stop(task, tc.stop_signo or signal.SIGSTOP)
-        for pid in self._bereaved:
+        for pid, news in self._bereaved.items():
             if pid in self.restore.tasks and not self.restore.tasks[pid].dead:
                 program = Program()
-                program.call("rt_sigaction", signal.SIGCHLD, program.space(_SIGACTION_SIZE), 0, 8)
+                ignore = program.put(struct.pack(f"{native().word}", SIG_IGN).ljust(_SIGACTION_SIZE, b"\0"))
+                for number in news - {0}:
+                    program.call("rt_sigaction", number, ignore, 0, 8)
+                    program.call("rt_sigaction", number, program.space(_SIGACTION_SIZE), 0, 8)
                 self._runner(pid).run(program)
+
+    def _tell(self, pid: int, number: int) -> None:
+        self._bereaved.setdefault(pid, set()).add(number)
 
     def _end_helper(self, number: int, parent: int) -> None:
         pid = self.pids.get(number, number)
@@ -180,7 +205,7 @@ class Tree:
         program = Program()
         program.call("wait4", pid, 0, WALL, 0)
         self._runner(parent).run(program)
-        self._bereaved.add(parent)
+        self._tell(parent, self._exit_signals.get(number, signal.SIGCHLD))
 
     def _stop(self, task: "RestoreTask", number: int) -> None:
         """Bring a task's process into the stop of job control, and let the parent have seen it, if it had."""
@@ -204,7 +229,7 @@ class Tree:
         tracee.stopped = False
         parent = self.restore.tasks.get(task.ppid)
         if parent is not None:
-            self._bereaved.add(task.ppid)
+            self._tell(task.ppid, signal.SIGCHLD)
             if not is_unseen(self.restore, task.ppid, task.pid):
                 program = Program()
                 program.call("wait4", task.pid, 0, WNOHANG | WUNTRACED | WALL, 0, may_fail=True)
@@ -218,6 +243,24 @@ class Tree:
             if parent is not None and parent.pgid != task.pgid and parent.sid == task.sid:
                 return False
         return True
+
+
+def check(restore: "Restore") -> None:
+    """Can all that be done that the images say about births and ends?"""
+    for pid in restore.tasks:
+        if not 0 <= _exit_signal(restore, pid) <= 64:
+            raise ImageError(f"torpor-{pid}.img is mangled", "there is no such signal as its end should bring")
+
+
+def _exit_signal(restore: "Restore", pid: int) -> int:
+    """What the end of a task brings its parent; helpers and most tasks: SIGCHLD."""
+    task = restore.tasks.get(pid)
+    found = extras.load(restore, pid).process.exit_signal if task else None
+    if found is None or (
+        task and task.dead and found in (signal.SIGKILL, signal.SIGSTOP)
+    ):  # its parent has survived it
+        return signal.SIGCHLD
+    return found
 
 
 def _actor(step: Step) -> int:

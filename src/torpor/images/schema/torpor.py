@@ -41,6 +41,7 @@ class TaskExtraEntry(Message):
     mce_kill: int | None = optional(8, UINT32, default=None)  # PR_MCE_KILL_GET
     personality: int | None = optional(9, UINT32, default=None)
     unseen_stops: list[int] = repeated(10, UINT32, default_factory=list)  # PIDs of stopped children not yet waited for
+    exit_signal: int | None = optional(11, UINT32, default=None)  # what its end brings its parent, if not SIGCHLD
 
 
 class TorporTaskEntry(Message):

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Namespaces: all tasks of a tree must live in Torpor's own, but perhaps for their clocks (clocks.py).  namespaces(7).
+
+Surprising facts: a thread can leave its process's network, IPC, UTS and cgroup namespace, and choose where its children
+are born (unshare(2), setns(2)); and /proc/PID/ns/pid_for_children cannot be looked at until somebody was born there.
+"""
+
+import os
+
+from torpor.resources import clocks
+from torpor.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torpor.resources.context import Dump, DumpTask
+
+NAMESPACES = ("pid", "net", "ipc", "uts", "time", "mnt", "user", "cgroup")  # in the order of their numbers, from 1
+FOR_CHILDREN = ("pid_for_children", "time_for_children")
+# What a thread can have for itself.  A mount namespace comes with a working directory of its own, which is refused.
+OF_A_THREAD = ("net", "ipc", "uts", "cgroup", *FOR_CHILDREN)
+_SPELLED = {"pid": "PID", "net": "network", "ipc": "IPC", "uts": "UTS", "mnt": "mount", "pid_for_children": "PID",
+            "time_for_children": "time"}  # fmt: skip
+
+
+def refuse(dump: "Dump", task: "DumpTask", own: dict[str, int]) -> None:
+    """Refuse namespaces other than `own`."""
+    theirs = of(task.leader.tid)
+    if "time" in theirs:
+        clocks.examine(task, dump, theirs["time"], own.get("time", theirs["time"]))
+    for name, inode in theirs.items():
+        of_time = name.startswith("time") and theirs.get("time") == theirs.get("time_for_children")
+        if own.get(name, inode) == inode or of_time:
+            continue
+        spelled = _SPELLED.get(name, name)
+        if name not in FOR_CHILDREN:
+            why = f"it lives in another {spelled} namespace than Torpor"
+        elif theirs.get(name.removesuffix("_for_children")) != inode:
+            why = f"its children will live in another {spelled} namespace than itself (unshare, setns)"
+        else:
+            continue  # said already
+        dump.refuse(task.refusal(why, f"run Torpor inside that {spelled} namespace", code="namespace"))
+
+
+def refuse_threads(dump: "Dump", task: "DumpTask") -> None:
+    """Refuse threads in other namespaces than their process (unshare, setns).
+
+    It takes 25 µs a thread, so those that were looked at before the freeze are believed not to have left since.
+    """
+    if len(task.threads) < 2:
+        return
+    seen: set[int] = dump.setdefault("threads seen", set())
+    new = [thread.tid for thread in task.threads[1:] if thread.tid not in seen]
+    theirs = _of_thread(task.leader.tid) if new else ()
+    for tid in new:
+        for name, inode, expected in zip(OF_A_THREAD, _of_thread(tid), theirs, strict=True):
+            if inode != expected:
+                spelled = _SPELLED.get(name, name)
+                why = f"its thread {tid} has another {spelled} namespace than the process"
+                if name in FOR_CHILDREN:
+                    why += " for its children"
+                dump.refuse(task.refusal(why, "Torpor cannot save that yet; end that thread first", code="namespace"))
+        seen.add(tid)
+
+
+def _of_thread(tid: int) -> tuple[int, ...]:
+    found = []
+    fd = os.open(f"/proc/{tid}/ns", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in OF_A_THREAD:
+            try:
+                found.append(os.stat(name, dir_fd=fd).st_ino)
+            except FileNotFoundError:  # this kernel has none such, or nobody was born into it yet
+                found.append(0)
+    finally:
+        os.close(fd)
+    return tuple(found)
+
+
+def of(tid: int) -> dict[str, int]:
+    found = {}
+    for name in (*NAMESPACES, *FOR_CHILDREN):
+        try:
+            found[name] = os.stat(f"/proc/{tid}/ns/{name}").st_ino
+        except FileNotFoundError:
+            # A PID namespace into which nobody was born yet cannot be looked at; a task that is about to end has none.
+            if name in FOR_CHILDREN and os.path.exists(f"/proc/{tid}/ns/net"):
+                found[name] = 0
+    return found
+
+
+def ids() -> dict[str, int]:
+    """All tasks live in Torpor's own namespaces, but perhaps for their clocks: 1 to 8, as in the inventory."""
+    return {f"{name}_ns_id": number for number, name in enumerate(NAMESPACES, 1)}
