@@ -84,6 +84,10 @@ def everything(dump: "Dump", asked: "Asked", memory: "list[AddressSpace]") -> No
     images.write(kinds.FILES, in_order(dump.file_entries))
     images.write(kinds.SECCOMP, [SeccompEntry()])
     clocks.save(dump)
+    if dump.options.cpu_cap:
+        from torpor import cpuinfo
+
+        cpuinfo.save(dump)
 
 
 def _cores(dump: "Dump", task: "DumpTask", asked: "Asked") -> None:

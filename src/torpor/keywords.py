@@ -125,6 +125,7 @@ class CheckKeywords(TypedDict, total=False):
     file_validation: str
     skip_file_rwx_check: bool
     manage_cgroups: str
+    cpu_cap: Sequence[str]
     unprivileged: bool
     feature: Sequence[str]
     extra: bool

@@ -98,6 +98,14 @@ def choice(*words: str) -> Callable[[Any], str]:
     return convert
 
 
+def capabilities(value: Any) -> str:
+    words = text(value)
+    for word in words.split(","):
+        if word.removeprefix("^") not in ("fpu", "cpu", "ins", "all", "none"):
+            raise ValueError("must be a list of fpu, cpu, ins, all and none, or ^ and one of them")
+    return words
+
+
 def flag(help: str, verbs: str, **more: Any) -> Any:
     return Option(help, verbs=tuple(verbs.split()), **more)
 
@@ -192,9 +200,9 @@ class Options:
                                              refused=_WATCHES, rpc="irmap_scan_paths")
     allow_uprobes: bool = flag("accept uprobes", "dump restore", negatable=True,
                                refused="Torpor does not dump tasks under uprobes yet")
-    cpu_cap: tuple[str, ...] = value("CAPS", text, "which CPU features to record and check", "dump restore",
-                                     argument=OPTIONAL, many=True, implied="all",
-                                     refused="Torpor does not record CPU features in images yet")
+    cpu_cap: tuple[str, ...] = value("CAPS", capabilities, "record the CPU's features in a dump, and require them at "
+                                     "restore: a list of ins, fpu, cpu (exactly the same), all, none; ^CAP: without it",
+                                     "dump restore check cpuinfo", argument=OPTIONAL, many=True, implied="all")
     action_script: tuple[str, ...] = value("FILE", path, "program to run at each stage", _WORK, many=True,
                                            refused="Torpor does not run action scripts yet")
     network_lock: str = value("METHOD", choice("iptables", "nftables", "skip", "none"), "how to lock the network",

@@ -222,6 +222,11 @@ class _Work:
             self.registers = restore_load.registers(restore, native(), _template())
             if hasattr(self, "spaces"):  # or that is a problem already
                 self.spaces.vdso.check_threads(restore, self.registers)
+        if restore.options.cpu_cap:
+            from torpor import cpuinfo
+
+            with restore.trying():
+                cpuinfo.check(restore)
         restore_load.check_pids(restore, self.plan)
         self.lap("check")
 

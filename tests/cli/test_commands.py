@@ -21,7 +21,10 @@ def test_help(torpor: Run) -> None:
     for argv in (["--help"], ["-h"], *([verb, "--help"] for verb in VERBS)):
         done = torpor(*argv)
         assert done.returncode == 0
-        assert f"torpor {argv[0] if argv[0] in ('dump', 'restore', 'check', 'show') else 'dump -t PID'}" in done.stdout
+        assert (
+            f"torpor {argv[0] if argv[0] in ('dump', 'restore', 'check', 'show', 'cpuinfo') else 'dump -t PID'}"
+            in done.stdout
+        )
         assert not done.stderr
         assert max(map(len, done.stdout.splitlines())) <= 120
 

@@ -46,7 +46,9 @@ def ask(criu: str, where: Path, *argv: str) -> "subprocess.CompletedProcess[str]
 
 def complaint(text: str) -> bool:
     """Is it about the spelling of the command line?"""
-    theirs = r"option '.*|requires an argument|Unknown|[Ii]nvalid (argument|value|option)|excessive|unknown command"
+    theirs = (
+        r"option '.*|requires an (argument|action)|Unknown|[Ii]nvalid (argument|value|option)|excessive|unknown command"
+    )
     ours = r"needs? a|there is no (option|command|feature)|could be|not a value|too much|takes no value"
     return bool(re.search(rf"{theirs}|{ours}|--ms is deprecated", text))
 

@@ -209,6 +209,7 @@ def test_inside_the_vdso(clockwork: Clockwork) -> None:
     core = images.one(kinds.CORE, clockwork.pid)
     start = next(area.start for area in images.one(kinds.MM, clockwork.pid).vmas if area.status & 8)
     assert core.thread_info is not None
+    core.thread_info.gpregs.orig_ax, core.thread_info.gpregs.ax = (1 << 64) - 1, 0  # in no call
     entry = min(vdso.entries(Kernels.look().text))
     for inside in (0, 5):
         core.thread_info.gpregs.ip = start + entry + inside

@@ -27,13 +27,12 @@ REFUSED = {
     "service": ("Torpor has no RPC yet", "use the command line or the Python library"),
     "swrk": ("Torpor has no RPC yet", "use the command line or the Python library"),
     "dedup": ("Torpor writes whole checkpoints only, so there is nothing to deduplicate", ""),
-    "cpuinfo": ("Torpor does not record CPU features in images yet", ""),
 }
 # Requests to stop.  A dump and a restore look for them at their safe points (engine/process.py) and hold them off
 # otherwise, from here on to the end of the process: one that comes too late does not turn success into failure.
 REQUESTS = (SIGINT, SIGTERM, SIGHUP)
 INTERRUPTIBLE = ("dump", "restore")
-VERBS = ("dump", "restore", "check", "show", *REFUSED)
+VERBS = ("dump", "restore", "check", "show", "cpuinfo", *REFUSED)
 
 
 def command() -> NoReturn:
@@ -148,7 +147,7 @@ def _count_words(verb: str, words: list[str]) -> None:
 def _directories(options: Options, verb: str) -> None:
     """The directories must be there before anything is written to them."""
     for what, path in (("images", options.images_dir), ("work", options.work_dir)):
-        if path is not None and verb in ("dump", "restore", "check"):
+        if path is not None and verb in ("dump", "restore", "check", "cpuinfo"):
             try:
                 os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             except OSError as error:
@@ -179,6 +178,10 @@ def _verb(verb: str, command: Command, files: list[str], voice: Voice) -> int:
         from torpor.cli.check import run as check
 
         return check(command.options, voice)
+    if verb == "cpuinfo":
+        from torpor.cli.cpuinfo import run as cpuinfo
+
+        return cpuinfo("".join(command.words[1:2]), command.options, voice)
     return _show(command, voice)
 
 

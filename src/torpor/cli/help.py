@@ -16,6 +16,7 @@ Torpor freezes running applications, writes them to images, and brings them back
   {program} check                    can this kernel do it all?  What is missing, and what to do
   {program} check -t PID             can this tree be dumped?  What is in the way
   {program} check -D DIR             can these images be restored here and now?
+  {program} cpuinfo dump -D DIR      write down what this CPU has; cpuinfo check: will this CPU do?
   {program} show DIR                 draw what is in images; show FILE.img prints an image as JSON
 
 {program} COMMAND --help lists a command's options. They are CRIU's, long names may be shortened, and a link to this
@@ -30,6 +31,11 @@ SUMMARIES = {
         "check [-t PID | -D DIR | --feature NAME] [options]",
         "Say what this kernel can do, whether a tree can be dumped, or whether images can be restored. "
         "Nothing is stopped or changed.",
+    ),
+    "cpuinfo": (
+        "cpuinfo dump|check [-D DIR] [--cpu-cap=CAPS]",
+        "Write what this CPU has to cpuinfo.img in DIR (dump), or say whether this CPU has all that is written there "
+        "(check), so that a tree from the other machine can be restored on this one.",
     ),
     "show": ("show [DIR | FILE]... [--json]", "Draw a checkpoint for people, or print any image as JSON."),
 }

@@ -19,7 +19,7 @@ from torpor.kernel import process, ptrace
 from torpor.kernel.ioctls import io, iow
 from torpor.kernel.probe import OPTIONAL, Missing, Probe, in_child
 from torpor.kernel.probe_tasks import stopped_child
-from torpor.kernel.syscall import call
+from torpor.kernel.syscall import call, map_memory
 
 # In the order of criu --help.
 _NAMES = """
@@ -103,7 +103,7 @@ def aio_remap() -> None:
         line = next(line for line in maps if line.startswith(f"{context.value:x}-"))
     start, end = (int(word, 16) for word in line.split()[0].split("-"))
     size = end - start
-    place = call("mmap", 0, size, 0, 0x22, -1, 0)
+    place = map_memory(size, 0, 0x22)
     call("mremap", start, size, size, 3, place)  # MREMAP_MAYMOVE | MREMAP_FIXED
     try:
         call("io_destroy", place)

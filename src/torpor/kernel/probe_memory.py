@@ -15,7 +15,7 @@ from torpor.kernel import pagemap as pages
 from torpor.kernel import process
 from torpor.kernel.ioctls import iowr
 from torpor.kernel.probe import Missing, in_child
-from torpor.kernel.syscall import call
+from torpor.kernel.syscall import call, map_memory
 
 PAGE = mmap.PAGESIZE
 _PRESENT = 1 << 63  # in a pagemap entry
@@ -32,7 +32,7 @@ _WP_ASYNC, _WP_UNPOPULATED, _WP, _MOVE = 1 << 15, 1 << 13, 1 << 0, 1 << 16
 def page(protection: int = _READ | _WRITE, count: int = 1, fd: int = -1) -> Iterator[int]:
     """The address of a private area of our own."""
     size = count * PAGE
-    at = call("mmap", 0, size, protection, _PRIVATE | (_ANONYMOUS if fd < 0 else 0), fd, 0)
+    at = map_memory(size, protection, _PRIVATE | (_ANONYMOUS if fd < 0 else 0), fd)
     try:
         yield at
     finally:

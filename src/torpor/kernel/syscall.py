@@ -16,6 +16,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _Long = ctypes.c_long
+_mmap = _libc.mmap
+_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_mmap.restype = ctypes.c_void_p
+_FAILED = ctypes.c_void_p(-1).value
 
 
 def syscall(nr: int, *args: int) -> int:
@@ -30,3 +34,12 @@ def syscall(nr: int, *args: int) -> int:
 def call(name: str, *args: int) -> int:
     """`syscall` by name: ``call("getpid")``."""
     return syscall(NR[name], *args)
+
+
+def map_memory(size: int, protection: int, flags: int, fd: int = -1) -> int:
+    """mmap(2) anywhere, through libc: s390x takes its arguments in memory, 32-bit ARM counts the offset in pages."""
+    at: int | None = _mmap(None, size, protection, flags, fd, 0)
+    if at is None or at == _FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return at

@@ -8,7 +8,8 @@ same function of this kernel's vDSO, and that lies where there is room.
 
 - What only the old vDSO has keeps its old code.  That finds zeros where the kernel's data were: clock mode "none" and
   "random numbers not ready", upon which all of it falls back to the system call.
-- Signal trampolines keep their old code too: it is a system call, and unwinders know it by its bytes.
+- Signal trampolines, and where s390x restarts calls, keep their old code too: it is a system call, and unwinders know
+  it by its bytes.
 - Bytes may differ between two boots of one kernel (alternatives are patched for the CPU): offsets decide, not bytes.
 - A thread in the middle of a function cannot go on in the old code, whose data are gone.  A dump lets threads out
   (`torpor.dump_collect`), and whoever has not come out is refused.
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _SHT_DYNSYM, _PT_LOAD = 11, 1
 _STT_NOTYPE, _STT_FUNC = 0, 2
-_KEPT = ("sigreturn", "sigtramp")
+_KEPT = ("sigreturn", "sigtramp", "restart_syscall")
 
 
 class NotElf(Exception):

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``torpor cpuinfo dump`` writes down what this CPU has; ``torpor cpuinfo check`` says whether this one will do."""
+
+import os
+
+from torpor import cpuinfo
+from torpor.cli.say import Voice
+from torpor.errors import ImageError, UsageError
+from torpor.images import kinds
+from torpor.images.directory import ImageReader, write_small
+from torpor.options import Options
+
+
+def run(action: str, options: Options, voice: Voice) -> int:
+    if action not in ("dump", "check"):
+        raise UsageError(f"cpuinfo needs a word more, dump or check{f', not {action}' if action else ''}")
+    fd = os.open(options.images_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if action == "dump":
+            write_small(fd, kinds.CPUINFO, cpuinfo.record())
+            voice.result(f"wrote {options.images_dir}/cpuinfo.img".replace("//", "/"), {"ok": True})
+            return 0
+        theirs = ImageReader(fd).find(kinds.CPUINFO)
+        if theirs is None:
+            raise ImageError(
+                f"there is no cpuinfo.img in {options.images_dir}",
+                remedy="make one on the other machine: torpor cpuinfo dump -D DIR",
+                code="missing-image",
+            )
+        caps = cpuinfo.chosen(options, cpuinfo.INS | cpuinfo.FPU)
+        for problem in cpuinfo.problems(theirs, caps):
+            raise problem
+        voice.result("This CPU has all that the other one had.", {"ok": True})
+        return 0
+    finally:
+        os.close(fd)

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cpuinfo.img and --cpu-cap: made-up CPUs compared; this machine written down and checked, by CRIU too."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import peer
+from torpor import cpuinfo
+from torpor.cpuinfo import CPU, FPU, INS
+from torpor.errors import ImageError, Refusal
+from torpor.images import kinds
+from torpor.images.directory import ImageReader, write_small
+from torpor.images.schema.cpuinfo import CpuinfoEntry, CpuinfoPpc64Entry, CpuinfoS390Entry, CpuinfoX86Entry
+from torpor.options import Options
+
+ROOT = Path(__file__).resolve().parent.parent
+X86 = os.uname().machine == "x86_64"
+# An AMD EPYC of the fourth generation in a virtual machine, as CRIU 4.2.1 writes it down.
+EPYC = CpuinfoX86Entry(
+    vendor_id=2, cpu_family=25, model=17, stepping=1, capability_ver=2,
+    capability=[0x178BFBFF, 0x2FD3FBFF, 0, 0x2110000, 0xFFFA3203, 0, 0x4003F3, 0, 0, 0xF1BF07AB, 0xF, 0x405FC6, 0,
+                0x50020005, 4, 0, 0, 0, 0x10],
+    model_id="AMD EPYC", xfeatures_mask=0xE5, xsave_size=2432, xsave_size_max=2432,
+)  # fmt: skip
+AVX512F, FMAPS = 1 << 16, 1 << 3
+
+
+def changed(change: Callable[[CpuinfoX86Entry], object]) -> CpuinfoEntry:
+    entry = copy.deepcopy(EPYC)
+    change(entry)
+    return CpuinfoEntry(x86_entry=[entry])
+
+
+def with_word(number: int, value: int) -> CpuinfoEntry:
+    return changed(lambda entry: entry.capability.__setitem__(number, value))
+
+
+def without_avx() -> CpuinfoEntry:
+    def change(entry: CpuinfoX86Entry) -> None:
+        entry.capability[4] &= ~(1 << 26 | 1 << 27 | 1 << 28)
+        entry.capability[9] = entry.capability[10] = entry.capability[11] = 0
+        entry.xfeatures_mask = entry.xsave_size = entry.xsave_size_max = None
+
+    return changed(change)
+
+
+SAME = CpuinfoEntry(x86_entry=[EPYC])
+
+
+@pytest.mark.parametrize("caps", range(8))
+def test_same_cpu(caps: int) -> None:
+    assert cpuinfo.lacking(SAME, SAME, caps) == []
+
+
+def test_instructions() -> None:
+    theirs = with_word(18, 0x10 | FMAPS)
+    assert cpuinfo.lacking(theirs, SAME, INS) == ["avx512_4fmaps instructions"]
+    assert cpuinfo.lacking(theirs, SAME, FPU) == []
+    assert cpuinfo.lacking(SAME, theirs, INS | FPU) == []
+    assert cpuinfo.lacking(SAME, theirs, CPU) == ["the same word 18 (0x10, here 0x18)"]
+    missing = cpuinfo.lacking(SAME, without_avx(), INS)
+    assert {"avx instructions", "avx2 instructions", "avx512f instructions", "bmi1 instructions"} <= set(missing)
+
+
+def test_extended_registers() -> None:
+    assert cpuinfo.lacking(SAME, without_avx(), FPU) == [
+        "xsave", "osxsave", "xsaveopt", "xsavec", "xgetbv1",
+        *(f"component {bit} of the extended registers" for bit in (0, 2, 5, 6, 7)),
+        "room for 2432 bytes of extended registers",
+    ]  # fmt: skip
+    assert cpuinfo.lacking(without_avx(), SAME, INS | FPU) == []  # more than it had will do
+    larger = changed(lambda entry: setattr(entry, "xsave_size", 2696))
+    assert cpuinfo.lacking(SAME, larger, FPU) == []
+    assert cpuinfo.lacking(larger, SAME, FPU) == ["room for 2696 bytes of extended registers"]
+    assert cpuinfo.lacking(SAME, larger, CPU) == ["the same xsave_size (2432, here 2696)"]
+
+
+def test_the_makers_name_does_not_count() -> None:
+    for field, value in (("vendor_id", 1), ("cpu_family", 6), ("model", 1), ("stepping", 0), ("model_id", None)):
+        other = changed(lambda entry, field=field, value=value: setattr(entry, field, value))  # type: ignore[misc]
+        assert cpuinfo.lacking(SAME, other, INS | FPU | CPU) == []
+    assert cpuinfo.lacking(with_word(3, 1), SAME, INS | FPU | CPU) == []  # what Linux makes up
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        changed(lambda entry: setattr(entry, "capability_ver", 3)),
+        changed(lambda entry: setattr(entry, "capability", entry.capability[:12])),
+        CpuinfoEntry(x86_entry=[EPYC, EPYC]),
+        CpuinfoEntry(),
+    ],
+    ids=["version", "words", "two", "none"],
+)
+def test_mangled(theirs: CpuinfoEntry) -> None:
+    with pytest.raises(ImageError):
+        cpuinfo.lacking(theirs, SAME, INS)
+
+
+def test_other_architectures() -> None:
+    power = CpuinfoEntry(ppc64_entry=[CpuinfoPpc64Entry(endian=1, hwcap=[0b11, 0b100])])
+    less = CpuinfoEntry(ppc64_entry=[CpuinfoPpc64Entry(endian=1, hwcap=[0b01])])
+    big = CpuinfoEntry(ppc64_entry=[CpuinfoPpc64Entry(endian=0, hwcap=[0b11, 0b100])])
+    mainframe = CpuinfoEntry(s390_entry=[CpuinfoS390Entry(hwcap=[0b11])])
+    assert cpuinfo.lacking(power, less, INS) == ["the features 0x2 of AT_HWCAP", "the features 0x4 of AT_HWCAP2"]
+    assert cpuinfo.lacking(less, power, INS | FPU) == []
+    assert cpuinfo.lacking(less, power, CPU) == [
+        "the same AT_HWCAP (0x1, here 0x3)", "the same AT_HWCAP2 (0x0, here 0x4)",
+    ]  # fmt: skip
+    assert cpuinfo.lacking(mainframe, mainframe, INS | FPU | CPU) == []
+    for theirs, ours in ((power, SAME), (SAME, power), (mainframe, power), (big, power)):
+        with pytest.raises(Refusal) as error:
+            cpuinfo.lacking(theirs, ours, INS)
+        assert error.value.code == "foreign-architecture"
+
+
+@pytest.mark.parametrize(
+    "words,caps",
+    [
+        ((), 5), (("all",), 7), (("none",), 0), (("ins",), 4), (("fpu,ins",), 5), (("all,^cpu",), 5), (("^ins",), 3),
+        (("cpu", "fpu"), 3), (("all", "none"), 7), (("^all",), 0),
+    ],
+)  # fmt: skip
+def test_capabilities(words: tuple[str, ...], caps: int) -> None:
+    assert cpuinfo.chosen(Options(cpu_cap=words), 5) == caps
+
+
+def run(*words: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "torpor", *map(str, words)], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    )  # fmt: skip
+
+
+def write(directory: Path, entry: CpuinfoEntry) -> None:
+    fd = os.open(directory, os.O_RDONLY)
+    write_small(fd, kinds.CPUINFO, entry)
+    os.close(fd)
+
+
+def this_cpu(directory: Path) -> CpuinfoEntry:
+    done = run("cpuinfo", "dump", "-D", directory)
+    assert done.returncode == 0, done.stderr
+    with ImageReader.open(str(directory)) as images:
+        return images.one(kinds.CPUINFO)
+
+
+@pytest.mark.skipif(not X86, reason="x86's features")
+def test_this_cpu(tmp_path: Path) -> None:
+    """As /proc/cpuinfo has it, for what Linux does not hide."""
+    (entry,) = this_cpu(tmp_path).x86_entry
+    first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    assert (entry.cpu_family, entry.model) == (int(facts["cpu family"]), int(facts["model"]))
+    assert entry.model_id == facts["model name"]
+    flags = set(facts["flags"].split())
+    names = dict(word.split()[::-1] for text in cpuinfo._INSTRUCTIONS.values() for word in _pairs(text))
+    shown = {name for name in _named(entry) if name in names}
+    assert flags & names.keys() <= shown
+
+
+def _pairs(text: str) -> list[str]:
+    fields = text.split()
+    return [f"{bit} {name}" for bit, name in zip(fields[::2], fields[1::2], strict=True)]
+
+
+def _named(entry: CpuinfoX86Entry) -> set[str]:
+    return set(cpuinfo._named(cpuinfo._INSTRUCTIONS, entry.capability, [0] * len(entry.capability)))
+
+
+@pytest.mark.skipif(not X86, reason="x86's features")
+def test_check(tmp_path: Path) -> None:
+    entry = this_cpu(tmp_path)
+    assert (tmp_path / "cpuinfo.img").stat().st_mode & 0o777 == 0o600
+    for caps in ("", "--cpu-cap", "--cpu-cap=cpu", "--cpu-cap=none"):
+        assert run("cpuinfo", "check", "-D", tmp_path, *([caps] if caps else [])).returncode == 0
+    entry.x86_entry[0].capability[18] |= FMAPS
+    write(tmp_path, entry)
+    done = run("cpuinfo", "check", "-D", tmp_path, "--json")
+    assert done.returncode == 1
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == "cpu-feature" and "avx512_4fmaps" in error["why"]
+    assert run("cpuinfo", "check", "-D", tmp_path, "--cpu-cap=fpu").returncode == 0
+    (tmp_path / "cpuinfo.img").unlink()
+    assert "there is no cpuinfo.img" in run("cpuinfo", "check", "-D", tmp_path).stderr
+
+
+@pytest.mark.skipif(not X86, reason="x86's features")
+def test_in_a_checkpoint(tmp_path: Path) -> None:
+    """Written by dump --cpu-cap, required by restore --cpu-cap."""
+    sleeper = subprocess.Popen(["sleep", "1000"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    try:
+        assert run("dump", "-t", sleeper.pid, "-D", tmp_path, "-R").returncode == 0
+        assert not (tmp_path / "cpuinfo.img").exists()
+        assert run("dump", "-t", sleeper.pid, "-D", tmp_path, "--cpu-cap").returncode == 0
+        sleeper.wait()
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    assert run("check", "-D", tmp_path, "--cpu-cap").returncode == 0
+    entry = this_cpu(tmp_path)
+    entry.x86_entry[0].capability[18] |= FMAPS
+    write(tmp_path, entry)
+    assert run("check", "-D", tmp_path).returncode == 0
+    assert run("check", "-D", tmp_path, "--cpu-cap=none").returncode == 0
+    done = run("restore", "-d", "-D", tmp_path, "--cpu-cap=ins")
+    assert done.returncode == 1 and "avx512_4fmaps" in done.stderr
+    (tmp_path / "cpuinfo.img").unlink()
+    assert run("check", "-D", tmp_path, "--cpu-cap=fpu").returncode == 0
+    assert "cpuinfo.img is missing" in run("restore", "-d", "-D", tmp_path, "--cpu-cap").stderr
+
+
+@pytest.mark.skipif(not X86, reason="CRIU is set up for x86_64")
+def test_criu_agrees(tmp_path: Path) -> None:
+    criu, why = peer.criu()
+    if criu is None:
+        pytest.skip(why)
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    theirs.mkdir()
+    ours.mkdir()
+    assert subprocess.run([criu, "cpuinfo", "dump", "-D", theirs], capture_output=True).returncode == 0
+    this_cpu(ours)
+    for directory in (theirs, ours):
+        assert run("cpuinfo", "check", "-D", directory).returncode == 0
+        assert subprocess.run([criu, "cpuinfo", "check", "-D", directory], capture_output=True).returncode == 0
