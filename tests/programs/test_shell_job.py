@@ -11,6 +11,7 @@ import re
 import select
 import signal
 import subprocess
+import sys
 import termios
 import traceback
 from collections.abc import Callable
@@ -30,6 +31,13 @@ while :; do n=$((n+1)); echo "line $n"; sleep 0.01; done |
     { while read word number; do last=$number; [ $((number % 10)) = 0 ] && echo "$word $number is through"; done; }
 """
 COLUMNS, LINES = 97, 31
+DRAWS = """
+import os, signal, sys
+signal.signal(signal.SIGWINCH, lambda *_: print("it has %d columns." % os.get_terminal_size()[0], flush=True))
+print("drawn.", flush=True)
+for line in sys.stdin:
+    print("got", line.strip() + ".", flush=True)
+"""
 
 
 class Terminal:
@@ -173,6 +181,43 @@ def test_pipeline(checkpoint: Checkpoint, tmp_path: Path) -> None:
     second.wait_said(f"number {last + 30} is through")
     second.type(b"\x03")
     second.wait_said(r"job ended: signal 2")
+    second.type(b"\n")
+    wait_end(second.shell, 10)
+    second.hang_up()
+
+
+@pytest.mark.one_way
+@pytest.mark.parametrize("columns", [COLUMNS, COLUMNS + 23])
+def test_a_terminal_of_another_size(checkpoint: Checkpoint, tmp_path: Path, columns: int) -> None:
+    """The job is told when its new terminal has another size, and only then."""
+    script = tmp_path / "job.py"
+    script.write_text(DRAWS)
+    first = Terminal(lambda: start_job(sys.executable, script))
+    checkpoint.at_end.callback(end_quietly, first.shell)
+    job = int(first.wait_said(r"job (\d+)\.")[1])
+    first.wait_said(r"drawn\.")
+    checkpoint.tasks = {job}
+    checkpoint.dumper.dump(job, checkpoint.images, "--shell-job")
+    first.wait_said("job ended: signal 9")
+    first.type(b"\n")
+    wait_end(first.shell, 10)
+    first.hang_up()
+
+    def restore() -> None:
+        termios.tcsetwinsize(0, (LINES, columns))
+        restore_job(checkpoint, job)
+
+    second = Terminal(restore)
+    checkpoint.at_end.callback(end_quietly, second.shell)
+    second.wait_said(r"restored\.|restore failed.*")
+    assert "restored." in second.read(), second.read()
+    if columns != COLUMNS:
+        second.wait_said(f"it has {columns} columns")
+    second.type(b"this\n")
+    second.wait_said(r"got this\.")
+    assert second.read().count("columns.") == (columns != COLUMNS)
+    second.type(b"\x03")
+    second.wait_said(r"job ended: status|job ended: signal 2")
     second.type(b"\n")
     wait_end(second.shell, 10)
     second.hang_up()

@@ -29,11 +29,6 @@ ENDED_BY_A_STOP = """
 epoll_wait epoll_pwait epoll_pwait2 semop semtimedop semtimedop_time64 rt_sigtimedwait rt_sigtimedwait_time64
 read readv recv recvfrom recvmsg recvmmsg recvmmsg_time64 write writev send sendto sendmsg sendmmsg accept accept4
 """.split()  # noqa: SIM905
-# Calls that a caught signal always ends with EINTR, SA_RESTART or not, and nothing else does.
-ENDED_BY_HANDLERS = """
-poll ppoll ppoll_time64 select _newselect pselect6 pselect6_time64 pause sigsuspend rt_sigsuspend msgsnd msgrcv
-epoll_wait epoll_pwait epoll_pwait2 semop semtimedop rt_sigtimedwait clock_nanosleep
-""".split()  # noqa: SIM905
 _FUTEX_WAIT_BITSET, _FUTEX_COMMAND = 9, 0x7F
 
 

@@ -5,10 +5,10 @@ Layouts: user_regs_struct (arch/x86/include/asm/user_64.h), the XSAVE area (Inte
 (arch/x86/include/asm/sigframe.h).  A task stopped in a system call shows orig_rax >= 0; one stopped elsewhere, -1.
 
 Interrupted system calls in images.  All that can be are rewound, so that whoever restores them begins them again.  But
-of those that a caught signal ends with EINTR in any case (poll, pause …) orig_rax stays: a signal may come with the
-restore, and then its handler must not find the program in a call that begins once more.  The kernel knows what to do
-about that, if it is told that the call was interrupted (`from_core`).  In CRIU's images those calls have ended with
-EINTR though no signal was there, which programs do not expect that catch none: they are begun again, too.
+a signal may come with the restore, and its handler may be one that ends the call with EINTR.  The kernel knows what to
+do about that, if it is told how the call was interrupted: orig_rax, which CRIU does not look at, has that beside the
+call's number (`from_core`).  In CRIU's images some calls have ended with EINTR though no signal was there, which
+programs do not expect that catch none: poll, epoll_wait and their like are begun again, too.
 """
 
 import struct
@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from torpor.arch.base import (
     EINTR,
     ENDED_BY_A_STOP,
-    ENDED_BY_HANDLERS,
     ERESTART_RESTARTBLOCK,
     ERESTARTNOHAND,
     ERESTARTNOINTR,
@@ -139,9 +138,8 @@ class X86_64(Arch):
         if begun and not self.loses_nothing(nr, r[RSI]):
             r[RAX], r[ORIG_RAX] = -EINTR & _M64, _NO_CALL
         elif begun or error in _RESTARTED or (error == EINTR and nr in _ENDED_BY_A_STOP):
-            r[RAX], r[RIP] = nr, r[RIP] - 2
-            if nr not in _ENDED_BY_HANDLERS:  # else from_core makes use of it
-                r[ORIG_RAX] = _NO_CALL
+            how = error if error in _RESTARTED else ERESTARTNOHAND
+            r[RAX], r[RIP], r[ORIG_RAX] = nr, r[RIP] - 2, how << 32 | nr
         else:
             r[ORIG_RAX] = _NO_CALL
         return _GENERAL.pack(*r)
@@ -200,11 +198,12 @@ class X86_64(Arch):
         from torpor.arch.x86_64_core import read
 
         general, xstate, clear_child_tid = read(core, template.others[NT_X86_XSTATE])
-        nr, result = general[ORIG_RAX], general[RAX]
-        rewound = nr in _ENDED_BY_HANDLERS and result == nr
-        ended = result == -EINTR & _M64 and (nr in _ENDED_BY_A_STOP or self.loses_nothing(nr, general[RSI]))
-        if rewound or ended:
-            general[RAX], general[RIP] = -ERESTARTNOHAND & _M64, general[RIP] + (2 if rewound else 0)
+        call, result = general[ORIG_RAX], general[RAX]
+        how, nr = call >> 32, call & 0xFFFFFFFF
+        if how in _RESTARTED and result == nr:
+            general[RAX], general[RIP], general[ORIG_RAX] = -how & _M64, general[RIP] + 2 & _M64, nr
+        elif result == -EINTR & _M64 and (call in _ENDED_BY_A_STOP or self.loses_nothing(call, general[RSI])):
+            general[RAX] = -ERESTARTNOHAND & _M64
         else:
             general[ORIG_RAX] = _NO_CALL
         return Registers(_GENERAL.pack(*general), {NT_X86_XSTATE: xstate}), clear_child_tid
@@ -213,4 +212,3 @@ class X86_64(Arch):
 ARCH = X86_64()
 _RESTARTED = (ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND)
 _ENDED_BY_A_STOP = ARCH.numbers_of(ENDED_BY_A_STOP)
-_ENDED_BY_HANDLERS = ARCH.numbers_of(ENDED_BY_HANDLERS)

@@ -281,7 +281,8 @@ class Terminals:
             Modes.of(info.termios, Modes.get(fd)).set(fd)
 
     def give_outside(self) -> None:
-        """The job that had the foreground of the terminal outside gets it again."""
+        """The job that had the foreground of the terminal outside gets it again, and is told (SIGWINCH) if that has
+        another size than the one that it left: all signals are blocked still, so it hears it when it runs."""
         if self._given:
             return
         self._given = True
@@ -291,6 +292,8 @@ class Terminals:
                 with _Quiet():
                     try:
                         tty_calls.set_number(_our_terminal(), tty_calls.TIOCSPGRP, info.pgrp)
+                        if info.winsize is not None and tty_calls.window_size(_our_terminal()) != info.winsize:
+                            os.killpg(info.pgrp, signal.SIGWINCH)
                     except OSError:
                         pass  # not the controlling terminal of the session that Torpor runs in: nobody's foreground
 
