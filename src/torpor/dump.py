@@ -151,29 +151,35 @@ class _Clock:
 
 def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
     """In the engine process."""
+    from torpor.engine.guardian import Guardian
+
+    # The guardian shares the engine's memory as it is now, and the first write to each page of that is a page fault
+    # that copies it, 3 µs.  So it is forked before the engine imports what it needs in the freeze: 400 faults less.
+    guardian = Guardian.start()
+
     from torpor import dump_collect as collect
     from torpor import dump_write as write
     from torpor.engine.freeze import freeze
-    from torpor.engine.guardian import Guardian
     from torpor.engine.waiting import Cancelled
     from torpor.images.directory import ImageWriter
+    from torpor.memory.dump import prepare as prepare_pages
     from torpor.resources.context import Dump
     from torpor.survey import foresee
 
     assert options.tree is not None
     images = ImageWriter(dir_fd)
     session = Dump(options, images)
-    collect.prepare(session)
-    # The guardian shares the engine's memory as it is now: the first write to each page of it is a page fault that
-    # copies it, 3 µs.  So it is forked before the last look, which writes to most pages that are needed in the freeze.
-    guardian = session.state["guardian"] = Guardian.start()
+    session.state["guardian"] = guardian
     try:
-        foresee(session, options.tree)
+        collect.prepare(session)
+        prepare_pages(images, foresee(session, options.tree))
         log.info(f"freezing process {options.tree} and all below it")
         log.hold()  # the log may be served by the tree: the engine's end releases it, too
         clock = _Clock()
         tree = freeze(options.tree, timeout=options.timeout)
     except BaseException:
+        if images.names:
+            images.discard()
         guardian.finish()
         raise
     frozen_at = clock.at

@@ -53,6 +53,7 @@ def prepare(dump: "Dump") -> None:
 
         dump.costs = costs = Costs()
         dump.state["attributes"] = [Timed(attribute, costs) for attribute in attributes]
+    dump.state["own namespaces"] = namespaces.of(os.getpid())
     blob(native())
     pagemap.abilities()
 
@@ -64,14 +65,17 @@ def tasks(dump: "Dump", tree: "FrozenTree") -> None:
         dump.tasks[pid] = task
         if task.zombie:
             continue
-        task.status = parse_status(read_all(f"/proc/{task.leader.tid}/status"))
+        data = read_all(f"/proc/{task.leader.tid}/status")
+        task.status = parse_status(data)
         for thread in task.threads:
             thread.capture()
-            task.thread_statuses[thread.tid] = parse_thread_status(read_all(f"/proc/{pid}/task/{thread.tid}/status"))
+            if thread is not task.leader:
+                data = read_all(f"/proc/{pid}/task/{thread.tid}/status")
+            task.thread_statuses[thread.tid] = parse_thread_status(data)
         # Through the PID of a leader that has ended, nothing can be fetched.
         tid = task.leader.tid
         task.pidfd = pidfd_open(tid) if tid == pid else pidfd_open_thread(tid, task.subject)
-    own = namespaces.of(os.getpid())
+    own = dump.state["own namespaces"]
     clocks.forget(dump)
     refuse_session(dump, dump.tasks)
     for task in dump.tasks.values():

@@ -113,14 +113,14 @@ def _task(pid: int, ppid: int) -> tuple[DumpTask, list[int]]:
     return task, children
 
 
-def foresee(dump: Dump, root: int) -> None:
+def foresee(dump: Dump, root: int) -> list[DumpTask]:
     """Before the freeze: refuse at once what needs no second look, and import what the open files will need.  Whatever
-    cannot be seen yet is left to the dump.
+    cannot be seen yet is left to the dump.  Returns the tasks that are alive.
 
     A look at a task takes a third of a millisecond, and in a large tree most tasks are alike: the first ones and those
     that begin a session are examined, of the others only the descriptors.
     """
-    own = namespaces.of(os.getpid())
+    own = dump.state["own namespaces"]
     tasks = tree(root)
     collect.refuse_session(dump, tasks)
     modules: set[str] = set()
@@ -141,6 +141,7 @@ def foresee(dump: Dump, root: int) -> None:
     dump.state.pop("own cgroups", None)
     for module in modules:
         registry.import_resource(module)
+    return [task for task in tasks.values() if not task.zombie]
 
 
 def ending(task: DumpTask) -> bool:

@@ -139,6 +139,7 @@ class Executor:
         # Not recvfrom with a timeout: that would return EINTR if somebody stops the task just now; ppoll is restarted.
         first.call("ppoll", fds + 4, 1, self._grace(first), 0)
         first.call("recvfrom", Load32(fds + 4), first.space(8), 8, MSG_DONTWAIT, 0, 0)
+        first.call("close", Load32(fds))  # fetched, or the call before had failed
         (batch,) = batches(first, self.arch.word, area.room)
         fds_at = area.work + batch.pointers[fds]
         tracee.write(area.base, area.header(-1, -1, tracee.tid, home))
@@ -169,9 +170,6 @@ class Executor:
         self.socket.send(_BELL)
         self._finish(batch)
         self.set_undo(Program())
-        second = Program()
-        second.call("close", theirs)
-        self.run(second)
         journal.note("control", tracee.tid, self.socket.fileno(), self.fd)
 
     def _set_undo_closing(self, fds_at: int) -> None:

@@ -345,18 +345,29 @@ class Tracee:
             self._memory = -1
 
 
+_offset = -1  # of the instruction in the vDSO: the kernel maps the same into every process of a kind
+
+
 def _find_gadget(tracee: Tracee) -> int:
+    global _offset
     arch = tracee.arch
-    with open(f"/proc/{tracee.tid}/maps", "rb", buffering=1 << 16) as maps:
-        for line in maps:
-            if line.rstrip().endswith(b"[vdso]"):
-                start, end = (int(x, 16) for x in line.split(None, 1)[0].split(b"-"))
-                text = tracee.read(start, end - start)
-                at = text.find(arch.instruction)
-                while at >= 0 and at % arch.instruction_alignment:
-                    at = text.find(arch.instruction, at + 1)
-                if at >= 0:
-                    return start + at
+    with open(f"/proc/{tracee.tid}/maps", "rb", buffering=0) as maps:
+        data = b""
+        while more := maps.read(1 << 16):
+            data += more
+    end = data.find(b" [vdso]\n")
+    if end >= 0:
+        line = data[data.rfind(b"\n", 0, end) + 1 : end]
+        start, end = (int(x, 16) for x in line.split(None, 1)[0].split(b"-"))
+        if 0 <= _offset < end - start and tracee.read(start + _offset, len(arch.instruction)) == arch.instruction:
+            return start + _offset
+        text = tracee.read(start, end - start)
+        at = text.find(arch.instruction)
+        while at >= 0 and at % arch.instruction_alignment:
+            at = text.find(arch.instruction, at + 1)
+        if at >= 0:
+            _offset = at
+            return start + at
     raise TorporError(
         f"task {tracee.tid} has no vDSO with a system-call instruction",
         "it was unmapped, or the kernel runs with vdso=0",

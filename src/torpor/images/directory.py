@@ -58,6 +58,7 @@ class ImageWriter:
     def __init__(self, dir_fd: int) -> None:
         self.dir_fd = dir_fd
         self.names: dict[str, None] = {}  # of the files written, in order
+        self._prepared: set[str] = set()  # names of files that wait for whoever will write them
         self.bytes_written = 0  # by `write`; pages and other raw images are not counted here
 
     def write(
@@ -88,6 +89,22 @@ class ImageWriter:
                 raise
         return fd
 
+    def prepare_raw(self, kind: ImageKind[Any], id: Id = None) -> int:
+        """Make an image beforehand, for `open_prepared`; returns a descriptor, the caller's, to fill it with zeros."""
+        name = kind.file_name(id)
+        fd = self._create(name)
+        self._prepared.add(name)
+        return fd
+
+    def open_prepared(self, kind: ImageKind[Any], id: Id = None) -> int:
+        """As `open_raw`, but an image that was prepared is taken, as whoever prepared it left it."""
+        name = kind.file_name(id)
+        if name not in self._prepared:
+            return self._create(name)
+        fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.dir_fd)
+        self._prepared.discard(name)
+        return fd
+
     def remove(self, kind: ImageKind[Any] | str, id: Id = None) -> None:
         """Remove an image that an earlier dump left here."""
         self._ready()
@@ -103,6 +120,9 @@ class ImageWriter:
     def finish(self, inventory: InventoryEntry) -> None:
         """Bring everything to the disk, then, and only then, make it a checkpoint."""
         self._ready()
+        for name in self._prepared:  # nobody needed it
+            self._unlink(name)
+            self.names.pop(name)
         self._sync_files()
         os.fsync(self.dir_fd)
         write_small(self.dir_fd, INVENTORY, inventory)
@@ -130,6 +150,7 @@ class ImageWriter:
     def _create(self, name: str) -> int:
         self._ready()
         self.names[name] = None
+        self._prepared.discard(name)
         return _create(self.dir_fd, name)
 
     def _sync_files(self) -> None:

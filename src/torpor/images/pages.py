@@ -67,8 +67,8 @@ class PagemapWriter:
         self.nr_present = 0
 
     def open_pages(self) -> int:
-        """Make the pages image."""
-        return self.images.open_raw(PAGES, self.pages_id)
+        """Make the pages image, or take the one that was prepared: all bytes of it must be written, or cut off."""
+        return self.images.open_prepared(PAGES, self.pages_id)
 
     def add(self, vaddr: int, nr_pages: int, flags: int = PE_PRESENT) -> int:
         """Add a run; returns where its bytes belong in the pages image.  Joined to the one before where possible."""

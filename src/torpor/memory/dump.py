@@ -10,12 +10,13 @@ Shared segments (shared anonymous memory, memfds, SysV) are stored once, by inod
 
 import os
 import struct
+import time
 from resource import RLIMIT_FSIZE
 
 from torpor.engine.executor import Executor
 from torpor.engine.program import Batch, Load32, Program, Result
 from torpor.errors import DumpFailed
-from torpor.images.kinds import PAGEMAP
+from torpor.images.kinds import PAGEMAP, PAGES
 from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.pages import PagemapWriter
 from torpor.images.schema.mm import MmEntry
@@ -30,15 +31,56 @@ from torpor.resources import regular
 from torpor.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from torpor.images.directory import ImageWriter
     from torpor.resources.context import Dump, DumpTask
 
 MAX_IOVECS = 1024  # UIO_MAXIOV
 CHUNK = 1 << 28  # bytes of one write: a safe point in between, and far below 2 GiB
 COPY = 1 << 20
+CHUNK_OF_ZEROS = 1 << 20
+CERTAINLY = 1 << 26  # bytes that are prepared however quickly it goes
+QUICK = 1.5e9  # bytes a second: memory that comes more slowly has to be got from somewhere
 F_DUPFD_CLOEXEC = 1030
 PR_GET_DUMPABLE, PR_GET_THP_DISABLE = 3, 42
 O_RDONLY, O_RDWR = os.O_RDONLY, os.O_RDWR
 PROT_READ, PROT_WRITE = 1, 2
+
+
+def prepare(images: "ImageWriter", tasks: "list[DumpTask]") -> None:
+    """Before the freeze: make the pages images of these tasks, and fill them with zeros for as many pages as they have.
+
+    What the tasks then write goes to pages of the page cache that are there: no file has to be made while they stand
+    still (0.3 ms), nothing to be allocated, and what is charged for the cache is Torpor, not the tasks' memory cgroup.
+    Above all, memory that a virtual machine has not got from its host yet (free page reporting gives back what lies
+    idle for two seconds) comes at 3 ms a MB: 4 MB were then written in 15 ms instead of 1, a GB in 1.6 s instead of
+    0.2.  Where memory comes quickly, filling takes as long as it saves, so all is filled only up to some size.
+    """
+    zeros = bytes(CHUNK_OF_ZEROS)
+    left = CERTAINLY
+    for number, task in enumerate(tasks, 1):
+        size, at = _anonymous(task), 0
+        fd = images.prepare_raw(PAGES, number)
+        try:
+            while at < size and left > 0:
+                since = time.perf_counter()
+                length = size - at if size - at < CHUNK_OF_ZEROS else CHUNK_OF_ZEROS
+                at += os.pwrite(fd, zeros[:length], at)
+                slow = time.perf_counter() - since > length / QUICK
+                left -= 0 if slow else length
+        except OSError:  # no room, perhaps: whoever writes the pages will say so
+            os.ftruncate(fd, 0)
+            return
+        finally:
+            os.close(fd)
+
+
+def _anonymous(task: "DumpTask") -> int:
+    """About how many bytes of a running task's memory will be stored."""
+    try:
+        _, resident, shared, *_ = map(int, read_all(f"/proc/{task.leader.tid}/statm").split())
+    except OSError:
+        return 0
+    return (resident - shared) * PAGE
 
 
 class Piece(NamedTuple):
@@ -56,7 +98,8 @@ class AddressSpace:
     def __init__(self, task: "DumpTask") -> None:
         self.task = task
         self.kinds = [kind(area) for area in task.areas]
-        self.flags: dict[int, frozenset[str]] = {}
+        self._smaps = b""  # as read
+        self._flags: dict[int, frozenset[str]] = {}
         self.behind: dict[int, tuple[int, int | None]] = {}  # shmid and fdflags of areas with a file or a segment
         self.entries: list[VmaEntry] = []
         self.runs: list[tuple[int, int, bool]] = []
@@ -79,21 +122,28 @@ class AddressSpace:
         self.auxv = read_all(f"/proc/{task.leader.tid}/auxv")
         exe = f"/proc/{task.leader.tid}/exe"
         self.exe_file_id = regular.save_path(dump, f"{task.subject}, its executable", os.readlink(exe), exe, O_RDONLY)
-        self.flags = parse_vm_flags(read_all(f"/proc/{task.leader.tid}/smaps", LARGE))
-        if any(vma.UNNAMED in flags for flags in self.flags.values()):
-            self.flags = vma.with_names(self.flags)
-        if isinstance(task.runner, Executor):
-            # New mappings of a task under mlockall(MCL_FUTURE) are locked: ours tells, nothing else does.
-            ours, arch = self.flags.get(task.runner.base, frozenset()), task.leader.arch
-            self.lock_future = (arch.mcl_future if "lo" in ours else 0) | (arch.mcl_onfault if "lf" in ours else 0)
+        self._smaps = read_all(f"/proc/{task.leader.tid}/smaps", LARGE)
+        self._ours = task.runner.base if isinstance(task.runner, Executor) else -1
         for area, what in zip(task.areas, self.kinds, strict=True):
             if what == "file":
                 self.behind[area.start] = self._enter_file(dump, area)
             elif what in ("shmem", "memfd", "sysv"):
                 self.behind[area.start] = segments.enter(dump, task, area, what)
 
+    @property
+    def flags(self) -> dict[int, frozenset[str]]:
+        """VmFlags by an area's start; taken apart when they are asked for, which for most tasks is after the thaw."""
+        if self._smaps:
+            self._flags, self._smaps = parse_vm_flags(self._smaps), b""
+            if any(vma.UNNAMED in flags for flags in self._flags.values()):
+                self._flags = vma.with_names(self._flags)
+        return self._flags
+
     def describe(self) -> None:
         """After the thaw: make the areas' entries.  Raises Refusal."""
+        # New mappings of a task under mlockall(MCL_FUTURE) are locked: ours tells, nothing else does.
+        ours, arch = self.flags.get(self._ours, frozenset()), self.task.leader.arch
+        self.lock_future = (arch.mcl_future if "lo" in ours else 0) | (arch.mcl_onfault if "lf" in ours else 0)
         nothing: frozenset[str] = frozenset()
         for area, what in zip(self.task.areas, self.kinds, strict=True):
             marks = self.flags.get(area.start, nothing)
@@ -248,6 +298,8 @@ class AddressSpace:
                 self.left += _unwritten(group, result.value)
             for piece in self.left:
                 self._copy(self.fd, piece)
+            if os.fstat(self.fd).st_size > self.bytes:
+                os.ftruncate(self.fd, self.bytes)  # more was prepared
         finally:
             os.close(self.fd)
 

@@ -99,6 +99,7 @@ def store(dump: "Dump", next_pages_id: int) -> int:
         next_pages_id += 1
         out = writer.open_pages()
         try:
+            os.ftruncate(out, 0)
             for start, end in _data(segment.fd):
                 writer.add(start, (end - start) // PAGE)
                 _copy(segment.fd, out, start, end - start)
