@@ -172,7 +172,11 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
     session.state["guardian"] = guardian
     try:
         collect.prepare(session)
-        prepare_pages(images, foresee(session, options.tree))
+        alive = foresee(session, options.tree)
+        try:
+            prepare_pages(images, alive)
+        except OSError as error:
+            raise _explain(error, session) from error
         log.info(f"freezing process {options.tree} and all below it")
         log.hold()  # the log may be served by the tree: the engine's end releases it, too
         clock = _Clock()

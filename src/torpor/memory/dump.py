@@ -67,9 +67,6 @@ def prepare(images: "ImageWriter", tasks: "list[DumpTask]") -> None:
                 at += os.pwrite(fd, zeros[:length], at)
                 slow = time.perf_counter() - since > length / QUICK
                 left -= 0 if slow else length
-        except OSError:  # no room, perhaps: whoever writes the pages will say so
-            os.ftruncate(fd, 0)
-            return
         finally:
             os.close(fd)
 
