@@ -15,10 +15,10 @@ Everything until `write` happens in the engine process.  Whatever fails, and who
 """
 
 import os
-import signal
 import time
 
 from torpor import log
+from torpor import signals as signal
 from torpor.errors import DumpFailed, TaskGone, TorporError, UsageError
 from torpor.typed import TYPE_CHECKING, Any, NamedTuple
 

@@ -14,12 +14,12 @@ whatever fails takes everything back: either the whole tree runs, or nothing is 
 """
 
 import os
-import signal
 import time
 from collections.abc import Callable
 from errno import EPERM
 
 from torpor import log
+from torpor import signals as signal
 from torpor.errors import KernelError, RestoreFailed, TorporError
 from torpor.typed import TYPE_CHECKING, Any, NamedTuple
 

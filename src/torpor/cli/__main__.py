@@ -10,13 +10,13 @@ does not need: the whole of a small dump takes less time than importing argparse
 import gc
 import os
 import sys
-from signal import SIG_BLOCK, SIG_SETMASK, SIGHUP, SIGINT, SIGTERM, pthread_sigmask
 
 from torpor import log
 from torpor.cli.say import Voice
 from torpor.errors import TorporError, UsageError
 from torpor.getopt import Command, parse, scan
 from torpor.options import Options
+from torpor.signals import SIG_BLOCK, SIG_SETMASK, SIGHUP, SIGINT, SIGTERM, pthread_sigmask
 from torpor.typed import Any, NoReturn
 
 # Verbs of CRIU that Torpor does not have yet: why, and what to do instead.

@@ -8,9 +8,8 @@ the restored job in the same terminal nor SIGTERM ends the tool before it.  The 
 
 import os
 import select
-import signal
 
-from torpor.cli.dump import times
+from torpor import signals as signal
 from torpor.cli.say import Voice, count
 from torpor.options import Options
 from torpor.progress import duration
@@ -30,6 +29,8 @@ def run(options: Options, voice: Voice) -> int:
     lines = [f"restored {count(result.tasks, 'task')} in {duration(result.seconds)} ← {where} (root {result.pid})"]
     if options.display_stats:
         facts["phases"] = dict(result.phases)
+        from torpor.cli.dump import times
+
         lines.insert(0, times(result.phases))
     voice.result("\n".join(lines), facts)
     if not options.restore_detached:

@@ -12,8 +12,8 @@ registers.  Where the engine cannot be traced (somebody does so already), tasks 
 """
 
 import os
-import signal
 
+from torpor import signals as signal
 from torpor.engine import journal, stops
 from torpor.engine.stops import Kind
 from torpor.engine.waiting import forget_cancellation
@@ -81,7 +81,7 @@ def _guard(engine: int, fd: int, say_ready: int) -> None:
     if traced and _await_exit(engine):
         rescue.before_release()
         ptrace.cont(engine)
-        while stops.wait(engine).kind is not Kind.ENDED:
+        while stops.wait(engine).kind != Kind.ENDED:
             ptrace.cont(engine)
     else:
         os.read(fd, 1)  # end-of-file; the engine writes nothing
@@ -94,14 +94,14 @@ def _await_exit(engine: int) -> bool:
     """Wait until the engine is about to exit.  False: it has done so already (killed twice)."""
     while True:
         stop = stops.wait(engine)
-        if stop.kind is Kind.ENDED:
+        if stop.kind == Kind.ENDED:
             return False
-        if stop.kind is Kind.EVENT and stop.event == ptrace.EVENT_EXIT:
+        if stop.kind == Kind.EVENT and stop.event == ptrace.EVENT_EXIT:
             return True
-        if stop.kind is Kind.GROUP_STOP:
+        if stop.kind == Kind.GROUP_STOP:
             ptrace.listen(engine)
         else:
-            ptrace.cont(engine, stop.signal if stop.kind is Kind.SIGNAL else 0)
+            ptrace.cont(engine, stop.signal if stop.kind == Kind.SIGNAL else 0)
 
 
 def _close_all_but(*keep: int) -> None:

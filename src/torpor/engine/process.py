@@ -9,12 +9,12 @@ register writes; a process of its own settles all three.
 
 import gc
 import os
-import signal
 import sys
 from _pickle import dumps, loads  # pickle itself would import re and more
 from collections.abc import Callable
 
 from torpor import log
+from torpor import signals as signal
 from torpor.errors import TorporError
 from torpor.typed import Any, TypeVar
 
@@ -36,6 +36,7 @@ def run_engine(
     times a second.  A signal
     that would end the front (SIGINT, SIGTERM, SIGHUP) is handed to the engine, which gives up at its next safe point.
     """
+
     theirs, ours = os.pipe2(os.O_CLOEXEC)
     alive, alive_end = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
@@ -97,7 +98,7 @@ def _front(
     fd: int,
     on_report: Callable[[str, Any], None] | None,
     on_tick: Callable[[], None] | None,
-    blocked: "set[int | signal.Signals]",
+    blocked: "set[int]",
 ) -> Any:
     import select
 

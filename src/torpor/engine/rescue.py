@@ -8,9 +8,9 @@ calls, and it goes on.  A system call that the engine had interrupted is restart
 
 import os
 import select
-import signal
 import time
 
+from torpor import signals as signal
 from torpor.engine import journal
 from torpor.engine.freeze import FrozenProcess, freeze
 from torpor.engine.tracee import ALL_SIGNALS, Tracee

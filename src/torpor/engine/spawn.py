@@ -13,11 +13,11 @@ the descriptor table, at the number that it had in the maker.
 
 import errno
 import os
-import signal
 import struct
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
 from collections.abc import Callable, Sequence
 
+from torpor import signals as signal
 from torpor.arch import native
 from torpor.arch.base import Arch
 from torpor.engine import stops
@@ -159,14 +159,14 @@ class Spawner:
             stop = stops.wait(pid)
         finally:
             cradle.close()
-        if stop.kind is not Kind.EVENT:
+        if stop.kind != Kind.EVENT:
             why = os.strerror(os.WEXITSTATUS(stop.status)) if os.WIFEXITED(stop.status) else f"status {stop.status:#x}"
             raise RestoreFailed(f"cannot start task {pid}", why)
         # At the event the kernel is still inside execve, and would put its result over our registers.
         ptrace.interrupt(pid)
         ptrace.cont(pid)
         stop = stops.wait(pid)
-        if stop.kind is not Kind.INTERRUPTED:
+        if stop.kind != Kind.INTERRUPTED:
             raise RestoreFailed(f"cannot start task {pid}", f"unexpected stop {stop}")
         ptrace.set_options(pid, OPTIONS)
         self._general = tracee.general
@@ -361,8 +361,8 @@ class Spawner:
         else:
             program.call("exit_group", status >> 8 & 0xFF)
             executor.start(next(executor.batches(program)))
-        while (stop := stops.wait(pid)).kind is not Kind.ENDED:
-            ptrace.cont(pid, stop.signal if stop.kind is Kind.SIGNAL else 0)
+        while (stop := stops.wait(pid)).kind != Kind.ENDED:
+            ptrace.cont(pid, stop.signal if stop.kind == Kind.SIGNAL else 0)
         executor.close()
         tracee.close()
         del self.tracees[pid]
@@ -398,7 +398,7 @@ class Spawner:
         # A leader's end is told when all its threads have been waited for.
         for tid in sorted(self.tracees, key=lambda tid: self.tracees[tid].pid == tid):
             try:
-                while stops.wait(tid).kind is not Kind.ENDED:
+                while stops.wait(tid).kind != Kind.ENDED:
                     pass
             except ChildProcessError:
                 pass

@@ -8,10 +8,9 @@ goes through `classify`.  Facts: ptrace(2), "Stopped states".
 """
 
 import os
-import signal
 import time
-from enum import Enum, auto
 
+from torpor import signals as signal
 from torpor.errors import TorporError
 from torpor.kernel import ptrace
 from torpor.kernel.proc import parse_stat
@@ -25,18 +24,18 @@ STOP_SIGNALS = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal
 own_sigchld = False  # SIGCHLD is blocked in this process, and nobody else's
 
 
-class Kind(Enum):
-    CALL = auto()  # entry to, or exit from, a system call
-    INTERRUPTED = auto()  # PTRACE_INTERRUPT, or a new auto-attached task's first stop
-    GROUP_STOP = auto()  # the process is stopped by job control; `signal` says by which signal
-    SIGNAL = auto()  # `signal` is about to be delivered
-    EVENT = auto()  # fork, vfork, clone, exec: `event`
-    ENDED = auto()  # exited or was killed; `status` says how
+class Kind:
+    CALL = "call"  # entry to, or exit from, a system call
+    INTERRUPTED = "interrupted"  # PTRACE_INTERRUPT, or a new auto-attached task's first stop
+    GROUP_STOP = "group stop"  # the process is stopped by job control; `signal` says by which signal
+    SIGNAL = "signal"  # `signal` is about to be delivered
+    EVENT = "event"  # fork, vfork, clone, exec: `event`
+    ENDED = "ended"  # exited or was killed; `status` says how
 
 
 class Stop(NamedTuple):
     tid: int
-    kind: Kind
+    kind: str  # of Kind
     signal: int
     event: int
     status: int

@@ -12,10 +12,10 @@ sequence has to be read before the first one; and a signal mask must be put back
 
 import errno
 import os
-import signal
 import struct
 from collections.abc import Sequence
 
+from torpor import signals as signal
 from torpor.arch import native
 from torpor.arch.base import NT_PRSTATUS, Registers
 from torpor.engine import journal, stops
@@ -238,7 +238,7 @@ class Tracee:
     def _step(self) -> int:
         for _ in range(2):
             ptrace.cont_to_call(self.tid)
-            while (stop := self.wait()).kind is not Kind.CALL:
+            while (stop := self.wait()).kind != Kind.CALL:
                 ptrace.cont_to_call(self.tid, self.surprise(stop))
         return self.arch.result(ptrace.get_regset(self.tid, NT_PRSTATUS))
 
@@ -253,14 +253,14 @@ class Tracee:
         traced thread run on nevertheless, and stops it at the latest when it is let go, or when the engine dies; a
         SIGCONT that comes first undoes it.
         """
-        if stop.kind is Kind.ENDED:
+        if stop.kind == Kind.ENDED:
             self.stopped = False
             raise TaskGone(f"task {self.tid} was ended by somebody else while Torpor worked on it")
-        if stop.kind is Kind.SIGNAL and stop.signal != signal.SIGSTOP:
+        if stop.kind == Kind.SIGNAL and stop.signal != signal.SIGSTOP:
             raise TorporError(
                 f"task {self.tid} got signal {stop.signal} while it ran a program", "a bug in Torpor", code="bug"
             )
-        if stop.kind is not Kind.SIGNAL:
+        if stop.kind != Kind.SIGNAL:
             return 0
         journal.note("stopped", self.pid)
         return stop.signal

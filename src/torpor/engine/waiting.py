@@ -7,12 +7,12 @@ none ever lands between two register writes.
 
 import os
 import select
-import signal
 import struct
 import sys
 from collections.abc import Callable
 from ctypes import addressof, create_string_buffer
 
+from torpor import signals as signal
 from torpor.engine import stops
 from torpor.errors import TorporError
 from torpor.kernel.syscall import call
@@ -44,7 +44,7 @@ def setup(front_fd: int = -1) -> None:
         _asked.register(front_fd, select.POLLIN)
 
 
-def open_signals(numbers: tuple[signal.Signals, ...]) -> int:
+def open_signals(numbers: tuple[int, ...]) -> int:
     """A non-blocking signalfd(2) of blocked signals."""
     mask = create_string_buffer(struct.pack("=Q", sum(1 << number - 1 for number in numbers)), 8)
     return call("signalfd4", -1, addressof(mask), 8, _SFD_FLAGS)
@@ -73,7 +73,7 @@ def check_cancelled() -> None:
         elif not _cancelled:
             _cancelled = -1
     if _cancelled:
-        why = "the front process died" if _cancelled < 0 else f"signal {signal.Signals(_cancelled).name}"
+        why = "the front process died" if _cancelled < 0 else f"signal {signal.name_of(_cancelled)}"
         raise Cancelled("interrupted", why)
 
 

@@ -64,6 +64,7 @@ def parse_image(kind: ImageKind[M], data: bytes, name: str) -> Iterator[tuple[M,
 
     at, end = check_start(kind, data, name), len(data)
     payload, cls = kind.payload, kind.message
+    usual = cls
     if kind.has_head:
         from torpor.images.schema.pagemap import PagemapHead
 
@@ -88,5 +89,4 @@ def parse_image(kind: ImageKind[M], data: bytes, name: str) -> Iterator[tuple[M,
         except ImageError as error:
             why = f"{error.what}: {error.why}" if error.what else error.why
             raise ImageError(f"{name} is mangled", why) from None
-        if cls is not kind.message:
-            cls = kind.message
+        cls = usual

@@ -6,6 +6,8 @@ anonymous one is called "/dev/zero"), a SysV segment goes by its IPC id.  Each s
 pagemap-shmem-SHMID, where vaddr is the offset in the segment.  Holes are not stored.
 """
 
+from __future__ import annotations
+
 import os
 
 from torpor.errors import ImageError
@@ -13,7 +15,6 @@ from torpor.images.kinds import MEMFD_INODE, SHMEM_PAGEMAP
 from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.pages import PagemapWriter, PageStore
 from torpor.images.schema.fdinfo import FileEntry
-from torpor.images.schema.memfd import MemfdFileEntry, MemfdInodeEntry
 from torpor.kernel.maps import DELETED, Area
 from torpor.kernel.syscall import call
 from torpor.memory import sysv
@@ -21,6 +22,7 @@ from torpor.resources.description import NOBODY
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torpor.images.schema.memfd import MemfdInodeEntry
     from torpor.resources.context import Dump, DumpTask, Restore
 
 MEMFD = 18  # FdTypes
@@ -61,7 +63,7 @@ class Segments:
         return segment
 
 
-def of(dump: "Dump") -> Segments:
+def of(dump: Dump) -> Segments:
     """The dump's segments; resources/memfd.py enters open memfds too."""
     if KEY not in dump.state:
         dump.state[KEY] = Segments()
@@ -69,7 +71,7 @@ def of(dump: "Dump") -> Segments:
     return segments
 
 
-def enter(dump: "Dump", task: "DumpTask", area: Area, kind: str) -> "tuple[int, int | None]":
+def enter(dump: Dump, task: DumpTask, area: Area, kind: str) -> tuple[int, int | None]:
     """Enter the segment of an area; returns what its entry points to it with: shmid, fdflags."""
     path = f"/proc/{task.leader.tid}/map_files/{area.start:x}-{area.end:x}"
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -85,12 +87,14 @@ def enter(dump: "Dump", task: "DumpTask", area: Area, kind: str) -> "tuple[int, 
     access = os.O_RDWR  # a memfd is always opened for both; what the mapping may do is in its prot
     if access not in segment.files:
         segment.files[access] = id = dump.new_file_id()
+        from torpor.images.schema.memfd import MemfdFileEntry
+
         memfd = MemfdFileEntry(id=id, flags=access, pos=0, fown=NOBODY, inode_id=segment.shmid)
         dump.file_entries.append(FileEntry(type=MEMFD, id=id, memfd=memfd))
     return segment.files[access], access
 
 
-def store(dump: "Dump", next_pages_id: int) -> int:
+def store(dump: Dump, next_pages_id: int) -> int:
     """Frozen: write the pages of all segments; returns the next free pages id."""
     if KEY not in dump.state:
         return next_pages_id
@@ -136,10 +140,12 @@ def _copy(source: int, out: int, start: int, length: int) -> None:
         start += sent
 
 
-def save_inodes(dump: "Dump") -> None:
+def save_inodes(dump: Dump) -> None:
     """Write memfd.img."""
     if KEY not in dump.state:
         return
+    from torpor.images.schema.memfd import MemfdInodeEntry
+
     dump.images.write(
         MEMFD_INODE,
         [
@@ -166,7 +172,7 @@ _INODES = "memory:memfd inodes"
 _OPEN = "memory:open segments"
 
 
-def check(restore: "Restore") -> None:
+def check(restore: Restore) -> None:
     """Before anything is created: the segments' images are there and sane."""
     inodes: dict[int, MemfdInodeEntry] = {}
     for inode in restore.images.entries(MEMFD_INODE):
@@ -185,13 +191,13 @@ def check(restore: "Restore") -> None:
     sysv.check(restore)
 
 
-def check_inode(restore: "Restore", inode_id: int) -> None:
+def check_inode(restore: Restore, inode_id: int) -> None:
     """After `check`: an image names this segment.  Raises ImageError."""
     if inode_id not in restore.state.get(_INODES, (inode_id,)):  # where `check` failed, that has been told
         raise ImageError("memfd.img is incomplete", f"segment {inode_id} is not there")
 
 
-def fill_sysv(restore: "Restore", shmid: int) -> None:
+def fill_sysv(restore: Restore, shmid: int) -> None:
     """Make and fill a SysV segment, once."""
     done: set[int] = restore.state.setdefault("memory:sysv filled", set())
     if shmid in done:
@@ -206,7 +212,7 @@ def fill_sysv(restore: "Restore", shmid: int) -> None:
         call("shmdt", at)
 
 
-def open_segment(restore: "Restore", inode_id: int) -> int:
+def open_segment(restore: Restore, inode_id: int) -> int:
     """Our own read-write descriptor of a segment, which is made and filled on first use.  Not to be closed."""
     opened: dict[int, int] = restore.state.setdefault(_OPEN, {})
     if inode_id not in opened:
@@ -215,7 +221,7 @@ def open_segment(restore: "Restore", inode_id: int) -> int:
     return opened[inode_id]
 
 
-def _make(restore: "Restore", inode: MemfdInodeEntry) -> int:
+def _make(restore: Restore, inode: MemfdInodeEntry) -> int:
     anonymous = inode.name == "/dev/zero" and inode.size > 0
     if anonymous:
         fd = _anonymous(inode.size)
@@ -239,7 +245,7 @@ def _memfd(name: str) -> int:
         return os.memfd_create(name, flags)
 
 
-def _fill_pages(restore: "Restore", fd: int, shmid: int, size: int) -> None:
+def _fill_pages(restore: Restore, fd: int, shmid: int, size: int) -> None:
     with PageStore(restore.images, shmid, SHMEM_PAGEMAP) as store:
         for run, level in store.pieces:
             assert level is not None
@@ -250,7 +256,7 @@ def _fill_pages(restore: "Restore", fd: int, shmid: int, size: int) -> None:
                 os.close(pages)
 
 
-def seal(restore: "Restore") -> None:
+def seal(restore: Restore) -> None:
     """When everything is mapped: put the memfds' seals back (F_SEAL_WRITE forbids new writable mappings)."""
     import fcntl
 

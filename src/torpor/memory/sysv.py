@@ -7,18 +7,19 @@ with what it held at the dump, unless others use it now.  Otherwise it is made a
 CRIU only dumps these in an IPC namespace of the tree's own; the image is the same: ipcns-shm-ID.
 """
 
+from __future__ import annotations
+
 import os
 
 from torpor.errors import ImageError, KernelError, Refusal
 from torpor.images.kinds import IPCNS_SHM
 from torpor.images.pages import PAGE_SIZE as PAGE
-from torpor.images.schema.ipc_desc import IpcDescEntry
-from torpor.images.schema.ipc_shm import IpcShmEntry
 from torpor.kernel.syscall import call
 from torpor.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.engine.program import Program
+    from torpor.images.schema.ipc_shm import IpcShmEntry
     from torpor.images.schema.vma import VmaEntry
     from torpor.kernel.maps import Area
     from torpor.resources.context import Dump, DumpTask, Restore
@@ -59,7 +60,7 @@ def segments() -> dict[int, Shm]:
     return found
 
 
-def enter(dump: "Dump", task: "DumpTask", area: "Area") -> int:
+def enter(dump: Dump, task: DumpTask, area: Area) -> int:
     """Frozen: note the segment of an attached area; returns its id, which is its inode number."""
     where = f"{task.subject}, area {area.start:#x}-{area.end:#x}"
     shm = segments().get(area.inode)
@@ -71,8 +72,11 @@ def enter(dump: "Dump", task: "DumpTask", area: "Area") -> int:
     return shm.id
 
 
-def save(dump: "Dump") -> None:
+def save(dump: Dump) -> None:
     """Write ipcns-shm.img; the content is in pagemap-shmem-ID."""
+    from torpor.images.schema.ipc_desc import IpcDescEntry
+    from torpor.images.schema.ipc_shm import IpcShmEntry
+
     entries = [
         IpcShmEntry(
             desc=IpcDescEntry(
@@ -95,7 +99,7 @@ def save(dump: "Dump") -> None:
 # -- restore ----------------------------------------------------------------------------------------------------------
 
 
-def check(restore: "Restore") -> None:
+def check(restore: Restore) -> None:
     """Before anything is created: the images are sane, and nobody else has these segments."""
     wanted: dict[int, IpcShmEntry] = {}
     for entry in restore.images.entries(IPCNS_SHM, IPC_NS):
@@ -128,7 +132,7 @@ def _signed(key: int) -> int:
     return key - (1 << 32) if key >> 31 else key
 
 
-def make(restore: "Restore", shmid: int) -> IpcShmEntry:
+def make(restore: Restore, shmid: int) -> IpcShmEntry:
     """Create the segment, unless it is there."""
     entry: IpcShmEntry | None = restore.state[_KEY].get(shmid)
     if entry is None:
@@ -159,20 +163,20 @@ def _own(shmid: int, entry: IpcShmEntry) -> None:
     call("shmctl", shmid, IPC_SET, ctypes.addressof(buffer))
 
 
-def attach(program: "Program", area: "VmaEntry") -> None:
+def attach(program: Program, area: VmaEntry) -> None:
     """Append the shmat of an area."""
     flags = (0 if area.prot & PROT_WRITE else SHM_RDONLY) | (SHM_EXEC if area.prot & PROT_EXEC else 0)
     program.call("shmat", area.shmid, area.start, flags)
 
 
-def remove_marked(restore: "Restore") -> None:
+def remove_marked(restore: Restore) -> None:
     """Everything is attached: mark again what was marked to be removed."""
     for shmid, entry in restore.state.get(_KEY, {}).items():
         if entry.desc.mode & SHM_DEST:
             call("shmctl", shmid, IPC_RMID, 0)
 
 
-def undo(restore: "Restore") -> None:
+def undo(restore: Restore) -> None:
     """The restore failed: remove the segments that it made."""
     for shmid in restore.state.pop("sysv:created", []):
         try:

@@ -11,6 +11,8 @@ remap-fpath.img say who uses it.  Surprising facts:
 - Directories, FIFOs, symbolic links and device nodes can be ghosts too; a deleted directory is always empty.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import stat as st
@@ -18,14 +20,14 @@ import stat as st
 from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
 from torpor.images.payloads import GHOST_CHUNK_THRESHOLD, ghost_chunk, ghost_pieces
-from torpor.images.schema.ghost_file import GhostFileEntry
-from torpor.images.schema.remap_file_path import RemapFilePathEntry
-from torpor.images.schema.time import Timeval
 from torpor.resources.description import extra, extras
 from torpor.resources.registry import MEMORY_DEVICES
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torpor.images.schema.ghost_file import GhostFileEntry
+    from torpor.images.schema.remap_file_path import RemapFilePathEntry
+    from torpor.images.schema.time import Timeval
     from torpor.resources.context import Dump, Restore
 
 LINKED, GHOST, PROCFS = 0, 1, 2  # RemapType
@@ -35,8 +37,10 @@ KINDS = frozenset({st.S_IFREG, st.S_IFDIR, st.S_IFIFO, st.S_IFCHR, st.S_IFLNK})
 # -- dump -------------------------------------------------------------------------------------------------------------
 
 
-def save(dump: "Dump", subject: str, id: int, stat: os.stat_result, path: str) -> None:
+def save(dump: Dump, subject: str, id: int, stat: os.stat_result, path: str) -> None:
     """Frozen: let file `id` of files.img be a ghost; `path` in /proc leads to the open file.  Raises Refusal."""
+    from torpor.images.schema.remap_file_path import RemapFilePathEntry
+
     numbers: dict[tuple[int, int], int] = dump.setdefault("ghosts", {})
     key = (stat.st_dev, stat.st_ino)
     if key not in numbers:
@@ -47,13 +51,13 @@ def save(dump: "Dump", subject: str, id: int, stat: os.stat_result, path: str) -
     remaps(dump).append(RemapFilePathEntry(orig_id=id, remap_id=numbers[key], remap_type=GHOST))
 
 
-def remaps(dump: "Dump") -> list[RemapFilePathEntry]:
+def remaps(dump: Dump) -> list[RemapFilePathEntry]:
     """What becomes remap-fpath.img."""
     found: list[RemapFilePathEntry] = dump.setdefault("remaps", [])
     return found
 
 
-def examine(dump: "Dump", subject: str, stat: os.stat_result) -> None:
+def examine(dump: Dump, subject: str, stat: os.stat_result) -> None:
     """Raises Refusal for what cannot become a ghost."""
     if st.S_IFMT(stat.st_mode) not in KINDS:
         raise Refusal(subject, "files of this kind whose name was deleted cannot be dumped", "close it first")
@@ -67,8 +71,10 @@ def examine(dump: "Dump", subject: str, stat: os.stat_result) -> None:
         )
 
 
-def _write(dump: "Dump", subject: str, number: int, stat: os.stat_result, path: str) -> None:
+def _write(dump: Dump, subject: str, number: int, stat: os.stat_result, path: str) -> None:
     examine(dump, subject, stat)
+    from torpor.images.schema.ghost_file import GhostFileEntry
+
     entry = GhostFileEntry(
         uid=stat.st_uid,
         gid=stat.st_gid,
@@ -93,6 +99,8 @@ def _write(dump: "Dump", subject: str, number: int, stat: os.stat_result, path: 
 
 
 def _timeval(ns: int) -> Timeval:
+    from torpor.images.schema.time import Timeval
+
     return Timeval(tv_sec=ns // 10**9, tv_usec=ns // 1000 % 10**6)
 
 
@@ -149,7 +157,7 @@ def _data(fd: int, at: int, size: int) -> tuple[int, int]:
 # -- restore ----------------------------------------------------------------------------------------------------------
 
 
-def load(restore: "Restore") -> dict[int, RemapFilePathEntry]:
+def load(restore: Restore) -> dict[int, RemapFilePathEntry]:
     """Remaps by the id of the file that they are for.  Raises ImageError."""
     if "remaps" not in restore.state:
         found: dict[int, RemapFilePathEntry] = {}
@@ -162,7 +170,7 @@ def load(restore: "Restore") -> dict[int, RemapFilePathEntry]:
     return result
 
 
-def check(restore: "Restore", number: int) -> GhostFileEntry:
+def check(restore: Restore, number: int) -> GhostFileEntry:
     """Before anything is created: the ghost's image is there and sane."""
     known: dict[int, GhostFileEntry] = restore.state.setdefault("ghosts", {})
     if number not in known:
@@ -195,7 +203,7 @@ def _check(what: str, entry: GhostFileEntry, fd: int, at: int) -> None:
             pass
 
 
-def fill(restore: "Restore", number: int, target: int) -> None:
+def fill(restore: Restore, number: int, target: int) -> None:
     """Write a regular ghost's content into an empty file; holes stay holes."""
     entry, source, at = restore.images.open_payload(kinds.GHOST_FILE, number)
     try:
@@ -212,7 +220,7 @@ def fill(restore: "Restore", number: int, target: int) -> None:
         os.close(source)
 
 
-def times(restore: "Restore", entry: GhostFileEntry, ids: list[int]) -> tuple[int, int] | None:
+def times(restore: Restore, entry: GhostFileEntry, ids: list[int]) -> tuple[int, int] | None:
     """(atime, mtime) in nanoseconds; `ids`: of the files that use this ghost."""
     if entry.atim is None or entry.mtim is None:
         return None

@@ -11,6 +11,8 @@ handle (name_to_handle_at(2)) finds it as long as any name is left.  With --leav
 be ended, the link stays if there is no handle.
 """
 
+from __future__ import annotations
+
 import ctypes
 import os
 import stat as st
@@ -19,7 +21,6 @@ import struct
 from torpor.errors import ImageError, Refusal
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.regfile import RegFileEntry
-from torpor.images.schema.remap_file_path import RemapFilePathEntry
 from torpor.kernel.syscall import call
 from torpor.resources import ghost
 from torpor.resources.description import NOBODY, extra, extras
@@ -36,7 +37,7 @@ MADE, NO_HANDLE = "link remaps", "link remaps without handle"
 # -- dump -------------------------------------------------------------------------------------------------------------
 
 
-def examine(dump: "Dump", subject: str, name: str, stat: os.stat_result) -> None:
+def examine(dump: Dump, subject: str, name: str, stat: os.stat_result) -> None:
     """Raises Refusal."""
     if st.S_ISDIR(stat.st_mode):
         raise Refusal(subject, f"{name} does not lead to this directory", "was something mounted over it?")
@@ -49,7 +50,7 @@ def examine(dump: "Dump", subject: str, name: str, stat: os.stat_result) -> None
         )
 
 
-def save(dump: "Dump", subject: str, id: int, name: str, stat: os.stat_result, path: str) -> None:
+def save(dump: Dump, subject: str, id: int, name: str, stat: os.stat_result, path: str) -> None:
     """Frozen: give the file behind `path` (in /proc) another name beside `name`.  Raises Refusal."""
     examine(dump, subject, name, stat)
     directory = os.path.dirname(name)
@@ -77,6 +78,8 @@ def save(dump: "Dump", subject: str, id: int, name: str, stat: os.stat_result, p
         dump.setdefault("undo", []).append(lambda: remove(dump))
     reg = RegFileEntry(id=number, flags=0, pos=0, fown=NOBODY, name=link, mode=0)
     dump.file_entries.append(FileEntry(type=REG, id=number, reg=reg))
+    from torpor.images.schema.remap_file_path import RemapFilePathEntry
+
     ghost.remaps(dump).append(RemapFilePathEntry(orig_id=id, remap_id=number, remap_type=ghost.LINKED))
     handle = _handle(path, directory)
     if handle is not None:
@@ -86,13 +89,13 @@ def save(dump: "Dump", subject: str, id: int, name: str, stat: os.stat_result, p
         dump.state[NO_HANDLE] = True
 
 
-def late(dump: "Dump") -> None:
+def late(dump: Dump) -> None:
     """A tree that goes on does not keep the names."""
     if dump.options.leave_running or (dump.options.leave_stopped and not dump.state.get(NO_HANDLE)):
         remove(dump)
 
 
-def remove(dump: "Dump") -> None:
+def remove(dump: Dump) -> None:
     """Take all the names away."""
     made: list[str] = dump.setdefault(MADE, [])
     while made:
@@ -121,12 +124,12 @@ def _handle(path: str, directory: str) -> tuple[int, bytes] | None:
 # -- restore ----------------------------------------------------------------------------------------------------------
 
 
-def check(restore: "Restore", id: int, name: str) -> None:
+def check(restore: Restore, id: int, name: str) -> None:
     """Before anything is created: the file (deleted name: `name`) can be reached."""
     os.close(_open(restore, id, name))
 
 
-def open_again(restore: "Restore", id: int, regs: list[RegFileEntry]) -> int:
+def open_again(restore: Restore, id: int, regs: list[RegFileEntry]) -> int:
     """An O_PATH descriptor of the file."""
     return _open(restore, id, regs[0].name)
 
@@ -139,7 +142,7 @@ def _is_ours(link: str) -> bool:
     return good and (link.startswith("/") or not directory) and "\0" not in link
 
 
-def _open(restore: "Restore", id: int, name: str) -> int:
+def _open(restore: Restore, id: int, name: str) -> int:
     entry = restore.files.get(id)
     if entry is None or entry.reg is None:
         raise ImageError("files.img is incomplete", f"{id}, another name of {name}, is not there")
@@ -175,7 +178,7 @@ def _open_by_handle(directory: str, kind: int, handle: bytes) -> int:
         os.close(mount)
 
 
-def forget_later(restore: "Restore", id: int) -> None:
+def forget_later(restore: Restore, id: int) -> None:
     """Remove link_remap.N when the whole tree stands: if the restore fails, it is needed once more."""
     entry = restore.files[id]
     assert entry.reg is not None

@@ -35,6 +35,8 @@ REG = 1  # FdTypes
 DELETED = " (deleted)"
 MAX_POSITION = (1 << 63) - 1
 MIN_ELF = 64
+TMPFILE = os.O_TMPFILE & ~os.O_DIRECTORY
+NEVER = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_ASYNC
 KINDS = frozenset({st.S_IFREG, st.S_IFDIR, st.S_IFLNK, st.S_IFIFO, st.S_IFCHR, st.S_IFBLK, st.S_IFSOCK})
 _NO_LATER = ("/task/", "/fdinfo/", "/map_files/")  # what /proc/PID has only when threads, files, areas are back
 
@@ -187,8 +189,13 @@ def _write_build_ids(dump: "Dump") -> None:
 
 def _check_entry(reg: RegFileEntry) -> None:
     what = f"files.img, file {reg.id}"
-    name = os.fsencode(reg.name)
-    if not name.startswith(b"/") or b"\0" in name or len(name) > 4095 or b".." in name.split(b"/"):
+    name = reg.name
+    if (
+        not name.startswith("/")
+        or "\0" in name
+        or (len(name) > 1000 and len(os.fsencode(name)) > 4095)
+        or (".." in name and ".." in name.split("/"))
+    ):
         raise ImageError(what, f"impossible name {reg.name[:100]!r}")
     if reg.ext:
         raise ImageError(what, "an external file", "Torpor cannot restore those yet")
@@ -245,6 +252,23 @@ def _check_named(reg: RegFileEntry, restore: "Restore") -> None:
             known[key] = build_id.of_path(reg.name)
         if known[key] != reg.build_id:
             raise _changed(reg.name, "it is another build of that program or library than at the dump")
+
+
+def open_as(reg: "RegFileEntry", name: str, dir_fd: int | None = None, follow: bool = False) -> int:
+    """Open a file by name as its entry says: flags, position.  follow: whatever O_NOFOLLOW says.  OSError."""
+    flags = reg.flags & ~(NEVER | os.O_NOFOLLOW if follow else NEVER)
+    if flags & TMPFILE:
+        flags &= ~os.O_TMPFILE
+    if st.S_ISFIFO(reg.mode or 0):
+        flags = os.O_PATH  # its ends are opened by resources/fifo.py, through this one
+    fd = os.open(name, flags | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        if reg.pos and not flags & os.O_PATH:
+            os.lseek(fd, reg.pos, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 class Regular(Described):
@@ -304,11 +328,11 @@ class Regular(Described):
     def make(self, entry: FileEntry, restore: "Restore") -> int:
         reg = entry.reg
         assert reg is not None  # check
-        from torpor.resources import unlinked
-
         remap = ghost.load(restore).get(entry.id)
         if remap is None:
-            return unlinked.open_as(reg, reg.name)
+            return open_as(reg, reg.name)
+        from torpor.resources import unlinked
+
         made = unlinked.make(restore, remap)
         fd = made.pop(entry.id)
         restore.made.update(made)

@@ -12,11 +12,11 @@ process being stopped, and detached it is simply what it was, without news to an
 """
 
 import os
-import signal
 import struct
 from collections.abc import Callable
 
 from torpor import log
+from torpor import signals as signal
 from torpor.arch import native
 from torpor.engine import stops
 from torpor.engine.program import Program
@@ -218,10 +218,10 @@ class Tree:
         os.kill(task.pid, signal.SIGSTOP if self._is_orphaned(task) else number)
         ptrace.cont(task.pid)
         stop = stops.wait(task.pid)
-        if stop.kind is Kind.SIGNAL:
+        if stop.kind == Kind.SIGNAL:
             ptrace.cont(task.pid, stop.signal)
             stop = stops.wait(task.pid)
-        if stop.kind is not Kind.GROUP_STOP:
+        if stop.kind != Kind.GROUP_STOP:
             raise RestoreFailed(f"cannot stop {task.subject}", f"unexpected stop {stop}")
         tracee.group_stop = number
         ptrace.set_signal_mask(task.pid, mask)

@@ -11,10 +11,10 @@ comes with the other files.
 
 import fcntl
 import os
-import signal
 import struct
 import termios
 
+from torpor import signals as signal
 from torpor.engine.program import Load32, Program
 from torpor.errors import ImageError, Refusal
 from torpor.images import kinds

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from torpor.errors import ImageError, RestoreFailed
 from torpor.resources import ghost, link_remap
 from torpor.resources.pipe import reopen
+from torpor.resources.regular import NEVER, TMPFILE, open_as
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from torpor.images.schema.remap_file_path import RemapFilePathEntry
     from torpor.resources.context import Restore
 
-TMPFILE = os.O_TMPFILE & ~os.O_DIRECTORY
-NEVER = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_ASYNC
 NAME_MAX = 255
 TRIES = 100
 _NO_TMPFILE = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL})
@@ -152,23 +151,6 @@ def _together(restore: "Restore") -> "dict[tuple[int, int], list[FileEntry]]":
             if entry is not None and entry.reg is not None:
                 found.setdefault((remap.remap_type or 0, remap.remap_id), []).append(entry)
     return found
-
-
-def open_as(reg: "RegFileEntry", name: str, dir_fd: int | None = None, follow: bool = False) -> int:
-    """Open a file by name as its entry says: flags, position.  follow: whatever O_NOFOLLOW says.  OSError."""
-    flags = reg.flags & ~(NEVER | os.O_NOFOLLOW if follow else NEVER)
-    if flags & TMPFILE:
-        flags &= ~os.O_TMPFILE
-    if st.S_ISFIFO(reg.mode or 0):
-        flags = os.O_PATH  # its ends are opened by resources/fifo.py, through this one
-    fd = os.open(name, flags | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=dir_fd)
-    try:
-        if reg.pos and not flags & os.O_PATH:
-            os.lseek(fd, reg.pos, os.SEEK_SET)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
 class _Source:
