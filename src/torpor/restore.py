@@ -20,7 +20,7 @@ from errno import EPERM
 
 from torpor import log
 from torpor import signals as signal
-from torpor.errors import KernelError, RestoreFailed, TorporError
+from torpor.errors import RestoreFailed, TorporError
 from torpor.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torpor.engine.tracee import Tracee
     from torpor.model.restore_plan import Plan
     from torpor.options import Options
+    from torpor.resources.base import Attribute
     from torpor.resources.context import Restore, RestoreTask
 
 # Whose child the root becomes: of whoever adopts orphans, of the process that asks, of that one's parent.
@@ -180,15 +181,17 @@ class _Work:
     """One restore, phase by phase."""
 
     def __init__(self, options: "Options", dir_fd: int, restore: "Restore | None" = None) -> None:
+        from torpor import restore_load
         from torpor.images.directory import ImageReader
         from torpor.resources.context import Restore
 
         self.restore = restore or Restore(options, ImageReader(dir_fd))
         self.phases: dict[str, float] = {}
         self._at = time.monotonic()
-        self.limit = _raise_limit()
+        self.limit = restore_load.raise_limit()
         self.spawner: Spawner | None = None
         self._pidfile = ""
+        self._hooked: dict[str, list[Attribute]] = {}
 
     def lap(self, name: str) -> None:
         now = time.monotonic()
@@ -213,11 +216,10 @@ class _Work:
         with restore.trying():
             self.files.check(self.limit)
         self.attributes = registry.attributes()
-        for task in restore.tasks.values():
-            if not task.dead:
-                for attribute in self.attributes:
-                    with restore.trying():
-                        attribute.check(task, restore)
+        for task in self._living():
+            for attribute in self._with("check"):
+                with restore.trying():
+                    attribute.check(task, restore)
         with restore.trying():
             self.registers = restore_load.registers(restore, native(), _template())
             if hasattr(self, "spaces"):  # or that is a problem already
@@ -229,6 +231,15 @@ class _Work:
                 cpuinfo.check(restore)
         restore_load.check_pids(restore, self.plan)
         self.lap("check")
+
+    def _with(self, hook: str) -> "list[Attribute]":
+        """The attributes that have this hook: the others need not be asked for each of a thousand threads."""
+        if hook not in self._hooked:
+            from torpor.resources.base import Attribute
+
+            nothing = getattr(Attribute, hook)
+            self._hooked[hook] = [one for one in self.attributes if getattr(type(one), hook) is not nothing]
+        return self._hooked[hook]
 
     # -- tree -------------------------------------------------------------------------------------------------------
     def build(self, clone_first: "Callable[[Cradle, int], None]", cradle: "Cradle | None") -> None:
@@ -250,7 +261,7 @@ class _Work:
         from torpor.resources import fdtable
 
         restore = self.restore
-        living = [task for task in restore.tasks.values() if not task.dead]
+        living = self._living()
         run_together((task.executor, self.spaces.finish(task)) for task in living)
         sysv.remove_marked(restore)
         self.lap("memory")
@@ -262,7 +273,7 @@ class _Work:
         fdtable.enter_directories(restore, self.files, programs)
         self.files.place(programs)
         for task in living:
-            for attribute in self.attributes:
+            for attribute in self._with("place"):
                 attribute.place(task, programs[task.pid])
         several = []  # with other threads, or without a leader
         for task in living:
@@ -278,12 +289,12 @@ class _Work:
         self.lap("threads")
         programs = {task.pid: Program() for task in living}
         for task in living:
-            for attribute in self.attributes:
+            for attribute in self._with("last"):
                 attribute.last(task, programs[task.pid])
         run_together((task.executor, iter([programs[task.pid]])) for task in living)
         self.files.last()
         for task in living:
-            for attribute in self.attributes:
+            for attribute in self._with("outside"):
                 attribute.outside(task, restore)
         self.lap("last")
 
@@ -319,100 +330,32 @@ class _Work:
             task.runner.run(program)
 
     def _place_thread(self, task: Any, tid: int, program: Any) -> None:
-        for attribute in self.attributes:
+        for attribute in self._with("place_thread"):
             attribute.place_thread(task, tid, task.cores[tid], program)
 
     # -- release ----------------------------------------------------------------------------------------------------
     def release(self, report: "Report") -> None:
         """Take the executors out, put the registers in, let the tree run."""
+        from torpor import restore_release
         from torpor.engine import waiting
-        from torpor.kernel import ptrace
 
-        spawner, options = self.spawner, self.restore.options
-        assert spawner is not None
-        spawner.remove_executors()
-        for task in self.restore.tasks.values():
-            if task.dead:
-                continue
-            for tid, thread in task.tracees.items():
-                if tid == task.pid and task.leader_ended:
-                    _load_exit(thread, task)
-                    continue
-                _load_registers(thread, self.registers[tid])
-                core = task.cores[tid].thread_core
-                assert core is not None and task.core.tc is not None
-                mask = core.blk_sigset if core.blk_sigset is not None else task.core.tc.blk_sigset
-                ptrace.set_signal_mask(tid, mask)
+        assert self.spawner is not None
+        living = self._living()
+        self.spawner.remove_executors()
+        restore_release.load_registers(living, self.registers)
         waiting.check_cancelled()
-        self._write_pidfile()
+        if self.restore.options.pidfile is not None:
+            self._pidfile = restore_release.make_pidfile(self.restore.options)
+            restore_release.write_pidfile(self._pidfile, self.plan.root)
         waiting.forget_cancellation()
-        report("let go", [task.pid for task in self.restore.tasks.values() if not task.dead])
-        for tid in spawner.tracees:
-            ptrace.set_options(tid, 0)
-        report("let go", [])  # from here on, all run if the engine dies
-        for task in self.restore.tasks.values():
-            if task.dead:
-                continue
-            if options.leave_stopped:
-                os.kill(task.pid, signal.SIGSTOP)
-            for thread in reversed(task.tracees.values()):
-                try:
-                    thread.detach()
-                except ProcessLookupError:
-                    pass  # threads that were let go before have ended the process
+        restore_release.let_go(living, self.spawner.tracees, self.restore.options.leave_stopped, report)
         self.files.close()
-        self._tidy()
+        restore_release.tidy(self.restore)
         self.lap("release")
-        self._write_stats()
+        restore_release.write_stats(self.restore, self.phases)
 
-    def _tidy(self) -> None:
-        """The tree runs: remove what was only needed until here."""
-        from torpor import log
-
-        for remove in self.restore.state.get("at end", ()):
-            try:
-                remove()
-            except OSError as error:
-                log.warning(f"{error.filename} is not needed any more and could not be removed: {error.strerror}")
-
-    def _write_pidfile(self) -> None:
-        options = self.restore.options
-        if options.pidfile is None:
-            return
-        path = os.path.join(options.work_directory, options.pidfile)
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise KernelError(f"cannot write the PID file {path}", error, "remove it, or name another") from None
-        self._pidfile = path
-        try:
-            os.write(fd, b"%d" % self.plan.root)
-        finally:
-            os.close(fd)
-
-    def _write_stats(self) -> None:
-        from torpor import log
-        from torpor.images.directory import write_stats
-        from torpor.images.schema.stats import RestoreStatsEntry, StatsEntry
-
-        def micros(seconds: float) -> int:
-            return min(int(seconds * 1e6), 0xFFFFFFFF)
-
-        entry = RestoreStatsEntry(
-            pages_compared=self.restore.state.get("pages compared", 0),
-            pages_skipped_cow=self.restore.state.get("pages skipped", 0),
-            forking_time=micros(self.phases["tree"]),
-            restore_time=micros(sum(self.phases.values())),
-            pages_restored=self.restore.state.get("pages restored", 0),
-        )
-        try:
-            fd = os.open(self.restore.options.work_directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                write_stats(fd, StatsEntry(restore=entry))
-            finally:
-                os.close(fd)
-        except OSError as error:
-            log.warning(f"the statistics could not be written: {error}")
+    def _living(self) -> "list[RestoreTask]":
+        return [task for task in self.restore.tasks.values() if not task.dead]
 
     def undo(self) -> None:
         """End everything that was made, and take back what was made outside of the tree."""
@@ -442,32 +385,6 @@ class _Work:
             seconds=0.0,
             phases=self.phases,
         )
-
-
-def _load_exit(thread: "Tracee", task: "RestoreTask") -> None:
-    """A main thread that had ended ends again, as soon as it is let go; exit(2) takes what wait(2) shows shifted."""
-    assert task.core.tc is not None
-    code = task.core.tc.exit_code >> 8 & 0xFF
-    thread.use_gadget(0)  # the executor's instruction is gone: the vDSO's
-    thread.set_general(thread.arch.enter_call(thread.general, thread.gadget, thread.arch.SYSCALLS["exit"], [code]))
-
-
-def _load_registers(thread: "Tracee", registers: "Registers") -> None:
-    from torpor.arch.base import NT_PRSTATUS
-    from torpor.kernel import ptrace
-
-    for which, data in registers.others.items():
-        ptrace.set_regset(thread.tid, which, data)
-    ptrace.set_regset(thread.tid, NT_PRSTATUS, registers.general)
-
-
-def _raise_limit() -> int:
-    """Let the engine, and the tasks that come from it, have as many descriptors as they may."""
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
 
 
 def _template() -> "Registers":

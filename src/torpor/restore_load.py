@@ -153,3 +153,12 @@ def registers(restore: "Restore", arch: "Arch", template: "Registers") -> dict[i
             if tid != task.pid or not task.leader_ended:
                 found[tid], _ = arch.from_core(core, template)
     return found
+
+
+def raise_limit() -> int:
+    """Let the engine, and the tasks that come from it, have as many descriptors as they may."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard

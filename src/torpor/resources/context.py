@@ -228,6 +228,9 @@ class RestoreTask:
         return Refusal(self.subject, why, remedy, code=code)
 
 
+_NOTHING = nullcontext()
+
+
 class Restore:
     """One restore."""
 
@@ -244,7 +247,7 @@ class Restore:
 
     def trying(self) -> "AbstractContextManager[None]":
         """What fails inside is a problem; what comes after it does not depend on it."""
-        return nullcontext()
+        return _NOTHING
 
     def descriptor(self, id: int) -> int:
         """Our descriptor of a file that has been made."""
