@@ -2,11 +2,11 @@
 """What a dump does between freeze and thaw: look at everything, ask the tasks, put them back."""
 
 import os
-import signal
 from errno import EIO
 from resource import RLIMIT_NOFILE
 
 from torpor import dump_files
+from torpor import signals as signal
 from torpor.arch import native
 from torpor.arch.base import NT_PRSTATUS
 from torpor.engine import stops

@@ -2,7 +2,6 @@
 """Everything that a dump can write when the tasks go on already (or, if they are to end, just before)."""
 
 import os
-from signal import SIGCHLD
 
 from torpor import log
 from torpor.arch import native
@@ -20,6 +19,7 @@ from torpor.images.schema.torpor import AreaNameEntry, TaskExtraEntry, TorporTas
 from torpor.memory import segments
 from torpor.resources import clocks, namespaces
 from torpor.resources.description import in_order, write_extras
+from torpor.signals import SIGCHLD
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
