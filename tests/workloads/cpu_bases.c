@@ -8,6 +8,7 @@
 
 static __thread uint64_t local;
 static volatile int stop;
+static int up; /* threads, but the first */
 static uint64_t areas[4][8];
 
 static uint64_t through_gs(void)
@@ -40,14 +41,18 @@ static void *body(void *argument)
 		MUST((int)syscall(SYS_arch_prctl, ARCH_SET_GS, areas[number]));
 	MUST((int)syscall(SYS_arch_prctl, ARCH_GET_FS, &fs));
 	check(number, fs, "at first");
-	if (number == 0)
+	if (number)
+		__atomic_add_fetch(&up, 1, __ATOMIC_SEQ_CST);
+	else {
+		while (__atomic_load_n(&up, __ATOMIC_SEQ_CST) < 3)
+			usleep(1000);
 		wl_ready_wait();
-	else if (number == 1)
+	}
+	if (number == 1)
 		while (!stop) /* spins, using it */
 			CHECK(through_gs() == wl_word(5, 1), "the spinning thread reads another word through GS");
-	else
-		while (!stop)
-			usleep(2000);
+	while (number && !stop)
+		usleep(2000);
 	stop = 1;
 	check(number, fs, "afterwards");
 	return NULL;

@@ -5,7 +5,7 @@
 #ifdef __x86_64__
 
 /* used by name in the assembly below */
-__attribute__((used)) static volatile int stop;
+__attribute__((used)) static volatile int stop, spinning;
 __attribute__((used)) static volatile uint64_t before[16], after[16], flags;
 
 static void *spinner(void *unused)
@@ -20,6 +20,7 @@ static void *spinner(void *unused)
 			 "mov before+64(%%rip), %%r9; mov before+72(%%rip), %%r10; mov before+80(%%rip), %%r11; mov before+88(%%rip), %%r12;"
 			 "mov before+96(%%rip), %%r13; mov before+104(%%rip), %%r14; mov before+112(%%rip), %%r15; mov %%rsp, before+120(%%rip);"
 			 "std;"
+			 "movl $1, spinning(%%rip);"
 			 "1: cmpl $0, stop(%%rip); je 1b;"
 			 "pushfq; pop flags(%%rip); cld;"
 			 "mov %%rax, after+0(%%rip); mov %%rbx, after+8(%%rip); mov %%rcx, after+16(%%rip); mov %%rdx, after+24(%%rip);"
@@ -39,6 +40,8 @@ int main(void)
 	pthread_t thread;
 	wl_begin();
 	MUST0(pthread_create(&thread, NULL, spinner, NULL));
+	while (!spinning)
+		usleep(1000);
 	wl_ready_wait();
 	stop = 1;
 	MUST0(pthread_join(thread, NULL));

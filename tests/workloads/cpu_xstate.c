@@ -6,7 +6,9 @@
 #ifdef __x86_64__
 #include <cpuid.h>
 
-static volatile int stop;
+static volatile struct {
+	int stop, spinning;
+} flags;
 static uint64_t features;
 static const char *const names[] = {"x87", "SSE", "AVX", "MPX bounds", "MPX config", "AVX-512 masks", "AVX-512 upper halves",
 				    "AVX-512 registers 16 to 31", "PT", "protection keys"};
@@ -23,9 +25,10 @@ static const char *const names[] = {"x87", "SSE", "AVX", "MPX bounds", "MPX conf
 	"cmpl $0, %[spin]; jne 2f;"                                                                                    \
 	"1: mov $128, %%eax; mov %[set], %%rdi; xor %%esi, %%esi; xor %%edx, %%edx; mov $8, %%r10d; syscall;"          \
 	"cmp $15, %%eax; jne 1b; jmp 3f;"                                                                              \
-	"2: pause; cmpl $0, (%[stop]); je 2b;"                                                                         \
+	"2: movl $1, 4(%[stop]);"                                                                                      \
+	"4: pause; cmpl $0, (%[stop]); je 4b;"                                                                         \
 	"3:" XSAVE("after")
-#define HOLD_OPERANDS [before] "r"(before), [after] "r"(after), [spin] "m"(spin), [set] "m"(set), [stop] "r"(&stop)
+#define HOLD_OPERANDS [before] "r"(before), [after] "r"(after), [spin] "m"(spin), [set] "m"(set), [stop] "r"(&flags)
 #define CLOBBERED "rax", "rdi", "rsi", "rdx", "r10", "rcx", "r11", "memory", "cc"
 
 static void hold(int spin, uint64_t seed)
@@ -96,9 +99,11 @@ int main(void)
 	__asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
 	features = (uint64_t)d << 32 | a;
 	MUST0(pthread_create(&thread, NULL, spinner, NULL));
+	while (!flags.spinning)
+		usleep(1000);
 	wl_ready();
 	hold(0, 33);
-	stop = 1;
+	flags.stop = 1;
 	MUST0(pthread_join(thread, NULL));
 	wl_pass();
 }

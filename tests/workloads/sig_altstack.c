@@ -9,6 +9,7 @@
 enum { size = 65536 };
 static char stacks[4][size];
 static volatile int inside, go, checked;
+static int up;
 
 static void on_it(int number)
 {
@@ -38,6 +39,7 @@ static void *body(void *argument)
 	int i = (int)(intptr_t)argument, flags = i == 2 ? (int)SS_AUTODISARM : 0;
 	stack_t stack = {.ss_sp = stacks[i], .ss_size = size - (size_t)i * 4096 * (i > 1), .ss_flags = flags}, now;
 	MUST(sigaltstack(&stack, NULL));
+	__atomic_add_fetch(&up, 1, __ATOMIC_SEQ_CST);
 	if (i == 1)
 		raise(SIGUSR1);
 	while (!go)
@@ -57,7 +59,7 @@ int main(void)
 	MUST(sigaltstack(&stack, NULL));
 	for (intptr_t i = 1; i < 4; i++)
 		MUST0(pthread_create(&ids[i], NULL, body, (void *)i));
-	while (!inside)
+	while (!inside || __atomic_load_n(&up, __ATOMIC_SEQ_CST) < 3)
 		usleep(1000);
 	wl_ready_wait();
 	MUST(sigaltstack(NULL, &now));

@@ -3,9 +3,12 @@
 /* wl: */
 #include "wl.h"
 
+static int up;
+
 static void *sleeper(void *unused)
 {
 	(void)unused;
+	__atomic_add_fetch(&up, 1, __ATOMIC_SEQ_CST);
 	for (;;)
 		pause();
 	return NULL;
@@ -16,6 +19,8 @@ static void body(void *threads)
 	pthread_t thread;
 	for (intptr_t i = 0; i < (intptr_t)threads; i++)
 		MUST0(pthread_create(&thread, NULL, sleeper, NULL));
+	while (__atomic_load_n(&up, __ATOMIC_SEQ_CST) < (intptr_t)threads)
+		usleep(1000);
 	wl_child_ready_wait();
 	_exit(0);
 }
