@@ -2,109 +2,29 @@
 """Attributes of tasks and threads without a kernel: what images say becomes programs, refusals, or complaints."""
 
 import struct
-import time
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
+from attributekit import ALL, LIMITS, PID, TID, be, calls, credentials, queue, restore, siginfo, task, thread
 
-from torpor.arch import native
 from torpor.engine.program import Program
 from torpor.errors import ImageError, Refusal
 from torpor.images.schema.core import (
-    CoreEntry,
-    TaskCoreEntry,
     TaskRlimitsEntry,
-    ThreadCoreEntry,
     ThreadSasEntry,
 )
-from torpor.images.schema.creds import CredsEntry
 from torpor.images.schema.rlimit import RlimitEntry
 from torpor.images.schema.rseq import RseqEntry
 from torpor.images.schema.sa import SaEntry
-from torpor.images.schema.siginfo import SiginfoEntry, SignalQueueEntry
-from torpor.images.schema.timer import ItimerEntry, PosixTimerEntry, TaskTimersEntry
-from torpor.images.schema.torpor import TaskExtraEntry, ThreadExtraEntry
-from torpor.kernel.proc import INFINITY, Limit, Timer
-from torpor.kernel.sched import SCHED_DEADLINE, SCHED_FIFO, SchedAttr
-from torpor.kernel.status import Credentials
-from torpor.resources import creds, names, overruns, own, prctl, rlimits, sched, security, signals, threads, timers
-from torpor.resources.context import RestoreTask
-from torpor.resources.extras import Extras
-
-PID, TID = 100, 101
-ALL = (1 << 41) - 1
-LIMITS = {number: Limit(100, 1000) for number in range(16)}
-
-
-def facts(**changes: Any) -> own.Facts:
-    """A Torpor that is root."""
-    mine = Credentials((0, 0, 0, 0), (0, 0, 0, 0), (), 0, ALL, ALL, ALL, 0, 0, 0, 0)
-    mine = mine._replace(**{name: changes.pop(name) for name in list(changes) if name in Credentials._fields})
-    whole = own.Facts(mine, 0, LIMITS, SchedAttr(0), 0, 50000, b"\3", 0, None, 0x33)
-    return whole._replace(**changes)
+from torpor.images.schema.torpor import TaskExtraEntry
+from torpor.kernel.proc import INFINITY, Limit
+from torpor.kernel.sched import SCHED_DEADLINE, SCHED_FIFO
+from torpor.resources import names, own, prctl, rlimits, sched, security, signals, threads
 
 
 @pytest.fixture(autouse=True)
 def root(monkeypatch: pytest.MonkeyPatch) -> None:
     be(monkeypatch)
-
-
-def be(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    mine = facts(**changes)
-    monkeypatch.setattr(own, "facts", lambda: mine)
-
-
-def credentials(**changes: Any) -> CredsEntry:
-    words = {"cap_inh": 0, "cap_prm": ALL, "cap_eff": ALL, "cap_bnd": ALL, "cap_amb": 0}
-    words |= {name: changes.pop(name) for name in list(changes) if name in words}
-    fields: dict[str, Any] = dict.fromkeys(
-        ("uid", "gid", "euid", "egid", "suid", "sgid", "fsuid", "fsgid", "secbits"), 0
-    )
-    fields |= {name: [mask & 0xFFFFFFFF, mask >> 32] for name, mask in words.items()}
-    return CredsEntry(**(fields | changes))
-
-
-def task(threads: int = 1, **tc: Any) -> RestoreTask:
-    made = RestoreTask(PID, 1, PID, PID, [PID + i for i in range(threads)])
-    made.tracee = SimpleNamespace(arch=native())  # type: ignore[assignment]
-    made.extras = Extras(True, TaskExtraEntry(), {})
-    for tid in made.threads:
-        core = CoreEntry(mtype=1, thread_core=ThreadCoreEntry(futex_rla=0, futex_rla_len=0))
-        made.cores[tid] = core
-    made.core.tc = TaskCoreEntry(
-        **({"task_state": 1, "exit_code": 0, "personality": 0, "flags": 0, "blk_sigset": 0, "comm": "x"} | tc)
-    )
-    return made
-
-
-def thread(made: RestoreTask, tid: int = PID) -> ThreadCoreEntry:
-    core = made.cores[tid].thread_core
-    assert core is not None
-    return core
-
-
-def restore(**state: Any) -> Any:
-    return SimpleNamespace(state=state, options=SimpleNamespace(manage_cgroups="soft"))
-
-
-def calls(program: Program) -> list[tuple[Any, ...]]:
-    """Name and arguments; pointers as their bytes, results as "$n"."""
-
-    def plain(arg: Any) -> Any:
-        if hasattr(arg, "root"):
-            return arg.root.data
-        return arg if isinstance(arg, int) else f"${arg.index}"
-
-    return [(call.name, *map(plain, call.args)) for call in program.calls]
-
-
-def siginfo(number: int, code: int = 0, timer: int = 0, overrun: int = 0) -> bytes:
-    return struct.pack("=iii4xii", number, 0, code, timer, overrun).ljust(128, b"\0")
-
-
-def queue(*infos: bytes) -> SignalQueueEntry:
-    return SignalQueueEntry(signals=[SiginfoEntry(siginfo=info) for info in infos])
 
 
 # -- names, personality -----------------------------------------------------------------------------------------------
@@ -245,143 +165,6 @@ def test_signals_that_came_without_siginfo(monkeypatch: pytest.MonkeyPatch) -> N
     assert found == [siginfo(40, -1), siginfo(40, -1), siginfo(10), siginfo(14, 0x80)]
 
 
-# -- timers -----------------------------------------------------------------------------------------------------------
-
-
-def posix(number: int, **changes: Any) -> PosixTimerEntry:
-    fields: dict[str, Any] = {
-        "it_id": number, "clock_id": 1, "si_signo": 40, "it_sigev_notify": 0, "sival_ptr": 0xABC, "overrun": 0,
-        "isec": 0, "insec": 0, "vsec": 0, "vnsec": 0,
-    }  # fmt: skip
-    return PosixTimerEntry(**(fields | changes))
-
-
-def timed(*entries: PosixTimerEntry, real: tuple[int, int] = (0, 0), **more: Any) -> RestoreTask:
-    none = ItimerEntry(isec=0, iusec=0, vsec=0, vusec=0)
-    first = ItimerEntry(isec=0, iusec=real[0], vsec=0, vusec=real[1])
-    return task(timers=TaskTimersEntry(real=first, virt=none, prof=none, posix=list(entries)), **more)
-
-
-@pytest.fixture(params=[True, False], ids=["ids-can-be-chosen", "ids-in-turn"])
-def chooses(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(timers, "_chooses", request.param)
-    return bool(request.param)
-
-
-def test_timer_ids(chooses: bool) -> None:
-    made = timed(posix(3), posix(1, vsec=5))
-    timers.PosixTimers().check(made, restore())
-    program = Program()
-    timers.PosixTimers().last(made, program)
-    done = [call[0] for call in calls(program)]
-    armed = calls(program)[-1]
-    assert armed == ("timer_settime", 1, 0, struct.pack("=4Q", 0, 0, 5, 0), 0)
-    if chooses:
-        assert done == ["prctl", "timer_create", "timer_create", "prctl", "timer_settime"]
-        assert [call[3] for call in calls(program)[1:3]] == [struct.pack("=i", 1), struct.pack("=i", 3)]
-    else:
-        deleted = [call[1] for call in calls(program) if call[0] == "timer_delete"]
-        assert done.count("timer_create") == 4
-        assert deleted == [0, 2]
-
-
-def test_timer_ids_out_of_reach(chooses: bool) -> None:
-    made = timed(posix(1 << 20))
-    if chooses:
-        timers.PosixTimers().check(made, restore())
-    else:
-        with pytest.raises(Refusal, match=r"6\.15"):
-            timers.PosixTimers().check(made, restore())
-
-
-def test_timers_that_make_no_sense() -> None:
-    for bad in ([posix(1), posix(1)], [posix(1 << 31)], [posix(1, vnsec=10**9)], [posix(1, isec=1 << 63)]):
-        with pytest.raises(ImageError):
-            timers.PosixTimers().check(timed(*bad), restore())
-    with pytest.raises(ImageError):
-        timers.Itimers().check(timed(real=(0, 10**6)), restore())
-
-
-def test_alarm_clocks_need_a_right_and_come_before_it_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timers, "_chooses", True)
-    made = timed(posix(0), posix(1, clock_id=8))
-    early, late = Program(), Program()
-    timers.PosixTimers().place(made, early)
-    timers.PosixTimers().last(made, late)
-    assert [call[0] for call in calls(early)].count("timer_create") == 2
-    assert "timer_create" not in [call[0] for call in calls(late)]
-    be(monkeypatch, effective=0)
-    with pytest.raises(Refusal, match="CAP_WAKE_ALARM"):
-        timers.PosixTimers().check(made, restore())
-
-
-def test_timers_on_a_threads_clock_are_made_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timers, "_chooses", True)
-    made = timed(posix(0), posix(1, clock_id=0xFFFFFFFE), threads=2)
-    made.extras.threads[TID] = ThreadExtraEntry(tid=TID, cpu_timers=[1])
-    program, last = Program(), Program()
-    timers.PosixTimers().place_thread(made, TID, made.cores[TID], program)
-    timers.PosixTimers().last(made, last)
-    assert [call[:2] for call in calls(program) if call[0] == "timer_create"] == [("timer_create", -2)]
-    assert [call[:2] for call in calls(last) if call[0] == "timer_create"] == [("timer_create", 1)]
-
-
-def test_periodic_timers_queue_their_signals_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timers, "_chooses", True)
-    made = timed(
-        posix(0, insec=10**6, vnsec=500000), posix(1), signals_s=queue(siginfo(40, -2, 0, 59), siginfo(40, -2, 1, 0))
-    )
-    program = Program()
-    before = time.clock_gettime_ns(1)
-    timers.PosixTimers().last(made, program)
-    signals.Pending().last(made, program)
-    *_, arm, queued = calls(program)
-    assert arm[:3] == ("timer_settime", 0, overruns.TIMER_ABSTIME)
-    isec, insec, sec, nsec = struct.unpack("=4Q", arm[3])
-    assert (isec, insec) == (0, 10**6)
-    late = before + 500000 - 60 * 10**6
-    assert late <= sec * 10**9 + nsec < late + 10**9
-    assert queued == ("rt_sigqueueinfo", PID, 40, siginfo(40, -2, 1, 0))
-
-
-def test_overruns_that_were_told_already(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timers, "_chooses", True)
-    program = Program()
-    timers.PosixTimers().last(timed(posix(0, insec=10**6, vnsec=1, overrun=7)), program)
-    assert [call[0] for call in calls(program)][-2:] == ["timer_settime", "rt_sigtimedwait"]
-    # Not where another signal would be taken.
-    made = timed(posix(0, insec=10**6, vnsec=1, overrun=7))
-    thread(made).signals_p = queue(siginfo(40))
-    program = Program()
-    timers.PosixTimers().last(made, program)
-    assert [call[0] for call in calls(program)][-1] == "timer_settime"
-
-
-def test_counts_are_looked_up_where_that_is_safe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overruns, "_take", lambda task, timer: 5)
-    leader = SimpleNamespace(tid=PID)
-
-    def count(*infos: bytes, private: int = 0, clock: int = 1) -> list[bytes]:
-        dumped: Any = SimpleNamespace(
-            pending={0: list(infos)}, leader=leader, thread_statuses={PID: SimpleNamespace(pending=private)}
-        )
-        overruns.count_pending(dumped, [Timer(3, 40, 0, "signal", False, PID, clock)])
-        return list(dumped.pending[0])
-
-    told = siginfo(40, -2, 3)
-    assert count(told) == [siginfo(40, -2, 3, 5)]
-    assert count(told, siginfo(40, -1)) == [told, siginfo(40, -1)]  # two of that number: which one would be taken?
-    assert count(told, private=1 << 39) == [told]
-    assert count(told, clock=-6) == [told]
-    assert count(siginfo(40)) == [siginfo(40)]
-
-
-def test_alarm_that_waits_for_its_signal() -> None:
-    program = Program()
-    timers.Itimers().last(timed(real=(20000, 0)), program)
-    assert calls(program) == [("setitimer", 0, struct.pack("=4Q", 0, 20000, 0, 1), 0)]
-
-
 # -- threads ----------------------------------------------------------------------------------------------------------
 
 
@@ -408,106 +191,6 @@ def test_sequence_that_criu_caught_a_thread_in() -> None:
     )
     threads.Rseq().outside(made, restore())
     assert written == [(0x2008, struct.pack("=Q", 0x3000))]
-
-
-# -- credentials ------------------------------------------------------------------------------------------------------
-
-
-def place_creds(made: RestoreTask, tid: int = PID) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-    creds.Credentials().check(made, restore())
-    first, then = Program(), Program()
-    creds.Credentials().place(made, first)
-    creds.Credentials().place_thread(made, tid, made.cores[tid], then)
-    return calls(first), calls(then)
-
-
-def test_nothing_to_do_for_what_is_like_torpor() -> None:
-    made = task()
-    thread(made).creds = credentials()
-    assert place_creds(made) == ([], [])
-
-
-def test_a_user_without_rights() -> None:
-    made = task()
-    ids = dict.fromkeys(("uid", "euid", "suid", "fsuid"), 33) | dict.fromkeys(("gid", "egid", "sgid", "fsgid"), 44)
-    thread(made).creds = credentials(**ids, groups=[5, 70000], cap_prm=0, cap_eff=0, cap_bnd=ALL & ~3, no_new_privs=1)
-    first, then = place_creds(made)
-    assert first == [
-        ("setgroups", 2, struct.pack("=2I", 5, 70000)),
-        ("prctl", 28, 4, 0, 0, 0),  # SECBIT_NO_SETUID_FIXUP: rights stay
-        ("setresgid", 44, 44, 44),
-        ("setresuid", 33, 33, 33),
-        ("prctl", 24, 0, 0, 0, 0),
-        ("prctl", 24, 1, 0, 0, 0),
-    ]
-    assert then[0] == ("prctl", 28, 0, 0, 0, 0)
-    assert then[1][0] == "capset"
-    assert then[1][2] == bytes(24)
-    assert then[2] == ("prctl", 38, 1, 0, 0, 0)
-
-
-def test_file_system_ids_of_their_own() -> None:
-    made = task()
-    thread(made).creds = credentials(fsuid=7, fsgid=8)
-    first, _ = place_creds(made)
-    assert ("setfsuid", 7) in first
-    assert ("setfsgid", 8) in first
-
-
-def test_inheritable_before_bounding_and_ambient_before_locks() -> None:
-    made = task()
-    kill = 1 << 5
-    thread(made).creds = credentials(
-        cap_inh=kill, cap_prm=kill, cap_eff=0, cap_bnd=0, cap_amb=kill, secbits=1 << 6 | 1 << 7
-    )
-    first, then = place_creds(made)
-    assert first[0][0] == "capset"
-    assert [call[0] for call in first[1:]] == ["prctl"] * 41
-    assert then[0] == ("prctl", 47, 2, 5, 0, 0)
-    assert then[1] == ("prctl", 28, 0xC0, 0, 0, 0)
-    assert then[2][0] == "capset"
-
-
-def test_threads_with_credentials_of_their_own() -> None:
-    made = task(2)
-    thread(made).creds = credentials(uid=1, euid=1, suid=1, fsuid=1, cap_bnd=ALL & ~1)
-    thread(made, TID).creds = credentials(uid=2, euid=2, suid=2, fsuid=2, cap_bnd=ALL & ~3)
-    first, then = place_creds(made, TID)
-    assert ("setresuid", 1, 1, 1) in first
-    assert ("prctl", 24, 0, 0, 0, 0) in first
-    assert ("prctl", 24, 1, 0, 0, 0) not in first
-    assert ("setresuid", 2, 2, 2) in then
-    assert ("prctl", 24, 1, 0, 0, 0) in then
-
-
-@pytest.mark.parametrize(
-    ("mine", "theirs", "words"),
-    [
-        ({"permitted": ALL & ~(1 << 24)}, {}, "it has CAP_SYS_RESOURCE, which Torpor itself lacks"),
-        ({"bounding": ALL & ~(1 << 21)}, {}, r"may gain .*CAP_SYS_ADMIN"),
-        ({"effective": ALL & ~(1 << 7)}, {"uid": 5}, "needs CAP_SETUID"),
-        ({"effective": ALL & ~(1 << 6)}, {"groups": [1]}, "needs CAP_SETGID"),
-        ({"effective": ALL & ~(1 << 8)}, {"cap_bnd": 0}, "needs CAP_SETPCAP"),
-        ({"securebits": 0xF}, {}, "securebits are locked"),
-        ({"no_new_privs": 1}, {}, "no_new_privs"),
-    ],
-)
-def test_rights_that_torpor_lacks(
-    mine: dict[str, int], theirs: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    be(monkeypatch, **mine)
-    made = task()
-    thread(made).creds = credentials(**theirs)
-    with pytest.raises(Refusal, match=words):
-        creds.Credentials().check(made, restore())
-
-
-def test_credentials_that_make_no_sense() -> None:
-    for bad in ({"cap_prm": 0}, {"cap_amb": 1}, {"groups": list(range(70000))}):
-        made = task()
-        thread(made).creds = credentials(**bad)
-        with pytest.raises(ImageError):
-            creds.Credentials().check(made, restore())
 
 
 # -- the rest ---------------------------------------------------------------------------------------------------------
