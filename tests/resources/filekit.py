@@ -124,3 +124,9 @@ def look(fd: int) -> dict[str, Any]:
 
 def remap(saved: Saved) -> list[tuple[int, int]]:
     return [(one.remap_type or 0, one.remap_id) for one in ghost.remaps(saved.dump)]
+
+
+def opened(path: Path, content: bytes = b"content") -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
+    os.write(fd, content)
+    return fd

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filekit import Saved, look, remap
+from filekit import Saved, look, opened, remap
 
 from torpor.errors import ImageError, Refusal, RestoreFailed
 from torpor.images import kinds
 from torpor.images.directory import ImageReader, ImageWriter
 from torpor.images.payloads import ghost_chunk
-from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.ghost_file import GhostFileEntry
 from torpor.images.schema.remap_file_path import RemapFilePathEntry
 from torpor.resources import ghost, unlinked
@@ -33,12 +32,6 @@ def place(tmp_path: Path) -> Iterator[Path]:
     path.mkdir()
     yield path
     assert list(path.iterdir()) == []
-
-
-def opened(path: Path, content: bytes = b"content") -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
-    os.write(fd, content)
-    return fd
 
 
 def test_everything_of_a_file(saved: Saved, place: Path) -> None:
@@ -220,96 +213,7 @@ def test_links_left_need_the_option(saved: Saved, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["images", "other"]
 
 
-# -- link remap -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def other(tmp_path: Path) -> Iterator[tuple[int, Path]]:
-    """A file that lost the name under which it was opened, and its directory."""
-    (tmp_path / "here").mkdir()
-    (tmp_path / "there").mkdir()
-    fd = opened(tmp_path / "here/name")
-    os.link(tmp_path / "here/name", tmp_path / "there/other")
-    (tmp_path / "here/name").unlink()
-    yield fd, tmp_path / "here"
-    assert os.listdir(tmp_path / "there") == ["other"]
-
-
-def test_link_remap(tmp_path: Path, other: tuple[int, Path]) -> None:
-    fd, here = other
-    twin = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_APPEND)
-    saved = Saved(tmp_path / "images", {"link_remap": True}).save(fd, twin).write()
-    assert sorted(os.listdir(here)) == ["link_remap.2", "link_remap.4"]
-    restore = saved.restore()
-    now, now2 = restore.make()
-    assert sorted(os.listdir(here)) == ["link_remap.2", "link_remap.4"], "they are needed until the restore is done"
-    restore.end()
-    assert os.listdir(here) == []
-    assert (look(now), look(now2)) == (look(fd), look(twin))
-    assert os.path.sameopenfile(now, fd) and os.path.sameopenfile(now2, fd)
-
-
-def test_numbers_of_links_that_are_taken(tmp_path: Path, other: tuple[int, Path]) -> None:
-    fd, here = other
-    (here / "link_remap.2").touch()
-    saved = Saved(tmp_path / "images", {"link_remap": True}).save(fd).write()
-    assert sorted(os.listdir(here)) == ["link_remap.2", "link_remap.3"]
-    restore = saved.restore()
-    restore.make()
-    restore.end()
-    assert os.listdir(here) == ["link_remap.2"]
-
-
-def test_no_link_stays_after_a_failed_dump(tmp_path: Path, other: tuple[int, Path]) -> None:
-    fd, here = other
-    Saved(tmp_path / "images", {"link_remap": True}).save(fd).fail()
-    assert os.listdir(here) == []
-
-
-@pytest.mark.parametrize("option", ["leave_running", "leave_stopped"])
-def test_a_tree_that_goes_on_keeps_no_link(tmp_path: Path, other: tuple[int, Path], option: str) -> None:
-    fd, here = other
-    saved = Saved(tmp_path / "images", {"link_remap": True, option: True}).save(fd)
-    if not any(own.handle for own in saved.dump.state.get("file extras", {}).values()):
-        pytest.skip("no file handles on this file system")
-    saved.write()
-    assert os.listdir(here) == []
-    restore = saved.restore()
-    (now,) = restore.make()
-    restore.end()
-    assert look(now) == look(fd) and os.path.sameopenfile(now, fd)
-
-
-def test_the_link_is_gone_and_the_file_too(tmp_path: Path, other: tuple[int, Path]) -> None:
-    fd, here = other
-    saved = Saved(tmp_path / "images", {"link_remap": True}).save(fd).write()
-    (here / "link_remap.2").unlink()
-    os.rename(tmp_path / "there/other", tmp_path / "there/file")
-    (tmp_path / "there/file").unlink()
-    os.close(fd)
-    (tmp_path / "there/other").touch()
-    with pytest.raises(Refusal, match=r"link_remap\.2"):
-        saved.restore()
-
-
 # -- images from strangers --------------------------------------------------------------------------------------------
-
-
-def test_a_stranger_cannot_have_files_removed(tmp_path: Path, other: tuple[int, Path]) -> None:
-    fd, here = other
-    saved = Saved(tmp_path / "images", {"link_remap": True}).save(fd).write()
-    precious = tmp_path / "precious"
-    precious.touch()
-
-    def change(entry: FileEntry) -> None:
-        assert entry.reg is not None
-        if "link_remap" in entry.reg.name:
-            entry.reg.name = str(precious)
-
-    with pytest.raises(ImageError):
-        saved.restore(change)
-    assert precious.exists()
-    (here / "link_remap.2").unlink()
 
 
 def ghost_image(saved: Saved, entry: GhostFileEntry, content: bytes = b"") -> None:
