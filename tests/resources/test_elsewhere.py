@@ -17,8 +17,8 @@ import pytest
 from torpor.arch import native
 from torpor.images import kinds
 from torpor.images.directory import ImageReader, ImageWriter
-from torpor.kernel.maps import read_maps
-from torpor.memory import vdso
+from torpor.kernel.maps import read_maps, read_vm_flags
+from torpor.memory import areas, vdso
 from torpor.memory.vdso_place import Kernels
 from torpor.resources import clocks
 
@@ -218,6 +218,42 @@ def test_inside_the_vdso(clockwork: Clockwork) -> None:
         codes = [one["code"] for one in json.loads(said)["obstacles"]]
         assert codes == (["inside-vdso"] if inside else [])
     assert json.loads(torpor("check", "-D", clockwork.images, "--json"))["ok"]  # under its own kernel it goes on
+
+
+DROPPABLE_PROGRAM = """
+import ctypes, time
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+print(libc.mmap(None, 1 << 16, 3, 0x28, -1, 0), flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.skipif(not areas.has_droppable(), reason="this kernel has no MAP_DROPPABLE")
+def test_without_droppable_memory(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as out:
+        process = subprocess.Popen([sys.executable, "-c", DROPPABLE_PROGRAM], stdin=subprocess.DEVNULL, stdout=out,
+                                   stderr=out, start_new_session=True)  # fmt: skip
+    try:
+        while not (text := (tmp_path / "out").read_text()).endswith("\n"):
+            assert process.poll() is None
+            time.sleep(0.01)
+        at = int(text)
+        (tmp_path / "images").mkdir(mode=0o700)
+        assert "dp" in read_vm_flags(process.pid)[at]
+        torpor("dump", "-t", process.pid, "-D", tmp_path / "images")
+        process.wait()
+        torpor("restore", "-d", "-D", tmp_path / "images",
+               patch="from torpor.memory import areas\nareas.has_droppable = lambda: False\n")  # fmt: skip
+        flags = read_vm_flags(process.pid)[at]
+        assert "dp" not in flags and {"rd", "wr", "wf", "dd"} <= flags
+    finally:
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+            os.waitpid(process.pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
 
 
 # -- clocks -----------------------------------------------------------------------------------------------------------

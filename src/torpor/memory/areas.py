@@ -95,6 +95,27 @@ def is_private_memory(entry: VmaEntry) -> bool:
     return bool(entry.flags & (MAP_PRIVATE | MAP_DROPPABLE)) and not entry.status & (VDSO | VVAR | VSYSCALL)
 
 
+def has_droppable() -> bool:
+    """Whether this kernel has MAP_DROPPABLE (6.11)."""
+    from torpor.kernel.syscall import call, map_memory
+
+    try:
+        call("munmap", map_memory(1, 0, MAP_DROPPABLE | MAP_ANONYMOUS), 1)
+    except OSError:
+        return False
+    return True
+
+
+def make_undroppable(entries: "list[VmaEntry]") -> None:
+    """On a kernel without MAP_DROPPABLE, which the vDSO's getrandom wants: ordinary memory, which no child and no core
+    dump gets either.  Under such a kernel, getrandom becomes the system call (`torpor.memory.vdso`)."""
+    droppable = [entry for entry in entries if entry.flags & MAP_DROPPABLE]
+    if droppable and not has_droppable():
+        for entry in droppable:
+            entry.flags = entry.flags & ~MAP_DROPPABLE | MAP_PRIVATE
+            entry.madv = (entry.madv or 0) | 1 << ADVICE["wf"] | 1 << ADVICE["dd"]
+
+
 def describe(task: "DumpTask", area: Area, kind: str, flags: frozenset[str]) -> VmaEntry:
     """The entry of one area, still without its file (shmid).  Raises Refusal."""
     key = kind, area.shared, flags

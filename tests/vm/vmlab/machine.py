@@ -107,12 +107,14 @@ def run(
     extra: Sequence[str] = (),
     echo: Callable[[str], object] | None = None,
     disk: int = 0,
+    cut: Callable[[str], float | None] | None = None,
 ) -> Outcome:
     """Boot `target` with Linux `version` and run ``python3.11 argv`` in it.
 
     `files` maps paths in the guest to files or directories here; tests/vm/guest is always at /t, src at /torpor/src.
     `disk` MiB, if not 0, are a new ext4 file system at /tmp, which may be larger than memory.
     `timeout` counts from the guest being ready and from each result; booting has a limit of its own.
+    `cut` sees each line, and may say after how many seconds the power fails: QEMU is killed then.
     """
     prepared = image.prepare(target, version)
     _ensure_executor(target)
@@ -138,7 +140,7 @@ def run(
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
-            return _listen(qemu, begun, timeout, echo)
+            return _listen(qemu, begun, timeout, echo, cut)
         finally:
             if qemu.poll() is None:
                 qemu.kill()
@@ -148,7 +150,11 @@ def run(
 
 
 def _listen(
-    qemu: "subprocess.Popen[bytes]", begun: float, timeout: float, echo: Callable[[str], object] | None
+    qemu: "subprocess.Popen[bytes]",
+    begun: float,
+    timeout: float,
+    echo: Callable[[str], object] | None,
+    cut: Callable[[str], float | None] | None,
 ) -> Outcome:
     assert qemu.stdout is not None
     deadline = time.monotonic() + BOOT_SECONDS
@@ -183,6 +189,9 @@ def _listen(
             lines.append(line)
             if echo is not None:
                 echo(f"{time.monotonic() - begun:7.2f} {line}")
+            after = cut(line) if cut is not None else None
+            if after is not None:
+                timeout, deadline = after, time.monotonic() + after
     return Outcome(status, results, "\n".join(lines), time.monotonic() - begun, frozenset(begun_cases))
 
 

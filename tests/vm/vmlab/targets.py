@@ -84,6 +84,7 @@ TARGETS: dict[str, Target] = {
             {
                 "6.1": ("bookworm", r"linux-image-6\.1\.[0-9.]+-[0-9]+-powerpc64le"),
                 "6.12": ("trixie", r"linux-image-6\.12\.[0-9]+\+deb13-powerpc64le"),
+                "6.12-64k": ("trixie", r"linux-image-6\.12\.[0-9]+\+deb13-powerpc64le-64k"),
             },
         ),
         Target(
