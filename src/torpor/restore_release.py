@@ -32,6 +32,8 @@ def load_registers(tasks: "Iterable[RestoreTask]", registers: "dict[int, Registe
                 _load_exit(thread, task.core.tc.exit_code)
                 continue
             for which, data in registers[tid].others.items():
+                if which == thread.arch.thread_area:
+                    continue  # the thread has set it itself
                 ptrace.set_regset(tid, which, data)
             ptrace.set_regset(tid, NT_PRSTATUS, registers[tid].general)
             core = task.cores[tid].thread_core

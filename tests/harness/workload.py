@@ -209,7 +209,7 @@ class Running:
         """It has ended though it was not told to: raise how, and what it says."""
         status = wait_end(self.pid, self.workload.timeout)
         self.said_failure()
-        raise CheckFailed(self.workload.name, [f"ended by itself, {status_in_words(status)}"])
+        raise CheckFailed(self.workload.name, [f"ended by itself, {status_in_words(status)}, said {self.lines()[-3:]}"])
 
     def said_failure(self) -> None:
         """Raise what the workload itself says is wrong."""

@@ -115,6 +115,7 @@ class Arm(Arch):
     user_end = 0xC0000000
     stub_layout = (0x18000000, 0xC0000000)
     o_largefile = 0o400000
+    untag_mask = (1 << 32) - 1
     elf_machine = 40
     elf_flags = 0x5000000  # EABI 5
     march = 2
@@ -248,6 +249,9 @@ class Arm(Arch):
             NT_ARM_TLS: struct.pack("<I", info.tls) + template.others[NT_ARM_TLS][4:],
         }
         return Registers(general, others), info.clear_tid_addr
+
+    def thread_pointer(self, core: "CoreEntry") -> int | None:
+        return core.ti_arm.tls if core.ti_arm is not None else None
 
 
 _NAMES = (*(f"r{i}" for i in range(11)), "fp", "ip", "sp", "lr", "pc", "cpsr", "orig_r0")

@@ -154,6 +154,10 @@ class Arch:
         whose regset sizes and reserved fields count.  Raises Refusal if the CPU cannot hold them."""
         raise NotImplementedError
 
+    def thread_pointer(self, core: "CoreEntry") -> int | None:
+        """What each thread has to give to the call set_tls itself; None where a register set has it."""
+        return None
+
     def thread_info(self, core: "CoreEntry", info: Info | None) -> Info:
         """This architecture's part of an image's core, which must be there."""
         if core.mtype != self.march or info is None:

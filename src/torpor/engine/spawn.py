@@ -60,6 +60,7 @@ ADDR_NO_RANDOMIZE = 0x0040000
 MFD_CLOEXEC, MFD_EXEC = 1, 0x10
 OPTIONS = ptrace.O_TRACESYSGOOD | ptrace.O_EXITKILL
 STUB_AT = 0x10000  # the lowest address that may be mapped (vm.mmap_min_addr)
+PT_GNU_STACK = 0x6474E551
 _UNDO_ROOM = 1 << 10
 _THREAD = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_PTRACE
 _SET_TID_AT = 64  # offset of clone_args.set_tid
@@ -90,23 +91,27 @@ class Space:
 
 
 def stub(arch: Arch) -> bytes:
-    """An ELF file of one page that is never run: what it needs is a system-call instruction for the first step."""
+    """An ELF file of one page that is never run: what it needs is a system-call instruction for the first step, and the
+    word that its stack is not to be executed: else 32-bit ARM makes everything executable that can be read."""
     order = arch.word[0]
     wide = arch.word_size == 8
     header = 64 if wide else 52
-    size = header + (56 if wide else 32)
+    entry = 56 if wide else 32
+    size = header + 2 * entry
     code = arch.instruction.ljust(16, b"\0")
     ident = b"\x7fELF" + bytes([2 if wide else 1, 1 if order == "<" else 2, 1]) + bytes(9)
     start = struct.pack(
         f"{order}HHI3{arch.word[1]}I6H", 2, arch.elf_machine, 1, STUB_AT + size, header, 0,
-        arch.elf_flags, header, size - header, 1, 64 if wide else 40, 0, 0,
+        arch.elf_flags, header, entry, 2, 64 if wide else 40, 0, 0,
     )  # fmt: skip
     whole = size + len(code)
     if wide:
         segment = struct.pack(f"{order}II6Q", 1, 5, 0, STUB_AT, STUB_AT, whole, whole, PAGE)
+        stack = struct.pack(f"{order}II6Q", PT_GNU_STACK, 6, 0, 0, 0, 0, 0, 16)
     else:
         segment = struct.pack(f"{order}8I", 1, 0, STUB_AT, STUB_AT, whole, whole, 5, PAGE)
-    return ident + start + segment + code
+        stack = struct.pack(f"{order}8I", PT_GNU_STACK, 0, 0, 0, 0, 0, 6, 16)
+    return ident + start + segment + stack + code
 
 
 class Cradle(NamedTuple):

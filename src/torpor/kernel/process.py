@@ -32,6 +32,7 @@ CLONE_VM = 0x100
 CLONE_FS = 0x200
 CLONE_FILES = 0x400
 CLONE_SIGHAND = 0x800
+AT_FDCWD = -100
 CLONE_PIDFD = 0x1000
 CLONE_PTRACE = 0x2000
 CLONE_VFORK = 0x4000
@@ -125,6 +126,15 @@ class FileSorter(Sorter[Place]):
 def pidfd_open(pid: int, flags: int = 0) -> int:
     """pidfd_open(2) (5.3); PIDFD_THREAD (6.9): of that very thread.  The descriptor is close-on-exec."""
     return call("pidfd_open", pid, flags)
+
+
+def open_exactly(path: str, flags: int, dir_fd: int | None = None) -> int:
+    """openat(2) with these very flags.  On 32-bit machines os.open adds O_LARGEFILE, which a description keeps."""
+    name = _buffer(os.fsencode(path) + b"\0")
+    try:
+        return call("openat", AT_FDCWD if dir_fd is None else dir_fd, ctypes.addressof(name), flags, 0)
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), path) from None
 
 
 def pidfd_open_thread(tid: int, subject: str) -> int:

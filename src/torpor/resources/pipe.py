@@ -19,6 +19,7 @@ from torpor.images import kinds
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.pipe import PipeEntry
 from torpor.images.schema.pipe_data import PipeDataEntry
+from torpor.kernel.process import open_exactly
 from torpor.resources import pipe_queue
 from torpor.resources.description import O_ASYNC, Described, extra, extras, save_owner, set_flags
 from torpor.typed import TYPE_CHECKING
@@ -180,7 +181,7 @@ class Pipe(Described):
 def reopen(descriptor: int, flags: int) -> int:
     """Open the file behind a descriptor of ours again with these flags, those aside that F_SETFL must set."""
     aside = os.O_DIRECT | O_ASYNC | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL | os.O_TRUNC
-    return os.open(f"/proc/self/fd/{descriptor}", flags & ~aside | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    return open_exactly(f"/proc/self/fd/{descriptor}", flags & ~aside | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
 
 
 FILE_KINDS = [Pipe()]

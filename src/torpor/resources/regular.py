@@ -21,6 +21,7 @@ from torpor.images import kinds
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.regfile import RegFileEntry
 from torpor.kernel.maps import shm_device
+from torpor.kernel.process import open_exactly
 from torpor.resources import build_id, ghost, link_remap
 from torpor.resources.description import NOBODY, Described, save_owner
 from torpor.resources.registry import MEMORY_DEVICES
@@ -261,7 +262,7 @@ def open_as(reg: "RegFileEntry", name: str, dir_fd: int | None = None, follow: b
         flags &= ~os.O_TMPFILE
     if st.S_ISFIFO(reg.mode or 0):
         flags = os.O_PATH  # its ends are opened by resources/fifo.py, through this one
-    fd = os.open(name, flags | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=dir_fd)
+    fd = open_exactly(name, flags | os.O_NOCTTY | os.O_CLOEXEC, dir_fd)
     try:
         if reg.pos and not flags & os.O_PATH:
             os.lseek(fd, reg.pos, os.SEEK_SET)

@@ -10,6 +10,7 @@
 
 import struct
 
+from torpor.arch import native
 from torpor.errors import ImageError
 from torpor.images.schema.rseq import RseqEntry
 from torpor.kernel.process import get_robust_list
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torpor.resources.context import DumpTask, Restore, RestoreTask
 
 PR_GET_TID_ADDRESS = 40
-ROBUST_LIST_SIZE = 24  # struct robust_list_head: three words; the kernel takes no other size
+ROBUST_LIST_SIZE = 3 * native().word_size  # struct robust_list_head: three words; the kernel takes no other size
 RSEQ_CS_OFFSET = 8  # of rseq_cs in struct rseq
 _INFOS = (
     "thread_info", "ti_aarch64", "ti_arm", "ti_ppc64", "ti_s390", "ti_riscv64", "ti_loongarch64", "ti_mips",
@@ -96,4 +97,16 @@ class Rseq(Attribute):
                 )
 
 
-ATTRIBUTES = [RobustList(), ClearChildTid(), Rseq()]
+class ThreadPointer(Attribute):
+    """Where thread-local storage is.  Most architectures have it in a register set; on 32-bit ARM only the thread
+    itself can set it."""
+
+    covers = frozenset({"thread:thread_pointer"})
+
+    def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
+        pointer = native().thread_pointer(core)
+        if pointer is not None:
+            program.call("set_tls", pointer)
+
+
+ATTRIBUTES = [RobustList(), ClearChildTid(), Rseq(), ThreadPointer()]

@@ -18,6 +18,7 @@ from torpor import signals as signal
 from torpor.engine.program import Load32, Program
 from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
+from torpor.kernel.process import open_exactly
 from torpor.kernel.syscall import call
 from torpor.resources import tty_calls, tty_queue
 from torpor.resources.description import extras, set_flags
@@ -191,13 +192,13 @@ class Terminals:
         if not self._shared and fcntl.fcntl(ours, fcntl.F_GETFL) == wanted:
             self._shared = True
             return fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, 3)
-        return os.open(f"/proc/self/fd/{ours}", flags)
+        return open_exactly(f"/proc/self/fd/{ours}", flags)
 
     def _make_controlling(self, info: "TtyInfoEntry", flags: int) -> int:
         """/dev/tty, opened by whoever leads the session."""
         leader = self.restore.tasks.get(info.sid)
         if leader is None:
-            return os.open("/dev/tty", flags)
+            return open_exactly("/dev/tty", flags)
         if leader.dead or leader.runner is None:
             raise ImageError("tty-info.img", f"the leader of session {info.sid} is dead, its terminal cannot be")
         program = Program()

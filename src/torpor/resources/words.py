@@ -110,6 +110,7 @@ OTHERS = {
     "thread:pdeathsig": "parent-death signal",
     "thread:pending": "signals pending for the thread",
     "thread:robust_list": "robust futexes",
+    "thread:thread_pointer": "thread-local storage",
     "thread:rseq": "restartable sequences",
     "thread:sched": "scheduling policy and priority, I/O priority, processors",
     "thread:seccomp": "seccomp: refused",
