@@ -188,7 +188,8 @@ class Options:
                                 "dump restore check", argument=OPTIONAL, implied="soft", default="soft",
                                 rpc="manage_cgroups_mode")
     file_locks: bool = flag("keep file locks", "dump restore", short="l", negatable=True,
-                            refused="Torpor does not dump file locks yet")
+                            refused="Torpor does not dump file locks yet; "
+                            "have the program give up its locks first")
     ext_unix_sk: tuple[str, ...] = value("INODE", text, "leave UNIX sockets with a peer outside the tree connected",
                                          "dump restore", short="x", argument=OPTIONAL, many=True,
                                          refused="Torpor cannot keep UNIX sockets connected to programs outside "

@@ -223,7 +223,7 @@ class Files:
         try:
             directory = os.open(f"/proc/{tid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             for number in sorted(map(int, os.listdir(directory))):
-                with self.survey.looking(f"task {task.pid}, fd {number}"):
+                with self.survey.looking(f"{task.subject}, fd {number}"):
                     self._look(task, tid, number, directory, pidfd)
         finally:
             os.close(pidfd)
@@ -251,7 +251,7 @@ class Files:
         self.descriptors += 1
         if info.locks:
             with self.survey.looking(""):
-                refuse_locks(f"task {task.pid}, fd {number} ({link})", info)
+                refuse_locks(f"{task.subject}, fd {number} ({link})", info)
         key = (stat.st_dev, stat.st_ino, info.pos, info.status_flags)
         if self._known(tid, number, key):
             return
@@ -260,7 +260,7 @@ class Files:
             self.seen[-1] = dump_files.kind_of(seen)
             dump_files.examine(self.survey, seen, self.seen[-1])
             if registry.FILES.get(self.seen[-1]) in ("regular", "fifo"):
-                examine_path(self.survey, f"task {task.pid}, fd {number}", link, stat)
+                examine_path(self.survey, f"{task.subject}, fd {number}", link, stat)
                 if stat.st_nlink == 0:
                     self.ghosts[stat.st_dev, stat.st_ino] = stat.st_blocks * 512
         finally:

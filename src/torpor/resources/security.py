@@ -181,7 +181,7 @@ def refuse_locks(subject: str, info: "FdInfo") -> None:
         raise Refusal(
             subject,
             f"a file lock ({lock.kind}, {lock.access.lower()}) is held through it, which Torpor does not dump yet",
-            "have the program give up its locks first",
+            "have the program give up its locks first (an open database mostly holds one: close it)",
             code="file-lock",
         )
 
