@@ -26,7 +26,8 @@ from torpor.typed import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from torpor.arch.base import Registers
     from torpor.engine.process import Report
-    from torpor.engine.spawn import Cradle, Spawner
+    from torpor.engine.spawn import Spawner
+    from torpor.engine.stub import Cradle
     from torpor.engine.tracee import Tracee
     from torpor.model.restore_plan import Plan
     from torpor.options import Options
@@ -62,7 +63,7 @@ def restore(options: "Options", sibling: bool = False) -> RestoreResult:
     parent = TORPORS_PARENT if sibling else FRONT if options.restore_sibling or not options.restore_detached else NOBODY
     cradle = None
     if sibling:
-        from torpor.engine.spawn import Cradle
+        from torpor.engine.stub import Cradle
 
         cradle = Cradle.make()
     child: list[int] = []
@@ -201,6 +202,7 @@ class _Work:
 
     # -- check ------------------------------------------------------------------------------------------------------
     def check(self) -> None:
+        template = _template()  # forks: the sooner, the less there is to be copied
         from torpor import restore_load
         from torpor.arch import native
         from torpor.memory.restore import AddressSpaces
@@ -221,7 +223,7 @@ class _Work:
                 with restore.trying():
                     attribute.check(task, restore)
         with restore.trying():
-            self.registers = restore_load.registers(restore, native(), _template())
+            self.registers = restore_load.registers(restore, native(), template)
             if hasattr(self, "spaces"):  # or that is a problem already
                 self.spaces.vdso.check_threads(restore, self.registers)
         if restore.options.cpu_cap:

@@ -13,7 +13,8 @@ import pytest
 
 from torpor.engine.process import run_engine
 from torpor.engine.program import Program
-from torpor.engine.spawn import Birth, Cradle, Spawner
+from torpor.engine.spawn import Birth, Spawner
+from torpor.engine.stub import Cradle
 from torpor.errors import RestoreFailed, TorporError
 from torpor.kernel.process import CLONE_FILES, CLONE_PARENT, CLONE_VM
 

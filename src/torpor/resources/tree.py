@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tree of tasks at restore: births, sessions, process groups, helpers, zombies, stopped tasks.
 
-model/restore_plan.py says who makes whom and when; here it is done, by one program for all that a task has to do in a
+model/births.py says who makes whom and when; here it is done, by one program for all that a task has to do in a
 row.  Each task's memory is filled before it makes children of its own.
 
 Ends come when all are born, and their news are taken back: whenever a child ends, or stops, the kernel queues SIGCHLD
@@ -36,7 +36,7 @@ from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.engine.executor import Executor
-    from torpor.engine.spawn import Cradle
+    from torpor.engine.stub import Cradle
     from torpor.engine.together import Work
     from torpor.memory.restore import AddressSpaces
     from torpor.resources.context import Restore, RestoreTask
