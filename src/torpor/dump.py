@@ -19,7 +19,7 @@ import time
 
 from torpor import log
 from torpor import signals as signal
-from torpor.errors import DumpFailed, TaskGone, TorporError, UsageError
+from torpor.errors import DumpFailed, Refusal, TaskGone, TorporError, UsageError
 from torpor.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -222,9 +222,10 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
         images.discard()
         guardian.finish()
         if isinstance(error, Exception) and not isinstance(error, (Cancelled, DumpFailed)):
-            import traceback
+            if not isinstance(error, Refusal):  # that has said all there is to say
+                import traceback
 
-            log.debug(traceback.format_exc())
+                log.debug(traceback.format_exc())
             if gone := _gone(session):  # then whatever was read of it was nonsense
                 raise gone from error
             if isinstance(error, OSError):
