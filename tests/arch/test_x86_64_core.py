@@ -97,6 +97,18 @@ def test_smaller_cpu() -> None:
     assert struct.unpack_from("<Q", back, 512) == (7,)
 
 
+def test_smaller_cpu_without_protection_keys() -> None:
+    """Linux gives every program on a CPU that has them rights to key 0 alone, which is no use of them."""
+    core = CoreEntry(mtype=1)
+    fill(core, GENERAL, area(*CPUS["intel pku"], in_use=7 | PKU), 0)
+    assert core.thread_info is not None and core.thread_info.fpregs.xsave is not None
+    with pytest.raises(Refusal, match="protection keys"):
+        read(core, area(*CPUS["avx"]))
+    core.thread_info.fpregs.xsave.pkru = [0x55555554, 0]
+    _, back, _ = read(core, area(*CPUS["avx"]))
+    assert struct.unpack_from("<Q", back, 512) == (7,)
+
+
 def test_refused() -> None:
     with pytest.raises(Refusal, match="no room"):
         fill(CoreEntry(mtype=1), GENERAL, area(*CPUS["intel amx"], in_use=1 << 18), 0)

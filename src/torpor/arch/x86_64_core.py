@@ -47,6 +47,7 @@ _COMPONENTS = {
     17: (64, "", ""),  # AMX: images have no room for it
     18: (8192, "", ""),
 }
+_PKRU, _PKRU_AT_FIRST = 9, 0x55555554  # what Linux gives every program; areas with keys are refused at dump
 _NAMES = {2: "AVX", 3: "MPX", 4: "MPX", 5: "AVX-512", 6: "AVX-512", 7: "AVX-512", 9: "protection keys",
           17: "AMX", 18: "AMX"}  # fmt: skip
 _INTEL = {2: 576, 3: 960, 4: 1024, 5: 1088, 6: 1152, 7: 1664, 9: 2688, 17: 2752, 18: 2816}
@@ -220,7 +221,7 @@ def _load_extended(extended: UserX86XsaveEntry, area: bytearray, template: bytes
             if not 0 < len(data) <= size:
                 raise ImageError("a core image is mangled", f"its registers of {_name(bit)} make no sense")
             area[offsets[bit] : offsets[bit] + len(data)] = data
-        elif any(values):
+        elif any(values) and not (bit == _PKRU and values[0] == _PKRU_AT_FIRST):
             raise Refusal(
                 "a thread in these images", f"it uses {_name(bit)}, which this CPU does not have",
                 "restore it on a CPU that has it", code="cpu-feature",
