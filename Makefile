@@ -4,7 +4,7 @@
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: demo test test-hard test-vm bench lint docs setup clean
+.PHONY: demo test test-hard test-vm test-vm-subset bench lint docs setup clean
 
 demo: .venv/ready-demo
 	$(PYTHON) tools/demo.py
@@ -16,6 +16,10 @@ test: .venv/ready-test
 # One of them: make test-vm ARCH=s390x KERNEL=6.12 TESTS=read
 test-vm: .venv/ready-vm
 	$(PYTHON) -m pytest -m vm tests/vm -k "test$(if $(ARCH), and $(ARCH)-)$(if $(KERNEL), and $(KERNEL)-)$(if $(TESTS), and ($(TESTS)))" $(PYTEST_ARGS)
+
+# A little of everything on all ten kernels; a few minutes.
+test-vm-subset: .venv/ready-vm
+	$(PYTHON) -m pytest -m vm_subset tests/vm $(PYTEST_ARGS)
 
 # What make test does of harm and nonsense, in full numbers: 200 and 100 kills, 10,000 and 300 mutated checkpoints.
 # Takes half an hour; prints the counts.

@@ -90,6 +90,7 @@ class Guests:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "vm: runs in a guest with another kernel or architecture (make test-vm)")
+    config.addinivalue_line("markers", "vm_subset: of these, a few minutes' worth (make test-vm-subset)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every workload, dumped and restored by guests: test_guest_workloads.py::test_in_guest[ARCH-KERNEL-NAME-MODE].
 
-The cases are run by guest/workloads.py.  TORPOR_MODES chooses modes, as for tests/test_workloads.py.
+The cases are run by guest/workloads.py.  TORPOR_MODES chooses modes, as for tests/test_workloads.py; else all workloads
+are restored, and those of `SUBSET` also go on.  ``-m vm_subset`` is a few minutes on all kernels.
 """
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from vmlab.targets import KERNELS, TARGETS
@@ -13,12 +16,36 @@ from harness.modes import selected
 from harness.workload import all_workloads
 
 MODULE = "workloads"
-MODES = selected() if os.environ.get("TORPOR_MODES") else ["restore", "leave-running"]
-CASES = ["command_line", *(f"{workload.name}-{mode}" for workload in all_workloads() for mode in MODES)]
+# A little of everything: what an architecture or an old kernel would break first.
+SUBSET = (
+    "attr_rlimits", "cpu_registers", "fd_epoll", "fd_ghost", "fd_pipe", "fd_reg", "fd_timerfd", "mem_anon",
+    "mem_file_private", "mem_shared_anon", "mem_vdso", "share_vm", "sig_actions", "sig_pending", "sk_listen",
+    "sk_pair_stream", "sys_poll", "time_itimers", "tree_sessions", "tty_session",
+)  # fmt: skip
+
+
+def cases() -> Iterator[Any]:
+    yield pytest.param("command_line", marks=pytest.mark.vm_subset)
+    chosen = selected() if os.environ.get("TORPOR_MODES") else []
+    for workload in all_workloads():
+        for mode in chosen or (["restore", "leave-running"] if workload.name in SUBSET else ["restore"]):
+            few = workload.name in SUBSET and mode == "restore"
+            yield pytest.param(f"{workload.name}-{mode}", marks=[pytest.mark.vm_subset] if few else [])
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.vm_subset
+@pytest.mark.parametrize("case", ["cpu_pac-restore"])
+@pytest.mark.parametrize("cpu", ["max"])
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("arch", ["aarch64"])
+def test_on_the_largest_cpu(guests, arch: str, kernel: str, cpu: str, case: str) -> None:  # type: ignore[no-untyped-def]
+    """What the ordinary processor of the guests does not have."""
+    print(guests.check(arch, kernel, MODULE, case, cpu))
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("case", list(cases()))
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("arch", TARGETS)
 def test_in_guest(guests, arch: str, kernel: str, case: str) -> None:  # type: ignore[no-untyped-def]

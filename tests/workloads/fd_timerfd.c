@@ -11,7 +11,7 @@ static struct itimerspec left(int fd)
 	return spec;
 }
 
-static int64_t ns(struct timespec time) { return time.tv_sec * 1000000000 + time.tv_nsec; }
+static int64_t ns(struct timespec time) { return time.tv_sec * 1000000000LL + time.tv_nsec; }
 
 static int timer(clockid_t clock, int flags, int settime, time_t value, time_t interval)
 {

@@ -48,7 +48,7 @@ int main(void)
 			MUST(sigaction(i, &action, NULL));
 		}
 	/* the C library keeps 32 and 33 to itself: by the system call */
-	struct { void *handler; unsigned long flags; void *restorer; uint64_t mask; } raw = {SIG_IGN, 0, NULL, 0x10}, now;
+	struct { void *handler; unsigned long flags; void *restorer; uint64_t mask; } __attribute__((packed)) raw = {SIG_IGN, 0, NULL, 0x10}, now;
 	MUST((int)syscall(SYS_rt_sigaction, 33, &raw, NULL, 8L));
 	wl_ready_wait();
 	for (int i = 1; i <= 64; i++) {

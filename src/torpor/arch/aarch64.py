@@ -23,6 +23,7 @@ from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
+    from torpor.images.schema.core_aarch64 import PacKeys
 
 _CALLS = """
 0 io_setup io_destroy io_submit io_cancel io_getevents setxattr lsetxattr fsetxattr getxattr lgetxattr fgetxattr
@@ -53,6 +54,7 @@ pkey_alloc pkey_free statx io_pgetevents rseq kexec_file_load
 """
 
 NT_PRFPREG, NT_ARM_TLS, NT_ARM_SVE, NT_ARM_SSVE = 2, 0x401, 0x405, 0x40B
+NT_ARM_PACA_KEYS, NT_ARM_PACG_KEYS, NT_ARM_PAC_ENABLED_KEYS = 0x407, 0x408, 0x40A
 
 _GENERAL = struct.Struct("<34Q")
 X0, X8, SP, PC, PSTATE = 0, 8, 31, 32, 33
@@ -78,6 +80,9 @@ def _words(general: bytes) -> list[int]:
     return list(_GENERAL.unpack(general))
 
 
+_PAC_NAMES = tuple(f"ap{key}key_{half}" for key in ("ia", "ib", "da", "db") for half in ("lo", "hi"))
+
+
 class AArch64(Arch):
     name = "aarch64"
     word = "<Q"
@@ -96,6 +101,7 @@ class AArch64(Arch):
     vdso_names = ("[vdso]", "[vvar]")
     call_before_stop = True
     restarts_alike = False
+    optional = (NT_ARM_PACA_KEYS, NT_ARM_PACG_KEYS, NT_ARM_PAC_ENABLED_KEYS)
     volatile = (NT_ARM_SVE, NT_ARM_SSVE)
 
     def is_live(self, which: int, data: bytes) -> bool:
@@ -207,6 +213,7 @@ class AArch64(Arch):
             tls=struct.unpack_from("<Q", registers.others[NT_ARM_TLS])[0],
             gpregs=UserAarch64RegsEntry(regs=r[:31], sp=r[SP], pc=r[PC], pstate=r[PSTATE]),
             fpsimd=UserAarch64FpsimdContextEntry(vregs=vectors, fpsr=status & 0xFFFFFFFF, fpcr=status >> 32),
+            pac_keys=_pac_keys(registers.others),
         )
 
     def from_core(self, core: "CoreEntry", template: Registers) -> tuple[Registers, int]:
@@ -215,16 +222,44 @@ class AArch64(Arch):
         self.expect(len(g.regs) == 31 and len(f.vregs) == 64, "wrong number of registers")
         fpsimd = struct.pack("<64QII", *f.vregs, f.fpsr, f.fpcr)
         tls = struct.pack("<Q", info.tls)
-        return (
-            Registers(
-                _GENERAL.pack(*g.regs, g.sp, g.pc, g.pstate),
-                {
-                    NT_PRFPREG: fpsimd + template.others[NT_PRFPREG][len(fpsimd) :],
-                    NT_ARM_TLS: tls + template.others[NT_ARM_TLS][len(tls) :],
-                },
-            ),
-            info.clear_tid_addr,
+        others = {
+            NT_PRFPREG: fpsimd + template.others[NT_PRFPREG][len(fpsimd) :],
+            NT_ARM_TLS: tls + template.others[NT_ARM_TLS][len(tls) :],
+        }
+        if info.pac_keys is not None:
+            keys = _pac_regsets(info.pac_keys)
+            if keys.keys() - template.others.keys():
+                self.refuse("the program's pointers are signed, which this processor cannot do",
+                            "restore them on one that can")  # fmt: skip
+            others |= keys
+        return Registers(_GENERAL.pack(*g.regs, g.sp, g.pc, g.pstate), others), info.clear_tid_addr
+
+
+def _pac_keys(others: Mapping[int, bytes]) -> "PacKeys | None":
+    """Pointer-authentication keys: a program whose return addresses are signed does not get far without them."""
+    from torpor.images.schema.core_aarch64 import PacAddressKeys, PacGenericKeys, PacKeys
+
+    found = PacKeys()
+    if NT_ARM_PACA_KEYS in others:
+        enabled = struct.unpack("<Q", others.get(NT_ARM_PAC_ENABLED_KEYS, bytes(8)))[0]
+        found.pac_address_keys = PacAddressKeys(
+            **dict(zip(_PAC_NAMES, struct.unpack("<8Q", others[NT_ARM_PACA_KEYS]), strict=True)),
+            pac_enabled_key=enabled,
         )
+    if NT_ARM_PACG_KEYS in others:
+        low, high = struct.unpack("<2Q", others[NT_ARM_PACG_KEYS])
+        found.pac_generic_keys = PacGenericKeys(apgakey_lo=low, apgakey_hi=high)
+    return found if found.pac_address_keys or found.pac_generic_keys else None
+
+
+def _pac_regsets(keys: "PacKeys") -> dict[int, bytes]:
+    found = {}
+    if (address := keys.pac_address_keys) is not None:
+        found[NT_ARM_PACA_KEYS] = struct.pack("<8Q", *(getattr(address, name) for name in _PAC_NAMES))
+        found[NT_ARM_PAC_ENABLED_KEYS] = struct.pack("<Q", address.pac_enabled_key)
+    if (generic := keys.pac_generic_keys) is not None:
+        found[NT_ARM_PACG_KEYS] = struct.pack("<2Q", generic.apgakey_lo, generic.apgakey_hi)
+    return found
 
 
 def _sve_context(data: bytes, streaming: int) -> bytes:

@@ -124,6 +124,7 @@ class Arm(Arch):
     instruction_alignment = 4
     regsets = (NT_ARM_VFP,)
     thread_area = NT_ARM_TLS  # not a regset here; set by the call set_tls, inside the task
+    call_stop_keeps_all = False  # the kernel puts back what `ip` was, over what the tracer has set
     vdso_names = ("[vdso]", "[vvar]", "[sigpage]")
     sigaction_size = 20
     restarts_alike = False

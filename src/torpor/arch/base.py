@@ -55,6 +55,7 @@ class Arch:
     instruction: bytes  # enters a system call; to be found in the vDSO
     instruction_alignment: int
     regsets: Sequence[int]  # NT_* numbers besides NT_PRSTATUS, where the CPU has them
+    optional: Sequence[int] = ()  # more of them, which not every CPU has
     vdso_names: tuple[str, ...] = ("[vdso]", "[vvar]", "[vvar_vclock]")
     sigaction_size = 32  # struct kernel_sigaction: handler, flags, restorer, mask
     ioctl_directions = (0, 1 << 30, 2 << 30)  # bits of a request's number: nothing is copied, to the kernel, from it
@@ -64,6 +65,7 @@ class Arch:
     volatile: Sequence[int] = ()  # NT_* numbers, where the CPU has them, of what any system call destroys (`is_live`)
     untag_mask = (1 << 64) - 1  # what /proc/PID/status shows of a task for which no bits of addresses are ignored
     thread_area = 0  # NT_* number under which the word of PTRACE_GET_THREAD_AREA is kept (arm: the thread pointer)
+    call_stop_keeps_all = True  # False: some of the registers that are set in a system-call stop are lost
     call_before_stop = False  # `resumed` needs what /proc/TID/syscall said before the task was stopped
     restarts_alike = True  # `again` makes the kernel itself begin the call again, unless a signal is to be caught first
 

@@ -88,17 +88,21 @@ class Tracee:
 
     def _read_volatile(self) -> None:
         for which in self.arch.volatile:
-            if which in _absent:
-                continue
-            try:
-                data = ptrace.get_regset(self.tid, which)
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.ENODEV):
-                    raise
-                _absent.add(which)
-                continue
-            if self.arch.is_live(which, data):
+            data = self._if_present(which)
+            if data is not None and self.arch.is_live(which, data):
                 self._specials[which] = data
+
+    def _if_present(self, which: int) -> bytes | None:
+        """A register set that not every CPU, or kernel, has."""
+        if which in _absent:
+            return None
+        try:
+            return ptrace.get_regset(self.tid, which)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENODEV):
+                raise
+            _absent.add(which)
+            return None
 
     @property
     def rseq(self) -> ptrace.RseqConfiguration:
@@ -124,6 +128,9 @@ class Tracee:
         """Everything the CPU has of this thread, settled, and outside a restartable sequence: for an image."""
         if self._others is None:
             self._others = {nt: ptrace.get_regset(self.tid, nt) for nt in self.arch.regsets}
+            for which in self.arch.optional:
+                if (data := self._if_present(which)) is not None:
+                    self._others[which] = data
             if self.arch.thread_area:
                 self._others[self.arch.thread_area] = ptrace.thread_area(self.tid)
             _ = self.general

@@ -151,9 +151,12 @@ class Terminals:
         """Open until every number has come; the kernel gives the lowest that is free."""
         spare: list[int] = []
         missing = set(numbers)
+        large = 0  # 32-bit programs open with it, or without
+        for entry in self._entries:
+            large |= entry.tty.flags & tty_calls.O_LARGEFILE if entry.tty is not None else 0
         try:
             while missing:
-                fd = os.open(name, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+                fd = open_exactly(name, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | large)
                 number = tty_calls.number(fd, tty_calls.TIOCGPTN)
                 if number in missing:
                     missing.discard(number)

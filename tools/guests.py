@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write docs/guests.md: which objects come back on which architecture and kernel, from what guests have said.
+
+    python tools/guests.py         from the results that `make test-vm` has left in its cache
+
+Nothing here is written by hand: what has not been run is shown as not run.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = ROOT / "docs/guests.md"
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/vm")]
+
+from vmlab import cache_dir  # noqa: E402
+from vmlab.targets import KERNELS, TARGETS  # noqa: E402
+
+from harness.workload import Workload, all_workloads  # noqa: E402
+
+HEAD = """\
+# Objects in guests
+
+What `make test-vm` found: each workload of `tests/workloads` is dumped and restored inside guests with Debian's own
+kernels of each architecture, under QEMU's emulation, and compared with what it was. ppc64le has pages of 64 KiB in 6.1
+and of 4 KiB in 6.12. Written by `tools/guests.py` from the guests' results.
+
+`+` comes back · `r` is refused in words (below) · `-` cannot be had on that machine · `F` fails · empty: not run
+"""
+Result = dict[str, str]
+
+
+def results(arch: str, kernel: str) -> dict[str, Result]:
+    path = cache_dir() / "results" / f"{arch}-{kernel}-workloads.json"
+    found: dict[str, Result] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def about(workload: Workload) -> str:
+    """The first sentence of its comment."""
+    text = re.sub(r"\s*\n \*\s*", " ", workload.path.read_text()[:1500])
+    found = re.search(r"/\* (?!wl:)(.*?[.:])[\s*]", text) or re.search(r'"""(.*?[.:])\s', text)
+    return found[1].rstrip(".:").replace("|", "/") if found else workload.name
+
+
+def mark(result: Result | None) -> str:
+    if result is None:
+        return ""
+    refused = result["output"].startswith("refused: ")
+    return {"passed": "r" if refused else "+", "skipped": "-"}.get(result["outcome"], "F")
+
+
+def main() -> int:
+    columns = [(arch, kernel) for arch in TARGETS for kernel in KERNELS]
+    known = {column: results(*column) for column in columns}
+    lines = [HEAD, "| workload | what it owns | " + " | ".join(f"{arch} {kernel}" for arch, kernel in columns) + " |"]
+    lines.append("|---|---|" + "---|" * len(columns))
+    words: dict[str, list[str]] = {}
+    for workload in all_workloads():
+        found = {column: known[column].get(f"{workload.name}-restore") for column in columns}
+        marks = [mark(result) for result in found.values()]
+        lines.append(f"| {workload.name} | {about(workload)} | {' | '.join(marks)} |")
+        for (arch, kernel), result in found.items():
+            if result is not None and mark(result) in ("r", "-"):
+                why = re.sub(r"^(refused|cannot run here): ", "", result["output"].strip().splitlines()[0])
+                words.setdefault(f"{workload.name}: {why}", []).append(f"{arch} {kernel}")
+    lines += ["", "## Refused, or not to be had", ""]
+    lines += [f"- {why} ({', '.join(where)})" for why, where in words.items()]
+    lines += [
+        "",
+        "## In numbers",
+        "",
+        "| kernel | come back | refused | not to be had | fail |",
+        "|---|---|---|---|---|",
+    ]
+    for (arch, kernel), found_there in known.items():
+        marks = [mark(result) for case, result in found_there.items() if case.endswith("-restore")]
+        lines.append(f"| {arch} {kernel} | " + " | ".join(str(marks.count(one)) for one in "+r-F") + " |")
+    TARGET.write_text("\n".join(lines) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
