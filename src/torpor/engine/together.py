@@ -30,15 +30,19 @@ class _Worker:
     def __init__(self, runner: Executor, work: Iterator[Program]) -> None:
         self.runner, self.work = runner, work
         self.batches: Iterator[Batch] = iter(())
+        self.ahead: Batch | None = None  # laid out while the one before it runs
 
     def go_on(self) -> bool:
         """Start what comes next; False: there is nothing left."""
-        while (batch := next(self.batches, None)) is None:
+        batch = self.ahead
+        while batch is None:
             program = next(self.work, None)
             if program is None:
                 return False
             self.batches = self.runner.batches(program)
+            batch = next(self.batches, None)
         self.runner.start(batch)
+        self.ahead = next(self.batches, None)
         return True
 
 

@@ -29,10 +29,9 @@ _UNKNOWN: Final = None, -1
 _KNOWN_SIZE: Final = 2048  # bytes of a message that is remembered
 _MANY: Final = 8  # a message with that many numbers, and nothing else, is read by its rest
 
-# What a row of the tables says about a field.  The ones before _REPEATED are singular.
-_NUMBER, _MESSAGE, _BYTES, _STRING, _REPEATED = 0, 1, 2, 3, 4
-_NUMBERS, _MESSAGES, _BYTESES, _STRINGS, _PACKED = 4, 5, 6, 7, 8
-_FIXED_NUMBER, _FIXED_NUMBERS, _ODD_NUMBER = 9, 10, 11
+# What a row of the tables says about a field.  From _MESSAGE on it has a length before it.
+_NUMBER, _ODD_NUMBER, _NUMBERS, _FIXED_NUMBER, _FIXED_NUMBERS = 0, 1, 2, 3, 4
+_MESSAGE, _MESSAGES, _STRING, _STRINGS, _BYTES, _BYTESES, _PACKED = 5, 6, 7, 8, 9, 10, 11
 
 
 class _Decoder:
@@ -49,8 +48,8 @@ class _Decoder:
             if field.is_message:
                 self.table[tag | 2] = _MESSAGES if many else _MESSAGE, name, (field, {})
             elif kind in (BYTES, STRING):
-                what = _BYTES if kind == BYTES else _STRING
-                self.table[tag | 2] = what + _REPEATED if many else what, name, None
+                what = (_BYTESES if many else _BYTES) if kind == BYTES else (_STRINGS if many else _STRING)
+                self.table[tag | 2] = what, name, None
             elif kind == FIXED64:
                 self.table[tag | 1] = _FIXED_NUMBERS if many else _FIXED_NUMBER, name, None
                 if many:
@@ -140,6 +139,37 @@ def _read(cls: type[Message], decoder: _Decoder, data: bytes, at: int, values: d
             else:
                 values[name] = value
                 at += 1
+        elif what >= _MESSAGE:
+            size = data[at]
+            if size > 127:
+                size, at = read_varint(data, at)
+            else:
+                at += 1
+            start, at = at, at + size
+            if at > end:
+                raise IndexError
+            body = data[start:at]
+            if what <= _MESSAGES:
+                field, known = more
+                message, deepest = known.get(body, _UNKNOWN) if known is not None else _UNKNOWN
+                if depth > deepest:  # it may hold others: only where it was as deep, or deeper, is it not too deep
+                    message = decode(field.loaded or field.load(), body, depth + 1)
+                    if known is not None and size <= _KNOWN_SIZE and len(known) < _KNOWN:
+                        known[body] = message, depth
+                        if field.loaded._decoder.rests is not None:  # areas, registers: no two are alike
+                            table[tag] = what, name, (field, None)
+                if what == _MESSAGE:
+                    values[name] = message
+                else:
+                    values[name].append(message)
+            elif what == _STRING:
+                values[name] = _text(cls, body)
+            elif what == _BYTES:
+                values[name] = body
+            elif what == _PACKED:
+                values[name] += _unpack(body, more)
+            else:
+                values[name].append(body if what == _BYTESES else _text(cls, body))
         elif what == _ODD_NUMBER:
             value, at = read_varint(data, at)
             values[name] = more(value)
@@ -157,42 +187,13 @@ def _read(cls: type[Message], decoder: _Decoder, data: bytes, at: int, values: d
                         values[name] += [more(0)] * count
                         at += 2 * count
             values[name].append(more(value))
-        elif what in (_FIXED_NUMBER, _FIXED_NUMBERS):
+        else:
             (value,) = struct.unpack_from("<Q", data, at)
             at += 8
             if what == _FIXED_NUMBER:
                 values[name] = value
             else:
                 values[name].append(value)
-        else:
-            size = data[at]
-            if size > 127:
-                size, at = read_varint(data, at)
-            else:
-                at += 1
-            start, at = at, at + size
-            if at > end:
-                raise IndexError
-            body = data[start:at]
-            if what in (_MESSAGE, _MESSAGES):
-                field, known = more
-                message, deepest = known.get(body, _UNKNOWN)
-                if depth > deepest:  # it may hold others: only where it was as deep, or deeper, is it not too deep
-                    message = decode(field.loaded or field.load(), body, depth + 1)
-                    if size <= _KNOWN_SIZE and len(known) < _KNOWN:
-                        known[body] = message, depth
-                if what == _MESSAGE:
-                    values[name] = message
-                else:
-                    values[name].append(message)
-            elif what == _STRING:
-                values[name] = _text(cls, body)
-            elif what == _BYTES:
-                values[name] = body
-            elif what == _PACKED:
-                values[name] += _unpack(body, more)
-            else:
-                values[name].append(body if what == _BYTESES else _text(cls, body))
 
 
 def _text(cls: type[Message], body: bytes) -> str:

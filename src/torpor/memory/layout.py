@@ -27,23 +27,25 @@ def checked(name: str, mm: "MmEntry", user_end: int) -> list[VmaEntry]:
         raise ImageError(f"{name} is mangled", f"it has {len(mm.vmas)} areas")
     end = 0
     for area in mm.vmas:
-        where = f"the area {area.start:#x}-{area.end:#x}"
-        if area.start % PAGE or area.end % PAGE or area.start >= area.end:
-            raise ImageError(f"{name} is mangled", f"{where} cannot be")
-        if area.status & vma.VSYSCALL:
+        start, stop = area.start, area.end
+        if start % PAGE or stop % PAGE or start >= stop:
+            raise _mangled(name, area, "cannot be")
+        if area.status & (vma.VSYSCALL | vma.GUARD):
+            if area.status & vma.GUARD and not area.status & vma.VSYSCALL and stop > user_end:
+                raise _mangled(name, area, "lies outside of user memory")
             continue
-        if area.status & vma.GUARD:
-            if area.end > user_end:
-                raise ImageError(f"{name} is mangled", f"{where} lies outside of user memory")
-            continue
-        if area.start < end:
-            raise ImageError(f"{name} is mangled", f"{where} is out of order or overlaps")
-        if area.end > user_end or area.start < LOWEST:
-            raise ImageError(f"{name} is mangled", f"{where} lies outside of user memory")
+        if start < end:
+            raise _mangled(name, area, "is out of order or overlaps")
+        if stop > user_end or start < LOWEST:
+            raise _mangled(name, area, "lies outside of user memory")
         if area.prot & ~7 or area.pgoff % PAGE:
-            raise ImageError(f"{name} is mangled", f"{where} has impossible protection or offset")
-        end = area.end
+            raise _mangled(name, area, "has impossible protection or offset")
+        end = stop
     return [area for area in mm.vmas if not area.status & (vma.VSYSCALL | vma.GUARD)]
+
+
+def _mangled(name: str, area: VmaEntry, why: str) -> ImageError:
+    return ImageError(f"{name} is mangled", f"the area {area.start:#x}-{area.end:#x} {why}")
 
 
 def find_hole(size: int, occupied: Iterable[Span], user_end: int) -> int:

@@ -257,7 +257,7 @@ class AddressSpaces:
             if area.flags & vma.MAP_LOCKED:
                 flags = MLOCK_ONFAULT if area.start in on_fault else 0
                 program.call("mlock2", area.start, area.end - area.start, flags)
-        if space.extras:
+        if space.extras and space.extras.names:
             ends = {area.start: area.end for area in space.areas}
             for name in space.extras.names:
                 if name.start in ends:
@@ -265,7 +265,7 @@ class AddressSpaces:
                     program.call(
                         "prctl", PR_SET_VMA, PR_SET_VMA_ANON_NAME, name.start, ends[name.start] - name.start, text
                     )
-        if space.extras:
+        if space.extras and space.extras.sealed:
             sealed = set(space.extras.sealed)  # the last change that they allow (mseal, Linux 6.10)
             for area in space.areas:
                 if area.start in sealed:

@@ -122,10 +122,10 @@ def together(areas: Sequence[VmaEntry], changing: "set[int]") -> list[list[VmaEn
         if (
             last is not None
             and last.end == area.start
-            and last.flags & KEPT_FLAGS == area.flags & KEPT_FLAGS
-            and not area.flags & (vma.MAP_GROWSDOWN | vma.MAP_SHARED)
             and area.start in changing
             and last.start in changing
+            and last.flags & KEPT_FLAGS == area.flags & KEPT_FLAGS
+            and not area.flags & (vma.MAP_GROWSDOWN | vma.MAP_SHARED)
         ):
             spans[-1].append(area)
         else:
