@@ -68,6 +68,7 @@ class Places:
         self._spaces, self._find_hole = spaces, find_hole
         self._spare = 0
         self._redirected: dict[bytes, bytes] = {}
+        self._foreign: dict[int, bytes] = {}  # texts that are not this kernel's, by PID
         self.of = {pid: place for pid, space in spaces.items() if (place := self._find(space)) is not None}
 
     def _find(self, space: "AddressSpace") -> Place | None:
@@ -77,6 +78,8 @@ class Places:
             return None
         data = data or (code[0], code[0])
         text, kernels = _stored(space, code), self.kernels
+        if text and text != kernels.text:
+            self._foreign[space.task.pid] = text
         same_size = code[1] - code[0] == len(kernels.text) and data[1] - data[0] == kernels.data
         if same_size and (not text or text == kernels.text or self._fits(text)):
             return Place(data, code, b"", 0)
@@ -114,23 +117,25 @@ class Places:
 
     def check_threads(self, restore: "Restore", registers: "dict[int, Registers]") -> None:
         """Refuse threads in the middle of a function that this kernel's vDSO does not have there."""
+        foreign = [pid for pid in self.of if pid in self._foreign]
+        if not foreign:
+            return
         from torpor.memory import vdso
 
-        for pid, place in self.of.items():
-            start, end = place.code
-            task = restore.tasks[pid]
-            for other in restore.tasks.values():
-                if other.dead or other.ids is None or task.ids is None or other.ids.vm_id != task.ids.vm_id:
-                    continue
-                for tid in other.cores:
+        sharing: dict[int, list[RestoreTask]] = {}
+        for task in restore.tasks.values():
+            if task.ids is not None:
+                sharing.setdefault(task.ids.vm_id, []).append(task)
+        for pid in foreign:
+            start, end = self.of[pid].code
+            owner = restore.tasks[pid].ids
+            for task in sharing[owner.vm_id] if owner is not None else ():
+                for tid in task.cores:
                     pc = native().pc(registers[tid].general) if tid in registers else 0
-                    if not start <= pc < end:
-                        continue
-                    text = _stored(self._spaces[pid], place.code)
-                    if text and text != self.kernels.text and pc - start not in vdso.entries(text):
+                    if start <= pc < end and pc - start not in vdso.entries(self._foreign[pid]):
                         why = f"its thread {tid} was in the middle of a function of its kernel's vDSO"
                         remedy = "restore it under the kernel that it was dumped on"
-                        restore.problem(other.refusal(why, remedy, code="inside-vdso"))
+                        restore.problem(task.refusal(why, remedy, code="inside-vdso"))
 
     # -- restore ----------------------------------------------------------------------------------------------------
     def place(self, task: "RestoreTask", inherited_from: int) -> None:
