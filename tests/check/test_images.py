@@ -97,6 +97,15 @@ def test_can_be_restored(dumped: Dumped) -> None:
     assert all(map(gone, dumped.pids))
 
 
+@pytest.mark.parametrize("left", [b"", bytes(60), b"rubbish" * 9])
+def test_statistics_lost_by_a_power_failure(dumped: Dumped, left: bytes) -> None:
+    """They alone are not synced; a checkpoint is none the worse without them."""
+    dumped.end()
+    (dumped.images / "stats-dump").write_bytes(left)
+    assert dumped.check().ok
+    assert command("show", dumped.images).returncode == 0
+
+
 def test_what_is_taken_is_named_at_once(dumped: Dumped) -> None:
     (dumped.directory / "kept").write_text("other content")
     report = dumped.check()

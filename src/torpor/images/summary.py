@@ -131,8 +131,11 @@ def summarize(images: ImageReader) -> Summary:
             found.stored += size
         elif kind is SHMEM_PAGEMAP and isinstance(id, int):
             found.segments.append(Segment(id, PagemapReader(images, id, SHMEM_PAGEMAP).bytes_stored))
-    stats = images.find(STATS, "dump")
-    found.stats = stats.dump if stats else None
+    try:
+        stats = images.find(STATS, "dump")
+        found.stats = stats.dump if stats else None
+    except ImageError:
+        pass  # nothing depends on them, so nobody waits for the disk: after a power failure they may be rubbish
     found.files = {file.id: file for file in images.entries(FILES)}
     found.memfds = {inode.inode_id: inode for inode in images.entries(MEMFD_INODE)}
     found.remaps = {remap.orig_id: remap.get("remap_type") or 0 for remap in images.entries(REMAP_FPATH)}
