@@ -2,6 +2,7 @@
 """What a dump does between freeze and thaw: look at everything, ask the tasks, put them back."""
 
 import os
+import time
 from errno import EIO
 from resource import RLIMIT_NOFILE
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from torpor.resources.context import Dump
 
 VDSO_STEPS = 5000  # instructions; a call takes a hundred or two, unless the kernel changes the clock meanwhile
+STOPPING_S = 5.0  # until every task has come to its stop
 AT_ONCE = 32  # tasks that run programs at the same time
 KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND = range(5)
 
@@ -315,6 +317,19 @@ def cure(dump: "Dump", stop: bool = False) -> None:
         if task.pidfd >= 0:
             os.close(task.pidfd)
             task.pidfd = -1
+    if stop:
+        _await_stops([thread.tid for task in dump.tasks.values() for thread in task.threads])
+
+
+def _await_stops(tids: list[int]) -> None:
+    """A thread stops when the kernel lets it run next: on a busy machine after we would have said that all is done."""
+    deadline = time.monotonic() + STOPPING_S
+    for tid in tids:
+        try:
+            while parse_stat(read_all(f"/proc/{tid}/stat")).state not in "TtZX" and time.monotonic() < deadline:
+                time.sleep(0.0005)
+        except (OSError, TaskGone):
+            pass  # it has ended
 
 
 def cure_all(dump: "Dump", tree: "FrozenTree") -> None:
