@@ -127,6 +127,9 @@ def main(arguments: list[str]) -> int:
     if target:
         Path(target).write_text(report.markdown(results, names, facts, failures))
         print(f"written to {os.path.relpath(target)}")
+    if whole and not chosen.write and not failures:
+        readme = ROOT / "README.md"
+        readme.write_text(report.in_readme(readme.read_text(), results, names, facts))
     return 1 if failures else 0
 
 

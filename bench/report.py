@@ -27,6 +27,7 @@ class Measured(NamedTuple):
     quiet: float | None  # seconds: the longest gap when nobody dumps
 
 
+README_BEGIN, README_END = "<!-- written by make bench -->", "<!-- until here -->"
 Results = dict[Case, dict[str, Measured]]
 Table = list[list[str]]
 
@@ -111,6 +112,35 @@ def main_table(results: Results, tools: list[str]) -> Table:
             row += [f"{measured.rows[tool][-1].size / 1e6:.1f}" for tool in tools]
             table.append(row)
     return table
+
+
+def short_table(results: Results, tools: list[str]) -> Table:
+    """What the README shows: times and their ratios."""
+    table = [["work", "frozen: Torpor", "CRIU", "ratio", "command: Torpor", "CRIU", "ratio"]]
+    for command in (DUMP, RESTORE):
+        for case, by_command in results.items():
+            if command not in by_command:
+                continue
+            row = [f"{command}, {case.title}"]
+            for field in ("frozen", "whole"):
+                values = [[getattr(r, field) for r in by_command[command].rows[tool]] for tool in tools]
+                if any(None in some for some in values):
+                    row += ["", "", ""]
+                else:
+                    ours, theirs = (median(some) for some in values)
+                    row += [f"{ours * 1000:.0f} ms", f"{theirs * 1000:.0f} ms", f"{ours / theirs:.2f}"]
+            table.append(row)
+    return table
+
+
+def in_readme(text: str, results: Results, tools: list[str], about: list[str]) -> str:
+    """The README with the short table in its place."""
+    before, begin, rest = text.partition(README_BEGIN)
+    _, end, after = rest.partition(README_END)
+    if not (begin and end):
+        raise ValueError(f"README.md has no place for the table between {README_BEGIN} and {README_END}")
+    said = "; ".join(about[1:])
+    return f"{before}{begin}\n{piped(short_table(results, tools))}\n\n{said[0].upper()}{said[1:]}.\n{end}{after}"
 
 
 def growth_table(results: Results, tools: list[str]) -> Table:
