@@ -11,7 +11,8 @@ the first::
         log.info(pid.value)
 
 While one task runs its program, those of others are built, sent and collected: every processor has something to do,
-and nobody waits for a task to wake up.  (Measured: 200 tasks whose memory is filled, one after the other: 370 ms.)
+and nobody waits for a task to wake up.  (Measured: a restore of 200 processes took 1.2 s one after the other, with two
+programs where there is one now, and takes 0.5 s.)
 """
 
 from collections.abc import Generator, Iterable, Iterator

@@ -4,7 +4,7 @@
 A restore reads tens of thousands of messages before it can begin, and most of what is in them is alike: what follows
 an area's two addresses is that of a hundred others, nobody owns the signals of most files, threads have one set of
 credentials.  So nested messages that are alike, byte for byte, are decoded once and shared; and of messages of many
-numbers the first two are read and the rest is looked up.  (Measured on 10,000 areas: 2.4 µs instead of 6.2 each.)
+numbers the first two are read and the rest is looked up.  (Measured on 10,000 areas: 3 µs instead of 7 each.)
 """
 
 from __future__ import annotations

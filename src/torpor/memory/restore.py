@@ -60,8 +60,11 @@ class AddressSpaces:
         for task in restore.tasks.values():
             if not task.dead and restore.images.exists(kinds.MM, task.pid):
                 self.spaces[task.pid] = AddressSpace(restore, task)
-        for task in restore.tasks.values():
-            if not task.dead and task.pid not in self.spaces and not self._shares(task):
+        shared = {ids.vm_id for pid in self.spaces if (ids := restore.tasks[pid].ids) is not None}
+        for task in restore.tasks.values():  # those that have none live in another's (CLONE_VM)
+            if task.dead or task.pid in self.spaces:
+                continue
+            if task.ids is None or task.ids.vm_id not in shared:
                 raise ImageError(f"{kinds.MM.file_name(task.pid)} is missing", code="missing-image")
         spans = [(area.start, area.end) for space in self.spaces.values() for area in space.areas]
         self._occupied = [*spans, STUB, native().stub_layout]
@@ -74,14 +77,6 @@ class AddressSpaces:
     def _find_hole(self, size: int, *more: Span) -> int:
         """A place that nothing uses: no area of the whole tree, nor what the first task begins with."""
         return layout.find_hole(size, [*self._occupied, *more], native().user_end)
-
-    def _shares(self, task: "RestoreTask") -> bool:
-        """Whether the task lives in another's address space (CLONE_VM)."""
-        return any(
-            other.ids is not None and task.ids is not None and other.ids.vm_id == task.ids.vm_id
-            for pid in self.spaces
-            if (other := self.restore.tasks[pid]) is not task
-        )
 
     # -- before children are forked ---------------------------------------------------------------------------------
     def fill_before_fork(self, task: "RestoreTask") -> "Work":
