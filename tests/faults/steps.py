@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from faults.victim import HERE, SOURCE, Victim
+from faults.victim import HERE, SETTLE_S, SOURCE, Victim
 from harness.events import Nursery
 
 
@@ -15,7 +15,7 @@ def meddled(step: int, deeds: str, victim: Victim, images: Path, *options: str) 
     """A dump at whose `step`th step the deeds are done; its status and words."""
     command = [sys.executable, HERE / "meddling.py", str(step), deeds, "dump", "-t", str(victim.pid), "-D", images]
     environment = dict(os.environ, PYTHONPATH=str(SOURCE), PYTHONDONTWRITEBYTECODE="1")
-    with Nursery():
+    with Nursery(SETTLE_S):
         done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment, timeout=120)
     words = "\n".join(line for line in done.stdout.splitlines() if not line.startswith("steps "))
     return done.returncode, (done.stderr + words).strip()

@@ -14,7 +14,7 @@ import pytest
 from faults.steps import count, meddled, some
 from faults.trees import Checkpoint
 from faults.trees import count as steps_of_restore
-from faults.victim import Command, Victim
+from faults.victim import SETTLE_S, Command, Victim
 from harness.events import Nursery, tree_of
 
 
@@ -73,7 +73,7 @@ def test_ctrl_c(victim: Victim, tmp_path: Path) -> None:
     """The terminal sends it to the whole foreground group: front and engine, at any moment after the start."""
     given_up = 0
     for number in range(8):
-        with Nursery():
+        with Nursery(SETTLE_S):
             command = Command.dump(victim.pid, tmp_path, "-R")
             time.sleep(random.uniform(0.0, 0.45))
             if command.process.poll() is None:
@@ -95,7 +95,7 @@ def test_ctrl_c(victim: Victim, tmp_path: Path) -> None:
 def test_twice(victim: Victim, tmp_path: Path) -> None:
     """Impatience: a second Ctrl-C while the first is being obeyed changes nothing."""
     for _ in range(4):
-        with Nursery():
+        with Nursery(SETTLE_S):
             command = Command.dump(victim.pid, tmp_path, "-R")
             while command.process.poll() is None and len(tree_of(command.pid)) < 3:
                 time.sleep(0.001)
@@ -112,7 +112,7 @@ def test_twice(victim: Victim, tmp_path: Path) -> None:
 
 def test_suspended_and_continued(victim: Victim, tmp_path: Path) -> None:
     """Ctrl-Z and fg: the tree stands still meanwhile, and all goes on."""
-    with Nursery():
+    with Nursery(SETTLE_S):
         command = Command.dump(victim.pid, tmp_path, "-R")
         while command.process.poll() is None and len(tree_of(command.pid)) < 3:
             time.sleep(0.001)
@@ -151,7 +151,7 @@ def test_restore_at_any_step(checkpoint: Checkpoint, number: signal.Signals) -> 
     given_up = 0
     for whom in ("front", "engine"):
         for step in some(steps, 5):
-            with Nursery():
+            with Nursery(SETTLE_S):
                 code, text = checkpoint.meddled(step, f"{whom}:{number:d}")
                 words = "\n".join(line for line in text.splitlines() if not line.startswith("steps "))
                 given_up += undone(checkpoint, code, words, f"{number.name} to the {whom} at step {step} of {steps}")
@@ -162,7 +162,7 @@ def test_restore_ctrl_c(checkpoint: Checkpoint) -> None:
     """Again and again, to front and engine, as soon as the root is there."""
     given_up = 0
     for _ in range(4):
-        with Nursery():
+        with Nursery(SETTLE_S):
             command = checkpoint.command()
             while not os.path.exists(f"/proc/{checkpoint.root}") and command.process.poll() is None:
                 pass

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pytest
 
 from faults.steps import count, meddled, some
-from faults.victim import Command, Victim, status, tracer
+from faults.victim import SETTLE_S, Command, Victim, status, tracer
 from harness.events import Nursery
 
 KILLS = int(os.environ.get("TORPOR_KILLS", "32"))
@@ -87,7 +87,7 @@ def _kill(victim: Victim, command: Command, who: str, dice: random.Random) -> De
 
 def _die(victim: Victim, images: Path, window: Window, who: str, inside: bool, dice: random.Random) -> Death | None:
     """One dump, killed at one moment; None: it was to be inside the window, but came too late."""
-    with Nursery():
+    with Nursery(SETTLE_S):
         command = Command.dump(victim.pid, images, "--leave-running")
         started = time.monotonic()
         if inside:

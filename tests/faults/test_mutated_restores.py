@@ -10,9 +10,7 @@ import importlib
 import os
 import pkgutil
 import random
-import shutil
 import stat
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,22 +56,19 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     if os.geteuid():
         pytest.skip("a user namespace with all users in it needs root")
     for one in pkgutil.walk_packages(torpor.__path__, "torpor."):  # once here, not in every world
         if not one.name.endswith("__main__"):
             importlib.import_module(one.name)
-    place = Path(tempfile.mkdtemp(prefix="torpor-world-"))
+    place = tmp_path_factory.mktemp("world")
     module, patch = importlib.import_module("torpor.restore"), pytest.MonkeyPatch()
     template = module._template()  # for `look`; the restores themselves ask the CPU again
-    try:
-        it = World(place)
-        with patch.context() as patched:
-            patched.setattr(module, "_template", lambda: template)
-            yield it
-    finally:
-        shutil.rmtree(place)
+    it = World(place)
+    with patch.context() as patched:
+        patched.setattr(module, "_template", lambda: template)
+        yield it
 
 
 def test_as_it_is(world: World) -> None:

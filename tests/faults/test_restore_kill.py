@@ -17,7 +17,7 @@ import pytest
 
 from faults.steps import some
 from faults.trees import Checkpoint, count
-from faults.victim import Command
+from faults.victim import SETTLE_S, Command
 from harness.events import Nursery, children_of
 
 KILLS = int(os.environ.get("TORPOR_RESTORE_KILLS", "24"))
@@ -72,7 +72,7 @@ def test_kill_at_any_moment(checkpoint: Checkpoint, capsys: pytest.CaptureFixtur
     for number in range(KILLS):
         who = WHO[number % 3]
         inside = number % 4 != 3
-        with Nursery():
+        with Nursery(SETTLE_S):
             command = checkpoint.command()
             started = time.monotonic()
             if inside:
@@ -103,7 +103,7 @@ def test_die_before_any_step(checkpoint: Checkpoint, deeds: str) -> None:
     wrong = []
     steps = count(checkpoint)
     for step in some(steps - LETTING_GO if "," in deeds else steps, 8):
-        with Nursery():
+        with Nursery(SETTLE_S):
             checkpoint.meddled(step, deeds)
             outcome = checkpoint.outcome()
             if outcome not in ("nothing", "all"):
@@ -117,7 +117,7 @@ def test_die_while_it_lets_go(checkpoint: Checkpoint) -> None:
     steps = count(checkpoint)
     outcomes: Counter[str] = Counter()
     for step in range(steps - LETTING_GO + random.randrange(2), steps + 1, 2):
-        with Nursery():
+        with Nursery(SETTLE_S):
             checkpoint.meddled(step, f"engine:{KILL}")
             outcomes[checkpoint.outcome()] += 1
             checkpoint.end()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from faults.steps import count, meddled, some
-from faults.victim import Command, Victim, compiled, dump, status, tracer, vitals
+from faults.victim import SETTLE_S, Command, Victim, compiled, dump, status, tracer, vitals
 from harness.events import Nursery, children_of
 
 DIE = f"engine:{signal.SIGKILL:d}"
@@ -162,7 +162,7 @@ def test_churn(what: str, tmp_path: Path) -> None:
     with Victim(compiled("churn"), what, compare=False) as churning:
         dumped = 0
         for number in range(4):
-            with Nursery():
+            with Nursery(SETTLE_S):
                 code, text = dump(churning.pid, tmp_path, "-R")
             assert churning.ask("check") == "ok", f"dump {number}: {text}"
             assert "a bug" not in text and "Traceback" not in text, text
@@ -213,7 +213,7 @@ def test_tight(name: str, dies: bool, tmp_path: Path) -> None:
     with Victim(compiled("tight"), word, setup=setup) as tight:
         steps = 0 if not dies else 40 if word == "space" else count(tight, tmp_path)
         for step in some(steps, 8) if dies else [0]:
-            with Nursery():
+            with Nursery(SETTLE_S):
                 code, text = meddled(step, DIE, tight, tmp_path, "-R")
             assert tight.harm() == [], f"step {step}: {text}"
             if not dies:
