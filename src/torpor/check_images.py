@@ -19,6 +19,7 @@ from torpor.progress import quantity
 from torpor.resources.context import Restore
 
 if TYPE_CHECKING:
+    from torpor.images.schema.fdinfo import FileEntry
     from torpor.images.schema.sk_inet import InetSkEntry
     from torpor.model.restore_plan import Plan
 
@@ -162,7 +163,7 @@ def _stored(images: ImageReader) -> int:
 
 def _ports(restore: _Collecting) -> None:
     """Ports that the tree listens on or is bound to, and that are somebody else's now."""
-    wanted = [entry.isk for entry in restore.files.values() if entry.isk is not None and entry.isk.src_port]
+    wanted = [entry.isk for entry in restore.files.values() if entry.isk is not None and _has_port(entry, restore)]
     if not wanted:
         return
     used: dict[tuple[int, int], list[tuple[bytes, bool]]] = {}
@@ -184,6 +185,17 @@ def _ports(restore: _Collecting) -> None:
             restore.problem(
                 Refusal(f"{name} port {isk.src_port} of {text}", why, "end that program", code="port-taken")
             )
+
+
+def _has_port(entry: "FileEntry", restore: Restore) -> bool:
+    """Whether it is a socket with a port; what is wrong with it has been told."""
+    from torpor.resources.inet import Inet
+
+    try:
+        Inet().check(entry, restore)
+    except TorporError:
+        return False
+    return entry.isk is not None and bool(entry.isk.src_port)
 
 
 def _in_use(protocol: int) -> Iterator[tuple[bytes, int, bool]]:
