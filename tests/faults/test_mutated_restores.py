@@ -11,6 +11,7 @@ import os
 import pkgutil
 import random
 import stat
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,7 @@ def test_restored_for_real(world: World, capsys: pytest.CaptureFixture[str]) -> 
     dice = random.Random(seed)
     outcomes: Counter[str] = Counter()
     wrong: list[str] = []
+    slowest = (0.0, "")
     for number in range(COUNT):
         while True:
             chosen = [Mutation(*(dice.getrandbits(64) for _ in range(4))) for _ in range(dice.choice((1, 1, 2)))]
@@ -91,7 +93,9 @@ def test_restored_for_real(world: World, capsys: pytest.CaptureFixture[str]) -> 
             seems_right = all(one.code == "pid-taken" for one in look(options).obstacles)
             if seems_right or number % 3 == 0:
                 break
+        began = time.monotonic()
         status, text, left = restored(world.place, world.furnish, world.mutator.target)
+        slowest = max(slowest, (time.monotonic() - began, told))
         how = "restored" if not status else "undone" if seems_right else "refused"
         outcomes[how if status in (0, 1) else "wrong"] += 1
         if status not in (0, 1) or left or "a bug" in text or "Traceback" in text or not text:
@@ -102,4 +106,5 @@ def test_restored_for_real(world: World, capsys: pytest.CaptureFixture[str]) -> 
         )
         for how, times in outcomes.most_common():
             print(f"  {times:5} × {how}")
+        print(f"  the slowest took {slowest[0]:.1f} s: {slowest[1]}")
     assert not wrong, "\n\n".join(wrong)
