@@ -19,7 +19,7 @@ from torpor.images.container import encode_entries, parse_image, start_of
 from torpor.images.kinds import RAW, kind_of_file
 from torpor.images.message import Field, Message
 
-MANY = 3000
+MANY, LARGE = 3000, 500_000  # times, bytes
 BITS = {"bool": 1, "int32": 32, "sint32": 32, "uint32": 32, "int64": 64, "sint64": 64, "uint64": 64, "fixed64": 64}
 NAMES = ["", "/", ".", "..", "/proc/self/mem", "a/../../b", "x" + chr(0) + "y", "/dev/mem", "n" * 5000, "%s%n", " "]
 NUMBERS = (0, 1, 2, 3, 4095, 4096, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 47, 1 << 63, -1)
@@ -185,7 +185,9 @@ def _fields(message: Message, name: str) -> Iterator[Site]:
 
 def _change_list(items: list[Any], at: int, dice: random.Random) -> tuple[str, list[Any]]:
     one = items[at]
-    many = MANY if len(items) < 1000 else 2
+    whole = one[0] if isinstance(one, tuple) else one  # an entry comes with its payload
+    size = len(whole.encode()) + 1 if isinstance(whole, Message) else 1
+    many = max(2, min(MANY, LARGE // size)) if len(items) < 1000 else 2
     return dice.choice([
         ("is lost", items[:at] + items[at + 1 :]),
         ("is there twice", [*items[:at], one, *items[at:]]),

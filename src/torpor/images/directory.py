@@ -263,10 +263,14 @@ class ImageReader:
 
     def find(self, kind: ImageKind[M], id: Id = None) -> M | None:
         """The only entry of an image, None when there is no such image."""
-        entries = self.entries(kind, id)
-        if len(entries) > 1:
-            raise ImageError(f"{kind.file_name(id)} is mangled", f"it has {len(entries)} entries instead of one")
-        return entries[0] if entries else None
+        name = kind.file_name(id)
+        data = self._read(name)
+        found = None
+        for entry, _ in parse_image(kind, data, name) if data is not None else ():
+            if found is not None:  # there may be thousands: they are not read
+                raise ImageError(f"{name} is mangled", "it has more than one entry")
+            found = entry
+        return found
 
     def inventory(self) -> InventoryEntry:
         """The inventory, checked for being of a version that we know."""
