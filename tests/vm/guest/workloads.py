@@ -54,7 +54,7 @@ def run(name: str, mode: str, tool: Tool) -> None:
     directory.chmod(0o755)
     try:
         workload = Workload(path)
-        workload.refused = workload.refused or refused.here(name)
+        workload.refused = workload.refused or refused.here(name, path.read_text())
         if workload.refused:
             print("refused:", workload.refused)
         run_case(workload, MODES[mode], {"torpor": tool}, directory / "case")
