@@ -8,6 +8,7 @@ or may not write (RLIMIT_FSIZE), the controller copies through /proc/PID/mem.
 Shared segments (shared anonymous memory, memfds, SysV) are stored once, by inode, straight from their tmpfs file.
 """
 
+import _thread
 import os
 import struct
 import time
@@ -16,6 +17,7 @@ from resource import RLIMIT_FSIZE
 from torpor.engine.executor import Executor
 from torpor.engine.program import Batch, Load32, Program, Result
 from torpor.errors import DumpFailed
+from torpor.images.directory import start_writing
 from torpor.images.kinds import PAGEMAP, PAGES
 from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.pages import PagemapWriter
@@ -37,8 +39,14 @@ if TYPE_CHECKING:
 MAX_IOVECS = 1024  # UIO_MAXIOV
 CHUNK = 1 << 28  # bytes of one write: a safe point in between, and far below 2 GiB
 COPY = 1 << 20
+# Bytes of one write in the task.  ext4 takes page cache in folios as large as the write, 2 MB at most, and where a virtual
+# machine gives free memory back to its host (free page reporting), blocks of 2 MB are what it has given: a GB then took
+# 0.23 to 2.1 s (once this, once that).  By 256 KB it takes 0.25 to 0.35 s always; by 64 KB 0.33 s; by 4 KB 1 s.
+AT_ONCE = 1 << 18
 CHUNK_OF_ZEROS = 1 << 20
 CERTAINLY = 1 << 26  # bytes that are prepared however quickly it goes
+EARLY, EARLY_CHUNK = 1 << 28, 1 << 24  # bytes from which on the disk begins before all is written; at a time
+EARLY_FROM = 0.6
 QUICK = 1.5e9  # bytes a second: memory that comes more slowly has to be got from somewhere
 F_DUPFD_CLOEXEC = 1030
 PR_GET_DUMPABLE, PR_GET_THP_DISABLE = 3, 42
@@ -78,6 +86,29 @@ def _anonymous(task: "DumpTask") -> int:
     except OSError:
         return 0
     return (resident - shared) * PAGE
+
+
+def _write_out(fd: int, size: int) -> None:
+    """In a thread of its own, while the task still writes: let the disk begin.
+
+    Disk and task are in each other's way (a GB: copied in 0.22 s alone, in 0.34 s with the disk at work all the time,
+    where the disk needs 0.34 s).  So it begins when half is there: the task stands still a little longer, and the whole
+    is on the disk a quarter sooner."""
+    done = have = 0
+    try:
+        while done < size:
+            have, links = (stat := os.fstat(fd)).st_size, stat.st_nlink
+            if not links:
+                break  # the dump has failed
+            if have >= size * EARLY_FROM and (have - done >= EARLY_CHUNK or have >= size):
+                start_writing(fd, done, have - done)
+                done = have
+            else:
+                time.sleep(0.002)
+    except OSError:
+        pass  # whoever syncs the images will meet it
+    finally:
+        os.close(fd)
 
 
 class Piece(NamedTuple):
@@ -267,15 +298,23 @@ class AddressSpace:
         if inside:
             self._write(runner, program, inside)
         first, *self.rest = runner.batches(program)
+        if self.bytes >= EARLY:
+            _thread.start_new_thread(_write_out, (os.dup(self.fd), self.bytes))
         runner.start(first)
 
     def _write(self, runner: Executor, program: Program, inside: list[Piece]) -> None:
         word = self.task.leader.arch.word
+        wide = self.task.leader.arch.word_size == 8
         numbers = runner.send_fds(program, [self.fd])
         # Its number as a result, so that later batches of the program can use it too.
         remote = program.call("fcntl", Load32(numbers), F_DUPFD_CLOEXEC, 0)
         program.call("close", Load32(numbers))
-        for group in _groups(inside):
+        for group in _groups(_cut(inside)):
+            if len(group) == 1 and wide:
+                start, length, at, _ = group[0]
+                result = program.call("pwrite64", remote, start, length, at, may_fail=True)
+                self.writing.append((group, result))
+                continue
             vector = b"".join(struct.pack(f"{word[0]}2{word[1]}", p.start, p.length) for p in group)
             at = group[0].offset
             result = program.call("pwritev", remote, program.put(vector), len(group), at, may_fail=True)
@@ -354,6 +393,17 @@ def _disk(number: int) -> DumpFailed:
     )
 
 
+def _cut(pieces: list[Piece]) -> list[Piece]:
+    """None larger than what is written at once."""
+    return [
+        piece
+        if piece.length <= AT_ONCE
+        else Piece(piece.start + at, min(AT_ONCE, piece.length - at), piece.offset + at, piece.readable)
+        for piece in pieces
+        for at in range(0, piece.length, AT_ONCE)
+    ]
+
+
 def _groups(pieces: list[Piece]) -> list[list[Piece]]:
     """Pieces that one pwritev may take: neighbours in the image, not too many, not too large."""
     groups: list[list[Piece]] = []
@@ -363,7 +413,7 @@ def _groups(pieces: list[Piece]) -> list[list[Piece]]:
         if (
             last is None
             or len(last) == MAX_IOVECS
-            or size + piece.length > CHUNK
+            or size + piece.length > AT_ONCE
             or last[-1].offset + last[-1].length != piece.offset
         ):
             groups.append([])
