@@ -84,6 +84,11 @@ class PagemapWriter:
             self.nr_present += nr_pages
         return offset
 
+    @property
+    def size(self) -> int:
+        """Of the pages image, with all runs that were added."""
+        return self.nr_present * self.page_size
+
     def finish(self) -> None:
         """Write the pagemap image."""
         entries = (

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 MAX_IOVECS = 1024  # UIO_MAXIOV
 CHUNK = 1 << 28  # bytes of one write: a safe point in between, and far below 2 GiB
 COPY = 1 << 20
-# Bytes of one write in the task.  ext4 takes page cache in folios as large as the write, 2 MB at most, and where a virtual
-# machine gives free memory back to its host (free page reporting), blocks of 2 MB are what it has given: a GB then took
-# 0.23 to 2.1 s (once this, once that).  By 256 KB it takes 0.25 to 0.35 s always; by 64 KB 0.33 s; by 4 KB 1 s.
+# Bytes of one write in the task.  ext4 takes page cache in folios as large as the write, 2 MB at most, and where a
+# virtual machine gives free memory back to its host (free page reporting), just blocks of 2 MB are what it has given:
+# a GB then took 0.23 to 2.1 s.  By 256 KB it takes 0.25 to 0.35 s, always; by 64 KB 0.33 s; by 4 KB 1 s.
 AT_ONCE = 1 << 18
 CHUNK_OF_ZEROS = 1 << 20
 CERTAINLY = 1 << 26  # bytes that are prepared however quickly it goes
@@ -299,7 +299,8 @@ class AddressSpace:
             self._write(runner, program, inside)
         first, *self.rest = runner.batches(program)
         if self.bytes >= EARLY:
-            _thread.start_new_thread(_write_out, (os.dup(self.fd), self.bytes))
+            assert self.pagemap is not None
+            _thread.start_new_thread(_write_out, (os.dup(self.fd), self.pagemap.size))
         runner.start(first)
 
     def _write(self, runner: Executor, program: Program, inside: list[Piece]) -> None:
@@ -334,8 +335,9 @@ class AddressSpace:
                 self.left += _unwritten(group, result.value)
             for piece in self.left:
                 self._copy(self.fd, piece)
-            if os.fstat(self.fd).st_size > self.bytes:
-                os.ftruncate(self.fd, self.bytes)  # more was prepared
+            assert self.pagemap is not None
+            if os.fstat(self.fd).st_size > self.pagemap.size:
+                os.ftruncate(self.fd, self.pagemap.size)  # more was prepared
         finally:
             os.close(self.fd)
 
