@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import shutil
 import sys
@@ -20,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def torpor() -> Tool:
-    """This checkout's Torpor, started as an installed one would be: with its byte code cached."""
+    """This checkout's Torpor, started as an installed one would be: with its byte code cached, as pip leaves it."""
+    compileall.compile_dir(str(ROOT / "src"), quiet=2)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPATH"] = str(ROOT / "src")
     return Tool("Torpor", (sys.executable, "-m", "torpor"), environment)
