@@ -14,8 +14,8 @@ from vmlab.targets import TARGETS, Target
 
 WAYS = {"there_and_back": ("6.1", "6.12", "6.1"), "back_and_there": ("6.12", "6.1", "6.12")}
 PAGES_OF_64K = {"6.12": "6.12-64k"}  # of ppc64le: 6.1 has no others
-# Without CX16: vmlab/targets.py.  Without RDRAND, Python would find no random numbers when it starts.
-NEW, OLD, OLDEST = "max,-cx16", "IvyBridge,-cx16", "qemu64,+rdrand,-cx16"  # OLD has no AVX2, OLDEST no AVX
+# Without CX16: vmlab/targets.py.
+NEW, OLD, OLDEST = "max,-cx16", "IvyBridge,-cx16", "max,-cx16,-avx"  # OLD has no AVX2, OLDEST no AVX
 # (CPU, step of guest/hosts.py)
 JOURNEYS = {
     "to_more": ((OLD, "dump"), (NEW, "restore")),
