@@ -154,7 +154,7 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
     from torpor.engine.guardian import Guardian
 
     # The guardian shares the engine's memory as it is now, and the first write to each page of that is a page fault
-    # that copies it, 3 µs.  So it is forked before the engine imports what it needs in the freeze: 400 faults less.
+    # that copies it, 3 µs.  So it is forked before the engine imports what it needs in the freeze: 100 faults, not 700.
     guardian = Guardian.start()
 
     from torpor import dump_collect as collect

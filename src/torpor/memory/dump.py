@@ -46,7 +46,7 @@ AT_ONCE = 1 << 18
 CHUNK_OF_ZEROS = 1 << 20
 CERTAINLY = 1 << 26  # bytes that are prepared however quickly it goes
 EARLY, EARLY_CHUNK = 1 << 28, 1 << 24  # bytes from which on the disk begins before all is written; at a time
-EARLY_FROM = 0.6
+EARLY_FROM = 0.6  # of all bytes
 QUICK = 1.5e9  # bytes a second: memory that comes more slowly has to be got from somewhere
 F_DUPFD_CLOEXEC = 1030
 PR_GET_DUMPABLE, PR_GET_THP_DISABLE = 3, 42
@@ -91,9 +91,8 @@ def _anonymous(task: "DumpTask") -> int:
 def _write_out(fd: int, size: int) -> None:
     """In a thread of its own, while the task still writes: let the disk begin.
 
-    Disk and task are in each other's way (a GB: copied in 0.22 s alone, in 0.34 s with the disk at work all the time,
-    where the disk needs 0.34 s).  So it begins when half is there: the task stands still a little longer, and the whole
-    is on the disk a quarter sooner."""
+    Disk and task are in each other's way: a GB is copied in 0.22 s alone, in 0.34 s with the disk at work all the time.
+    So it begins when EARLY_FROM is there: the task stands still but a little longer, and all is on the disk sooner."""
     done = have = 0
     try:
         while done < size:
