@@ -9,6 +9,7 @@ so that what comes after the decoder sees nonsense, too.
 import random
 import shutil
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,7 +116,7 @@ class Mutator:
         if known is None or known[0].shape == RAW:
             return None
         try:
-            return list(parse_image(known[0], data, name))
+            return deepcopy(list(parse_image(known[0], data, name)))  # messages that are alike are shared
         except ImageError:
             return None
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -206,7 +207,7 @@ def test_inside_the_vdso(clockwork: Clockwork) -> None:
     images = ImageReader(os.open(clockwork.images, os.O_RDONLY))
     if os.uname().machine != "x86_64":
         pytest.skip("writes registers of x86_64 into an image")
-    core = images.one(kinds.CORE, clockwork.pid)
+    core = deepcopy(images.one(kinds.CORE, clockwork.pid))  # what is alike is shared with others
     start = next(area.start for area in images.one(kinds.MM, clockwork.pid).vmas if area.status & 8)
     assert core.thread_info is not None
     core.thread_info.gpregs.orig_ax, core.thread_info.gpregs.ax = (1 << 64) - 1, 0  # in no call

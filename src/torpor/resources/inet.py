@@ -274,9 +274,9 @@ def _set_ip_options(sock: socket.socket, entry: IpOptsEntry) -> None:
     if sock.family == socket.AF_INET:
         level, pktinfo, freebind = socket.IPPROTO_IP, IP_PKTINFO, IP_FREEBIND
         if entry.ttl and sock.getsockopt(level, IP_TTL) != entry.ttl:
-            sock.setsockopt(level, IP_TTL, entry.ttl)
+            sock.setsockopt(level, IP_TTL, socket_options.as_int(entry.ttl))
         if entry.tos:
-            sock.setsockopt(level, IP_TOS, entry.tos)
+            sock.setsockopt(level, IP_TOS, socket_options.as_int(entry.tos))
     else:
         level, pktinfo, freebind = socket.IPPROTO_IPV6, IPV6_PKTINFO, IPV6_FREEBIND
     if entry.freebind:
@@ -304,7 +304,7 @@ def _set_tcp_options(sock: socket.socket, isk: InetSkEntry) -> None:
         (TCP_KEEPINTVL, (entry and entry.keepintvl) or isk.opts.tcp_keepintvl),
     ):
         if value and sock.getsockopt(TCP, option) != value:
-            sock.setsockopt(TCP, option, value)
+            sock.setsockopt(TCP, option, socket_options.as_int(value))
     if entry and entry.nodelay:
         sock.setsockopt(TCP, TCP_NODELAY, 1)
     if entry and entry.cork:

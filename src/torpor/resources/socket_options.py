@@ -90,6 +90,11 @@ def _filter_length(fd: int) -> int:
     return int.from_bytes(length.raw, sys.byteorder)
 
 
+def as_int(value: int, bits: int = 32) -> int:
+    """An unsigned number of an image as the C int, or long, that setsockopt(2) takes."""
+    return value - (value >> bits - 1 << bits)
+
+
 def restore(sock: socket.socket, entry: SkOptsEntry) -> None:
     """Set all general options; to be called when the socket is bound, since binding needs SO_REUSEADDR for a while."""
     for force, plain, size in (
@@ -103,7 +108,7 @@ def restore(sock: socket.socket, entry: SkOptsEntry) -> None:
                 sock.setsockopt(SOL, plain, size // 2)
     if entry.so_buf_lock is not None:
         try:
-            sock.setsockopt(SOL, SO_BUF_LOCK, entry.so_buf_lock)
+            sock.setsockopt(SOL, SO_BUF_LOCK, as_int(entry.so_buf_lock))
         except OSError:
             pass  # before 5.15: the size stays as set, which is what was asked for
     for option, seconds, micros in (
@@ -111,17 +116,17 @@ def restore(sock: socket.socket, entry: SkOptsEntry) -> None:
         (SO_RCVTIMEO, entry.so_rcv_tmo_sec, entry.so_rcv_tmo_usec),
     ):
         if seconds or micros:
-            sock.setsockopt(SOL, option, _TIMES.pack(seconds, micros))
+            sock.setsockopt(SOL, option, _TIMES.pack(as_int(seconds, 64), as_int(micros, 64)))
     for name, option in _FLAGS.items():
         value = getattr(entry, name)
         if value is not None:
             sock.setsockopt(SOL, option, int(value))
     if entry.so_priority:
-        sock.setsockopt(SOL, SO_PRIORITY, entry.so_priority)
+        sock.setsockopt(SOL, SO_PRIORITY, as_int(entry.so_priority))
     if entry.so_rcvlowat is not None and entry.so_rcvlowat != 1:
-        sock.setsockopt(SOL, SO_RCVLOWAT, entry.so_rcvlowat)
+        sock.setsockopt(SOL, SO_RCVLOWAT, as_int(entry.so_rcvlowat))
     if entry.so_mark:
-        sock.setsockopt(SOL, SO_MARK, entry.so_mark)
+        sock.setsockopt(SOL, SO_MARK, as_int(entry.so_mark))
     if entry.so_passcred:
         sock.setsockopt(SOL, SO_PASSCRED, 1)
     if entry.so_passsec:
@@ -131,4 +136,4 @@ def restore(sock: socket.socket, entry: SkOptsEntry) -> None:
     if entry.so_oobinline:
         sock.setsockopt(SOL, SO_OOBINLINE, 1)
     if entry.so_linger is not None:
-        sock.setsockopt(SOL, SO_LINGER, struct.pack("=ii", 1, entry.so_linger))
+        sock.setsockopt(SOL, SO_LINGER, struct.pack("=ii", 1, as_int(entry.so_linger)))

@@ -53,9 +53,8 @@ class Itimers(Attribute):
         for space in answer:
             isec, iusec, vsec, vusec = struct.unpack(f"{word[0]}4{word[1]}", space.data)
             entries.append(ItimerEntry(isec=isec, iusec=iusec, vsec=vsec, vusec=vusec))
-        _fire_at_once(entries[0])
         assert core.tc is not None
-        core.tc.timers = TaskTimersEntry(real=entries[0], virt=entries[1], prof=entries[2])
+        core.tc.timers = TaskTimersEntry(real=_at_once(entries[0]), virt=entries[1], prof=entries[2])
 
     def check(self, task: "RestoreTask", restore: "Restore") -> None:
         for entry in _itimers(task):
@@ -67,17 +66,18 @@ class Itimers(Attribute):
         word = task.tracee.arch.word
         entries = _itimers(task)
         if entries:
-            _fire_at_once(entries[0])
+            entries = [_at_once(entries[0]), *entries[1:]]
         for which, entry in enumerate(entries):
             if entry.vsec or entry.vusec:
                 spec = struct.pack(f"{word[0]}4{word[1]}", entry.isec, entry.iusec, entry.vsec, entry.vusec)
                 program.call("setitimer", which, program.put(spec), 0)
 
 
-def _fire_at_once(entry: ItimerEntry) -> None:
-    """A periodic timer that waits for its signal to be taken."""
+def _at_once(entry: ItimerEntry) -> ItimerEntry:
+    """A periodic timer that waits for its signal to be taken: it is to expire at once."""
     if (entry.isec or entry.iusec) and not (entry.vsec or entry.vusec):
-        entry.vusec = 1
+        return ItimerEntry(isec=entry.isec, iusec=entry.iusec, vsec=0, vusec=1)
+    return entry
 
 
 def _itimers(task: "RestoreTask") -> list[ItimerEntry]:
