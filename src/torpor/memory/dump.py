@@ -8,16 +8,13 @@ or may not write (RLIMIT_FSIZE), the controller copies through /proc/PID/mem.
 Shared segments (shared anonymous memory, memfds, SysV) are stored once, by inode, straight from their tmpfs file.
 """
 
-import _thread
 import os
 import struct
-import time
 from resource import RLIMIT_FSIZE
 
 from torpor.engine.executor import Executor
 from torpor.engine.program import Batch, Load32, Program, Result
 from torpor.errors import DumpFailed
-from torpor.images.directory import start_writing
 from torpor.images.kinds import PAGEMAP, PAGES
 from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.pages import PagemapWriter
@@ -39,15 +36,13 @@ if TYPE_CHECKING:
 MAX_IOVECS = 1024  # UIO_MAXIOV
 CHUNK = 1 << 28  # bytes of one write: a safe point in between, and far below 2 GiB
 COPY = 1 << 20
-# Bytes of one write in the task.  ext4 takes page cache in folios as large as the write, 2 MB at most, and where a
-# virtual machine gives free memory back to its host (free page reporting), just blocks of 2 MB are what it has given:
-# a GB then took 0.23 to 2.1 s.  By 256 KB it takes 0.25 to 0.35 s, always; by 64 KB 0.33 s; by 4 KB 1 s.
+# Bytes of one write in the task to an image that was not prepared.  ext4 takes page cache in folios as large as the
+# write, 2 MB at most, and where a virtual machine gives free memory back to its host (free page reporting), just blocks
+# of 2 MB are what it has given: a GB then took 0.23 to 2.1 s.  By 256 KB it takes 0.25 to 0.35 s, always; by 64 KB
+# 0.33 s; by 4 KB 1 s.
 AT_ONCE = 1 << 18
 CHUNK_OF_ZEROS = 1 << 20
-CERTAINLY = 1 << 26  # bytes that are prepared however quickly it goes
-EARLY, EARLY_CHUNK = 1 << 28, 1 << 24  # bytes from which on the disk begins before all is written; at a time
-EARLY_FROM = 0.6  # of all bytes
-QUICK = 1.5e9  # bytes a second: memory that comes more slowly has to be got from somewhere
+LEAST = 1 << 26  # bytes of images that are prepared in any case
 F_DUPFD_CLOEXEC = 1030
 PR_GET_DUMPABLE, PR_GET_THP_DISABLE = 3, 42
 O_RDONLY, O_RDWR = os.O_RDONLY, os.O_RDWR
@@ -59,24 +54,32 @@ def prepare(images: "ImageWriter", tasks: "list[DumpTask]") -> None:
 
     What the tasks then write goes to pages of the page cache that are there: no file has to be made while they stand
     still (0.3 ms), nothing to be allocated, and what is charged for the cache is Torpor, not the tasks' memory cgroup.
-    Above all, memory that a virtual machine has not got from its host yet (free page reporting gives back what lies
-    idle for two seconds) comes at 3 ms a MB: 4 MB were then written in 15 ms instead of 1, a GB in 1.6 s instead of
-    0.2.  Where memory comes quickly, filling takes as long as it saves, so all is filled only up to some size.
+    A GB is written in 0.14 s then, not 0.25.  And memory that a virtual machine has not got from its host yet (free
+    page reporting gives back what lies idle for two seconds) comes at 3 ms a MB: a GB took up to 2 s.  The price is a
+    quarter of a second a GB before the freeze.  Filling ends before the kernel would bring the zeros to the disk.
     """
     zeros = bytes(CHUNK_OF_ZEROS)
-    left = CERTAINLY
+    left = _before_writeback()
     for number, task in enumerate(tasks, 1):
         size, at = _anonymous(task), 0
         fd = images.prepare_raw(PAGES, number)
         try:
             while at < size and left > 0:
-                since = time.perf_counter()
-                length = size - at if size - at < CHUNK_OF_ZEROS else CHUNK_OF_ZEROS
-                at += os.pwrite(fd, zeros[:length], at)
-                slow = time.perf_counter() - since > length / QUICK
-                left -= 0 if slow else length
+                done = os.pwrite(fd, zeros[: size - at], at)
+                at, left = at + done, left - done
         finally:
             os.close(fd)
+
+
+def _before_writeback() -> int:
+    """Half of the bytes of files that may wait in memory before the kernel begins to write them out (/proc/vmstat)."""
+    pages = {b"nr_dirty": 0, b"nr_dirty_background_threshold": 0}
+    for line in read_all("/proc/vmstat").splitlines():
+        name, _, number = line.partition(b" ")
+        if name in pages:
+            pages[name] = int(number)
+    dirty, threshold = pages.values()
+    return max(LEAST, (threshold // 2 - dirty) * PAGE)
 
 
 def _anonymous(task: "DumpTask") -> int:
@@ -86,28 +89,6 @@ def _anonymous(task: "DumpTask") -> int:
     except OSError:
         return 0
     return (resident - shared) * PAGE
-
-
-def _write_out(fd: int, size: int) -> None:
-    """In a thread of its own, while the task still writes: let the disk begin.
-
-    Disk and task are in each other's way: a GB is copied in 0.22 s alone, in 0.34 s with the disk at work all the time.
-    So it begins when EARLY_FROM is there: the task stands still but a little longer, and all is on the disk sooner."""
-    done = have = 0
-    try:
-        while done < size:
-            have, links = (stat := os.fstat(fd)).st_size, stat.st_nlink
-            if not links:
-                break  # the dump has failed
-            if have >= size * EARLY_FROM and (have - done >= EARLY_CHUNK or have >= size):
-                start_writing(fd, done, have - done)
-                done = have
-            else:
-                time.sleep(0.002)
-    except OSError:
-        pass  # whoever syncs the images will meet it
-    finally:
-        os.close(fd)
 
 
 class Piece(NamedTuple):
@@ -297,9 +278,6 @@ class AddressSpace:
         if inside:
             self._write(runner, program, inside)
         first, *self.rest = runner.batches(program)
-        if self.bytes >= EARLY:
-            assert self.pagemap is not None
-            _thread.start_new_thread(_write_out, (os.dup(self.fd), self.pagemap.size))
         runner.start(first)
 
     def _write(self, runner: Executor, program: Program, inside: list[Piece]) -> None:
@@ -309,7 +287,9 @@ class AddressSpace:
         # Its number as a result, so that later batches of the program can use it too.
         remote = program.call("fcntl", Load32(numbers), F_DUPFD_CLOEXEC, 0)
         program.call("close", Load32(numbers))
-        for group in _groups(_cut(inside)):
+        nearly_all = os.fstat(self.fd).st_size >= self.bytes - self.bytes // 16  # is prepared
+        at_once = CHUNK if nearly_all else AT_ONCE
+        for group in _groups(_cut(inside, at_once), at_once):
             if len(group) == 1 and wide:
                 start, length, at, _ = group[0]
                 result = program.call("pwrite64", remote, start, length, at, may_fail=True)
@@ -394,18 +374,18 @@ def _disk(number: int) -> DumpFailed:
     )
 
 
-def _cut(pieces: list[Piece]) -> list[Piece]:
+def _cut(pieces: list[Piece], at_once: int) -> list[Piece]:
     """None larger than what is written at once."""
     return [
         piece
-        if piece.length <= AT_ONCE
-        else Piece(piece.start + at, min(AT_ONCE, piece.length - at), piece.offset + at, piece.readable)
+        if piece.length <= at_once
+        else Piece(piece.start + at, min(at_once, piece.length - at), piece.offset + at, piece.readable)
         for piece in pieces
-        for at in range(0, piece.length, AT_ONCE)
+        for at in range(0, piece.length, at_once)
     ]
 
 
-def _groups(pieces: list[Piece]) -> list[list[Piece]]:
+def _groups(pieces: list[Piece], at_once: int) -> list[list[Piece]]:
     """Pieces that one pwritev may take: neighbours in the image, not too many, not too large."""
     groups: list[list[Piece]] = []
     size = 0
@@ -414,7 +394,7 @@ def _groups(pieces: list[Piece]) -> list[list[Piece]]:
         if (
             last is None
             or len(last) == MAX_IOVECS
-            or size + piece.length > AT_ONCE
+            or size + piece.length > at_once
             or last[-1].offset + last[-1].length != piece.offset
         ):
             groups.append([])
