@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SCHED_RESET_ON_FORK = 0x40000000  # in the policy of sched_getscheduler(2)
 UTIL_MAX = 1024  # what is not clamped; 0 on a kernel that cannot clamp
 REAL_TIME = (sched.SCHED_FIFO, sched.SCHED_RR)
+TAKES_NICE = (sched.SCHED_OTHER, sched.SCHED_BATCH)  # with the others sched_setattr leaves the nice value alone
 KNOWN = (sched.SCHED_OTHER, sched.SCHED_BATCH, sched.SCHED_IDLE, *REAL_TIME)
 
 
@@ -86,7 +87,7 @@ class Scheduling(Attribute):
             if core.thread_core is None:
                 continue
             wanted = _attr(core.thread_core)
-            if wanted.policy in REAL_TIME and wanted.nice != default.nice:
+            if wanted.policy not in TAKES_NICE and wanted.nice != default.nice:
                 sched.sched_setattr(tid, SchedAttr(sched.SCHED_OTHER, nice=wanted.nice))
             if wanted != default:
                 sched.sched_setattr(tid, wanted)
