@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -75,6 +75,14 @@ def memory(measured: Measured, tool: str) -> float:
     return max(measured.watched[tool], *(row.memory for row in measured.rows[tool]))
 
 
+def rows_of(results: Results) -> Iterator[tuple[str, Case, Measured]]:
+    """What was measured, dumps first.  A command that failed on a victim stands among the failures instead."""
+    for command in (DUMP, RESTORE):
+        for case, by_command in results.items():
+            if command in by_command:
+                yield command, case, by_command[command]
+
+
 def main_table(results: Results, tools: list[str]) -> Table:
     """A row for a command on a victim; with both tools there are ratios and goals."""
     both = len(tools) == 2
@@ -85,52 +93,45 @@ def main_table(results: Results, tools: list[str]) -> Table:
             header.append("ratio")
     header += [f"images MB: {tool}" if i == 0 else tool for i, tool in enumerate(tools)]
     table = [header]
-    for command in (DUMP, RESTORE):
-        for case, by_command in results.items():
-            if command not in by_command:
-                continue  # it failed, and stands among the failures
-            measured = by_command[command]
-            goal = GOALS.get((command, case.name))
-            row = [f"{command}, {case.title}"]
-            frozen = {tool: [r.frozen for r in measured.rows[tool] if r.frozen is not None] for tool in tools}
-            row += [spread(frozen[tool]) if frozen[tool] else "" for tool in tools]
-            if both:
-                ratio = median(frozen[tools[0]]) / median(frozen[tools[1]]) if frozen[tools[0]] else None
-                row.append(verdict(ratio, goal and goal.frozen))
-            whole = {tool: [r.whole for r in measured.rows[tool]] for tool in tools}
-            row += [spread(whole[tool]) for tool in tools]
-            if both:
-                row.append(verdict(median(whole[tools[0]]) / median(whole[tools[1]]), goal and goal.whole))
-            settled = {tool: [r.settled for r in measured.rows[tool]] for tool in tools}
-            row += [spread(settled[tool]) if command == DUMP else "" for tool in tools]
-            if both:
-                ratio = median(settled[tools[0]]) / median(settled[tools[1]])
-                row.append(verdict(ratio, None) if command == DUMP else "")
-            for tool in tools:
-                figure = memory(measured, tool)
-                mark = "" if tool != "Torpor" else " ✓" if figure <= MEMORY_GOAL_MB else f" ✗ ≤ {MEMORY_GOAL_MB:g}"
-                row.append(f"{figure:.0f}{mark}")
-            row += [f"{measured.rows[tool][-1].size / 1e6:.1f}" for tool in tools]
-            table.append(row)
+    for command, case, measured in rows_of(results):
+        goal = GOALS.get((command, case.name))
+        row = [f"{command}, {case.title}"]
+        frozen = {tool: [r.frozen for r in measured.rows[tool] if r.frozen is not None] for tool in tools}
+        row += [spread(frozen[tool]) if frozen[tool] else "" for tool in tools]
+        if both:
+            ratio = median(frozen[tools[0]]) / median(frozen[tools[1]]) if frozen[tools[0]] else None
+            row.append(verdict(ratio, goal and goal.frozen))
+        whole = {tool: [r.whole for r in measured.rows[tool]] for tool in tools}
+        row += [spread(whole[tool]) for tool in tools]
+        if both:
+            row.append(verdict(median(whole[tools[0]]) / median(whole[tools[1]]), goal and goal.whole))
+        settled = {tool: [r.settled for r in measured.rows[tool]] for tool in tools}
+        row += [spread(settled[tool]) if command == DUMP else "" for tool in tools]
+        if both:
+            ratio = median(settled[tools[0]]) / median(settled[tools[1]])
+            row.append(verdict(ratio, None) if command == DUMP else "")
+        for tool in tools:
+            figure = memory(measured, tool)
+            mark = "" if tool != "Torpor" else " ✓" if figure <= MEMORY_GOAL_MB else f" ✗ ≤ {MEMORY_GOAL_MB:g}"
+            row.append(f"{figure:.0f}{mark}")
+        row += [f"{measured.rows[tool][-1].size / 1e6:.1f}" for tool in tools]
+        table.append(row)
     return table
 
 
 def short_table(results: Results, tools: list[str]) -> Table:
     """What the README shows: times and their ratios."""
     table = [["work", "frozen: Torpor", "CRIU", "ratio", "command: Torpor", "CRIU", "ratio"]]
-    for command in (DUMP, RESTORE):
-        for case, by_command in results.items():
-            if command not in by_command:
-                continue
-            row = [f"{command}, {case.title}"]
-            for field in ("frozen", "whole"):
-                values = [[getattr(r, field) for r in by_command[command].rows[tool]] for tool in tools]
-                if any(None in some for some in values):
-                    row += ["", "", ""]
-                else:
-                    ours, theirs = (median(some) for some in values)
-                    row += [f"{ours * 1000:.0f} ms", f"{theirs * 1000:.0f} ms", f"{ours / theirs:.2f}"]
-            table.append(row)
+    for command, case, measured in rows_of(results):
+        row = [f"{command}, {case.title}"]
+        for field in ("frozen", "whole"):
+            values = [[getattr(r, field) for r in measured.rows[tool]] for tool in tools]
+            if any(None in some for some in values):
+                row += ["", "", ""]
+            else:
+                ours, theirs = (median(some) for some in values)
+                row += [f"{ours * 1000:.0f} ms", f"{theirs * 1000:.0f} ms", f"{ours / theirs:.2f}"]
+        table.append(row)
     return table
 
 
@@ -172,19 +173,16 @@ def spread_table(results: Results, tools: list[str]) -> Table:
     """The smallest and the largest of the runs, so that a reader sees how much to trust a median."""
     table = [["smallest to largest, ms", *(f"{what}: {tool}" for what in ("frozen", "command") for tool in tools)]]
     table[0].append("no tool")
-    for command in (DUMP, RESTORE):
-        for case, by_command in results.items():
-            if command not in by_command:
-                continue
-            row = [f"{command}, {case.title}"]
-            for field in ("frozen", "whole"):
-                for tool in tools:
-                    values = [getattr(r, field) for r in by_command[command].rows[tool]]
-                    known = [value * 1000 for value in values if value is not None]
-                    row.append(f"{min(known):.1f} to {max(known):.1f}" if known else "")
-            quiet = by_command[command].quiet
-            row.append("" if quiet is None else f"{quiet * 1000:.1f}")
-            table.append(row)
+    for command, case, measured in rows_of(results):
+        row = [f"{command}, {case.title}"]
+        for field in ("frozen", "whole"):
+            for tool in tools:
+                values = [getattr(r, field) for r in measured.rows[tool]]
+                known = [value * 1000 for value in values if value is not None]
+                row.append(f"{min(known):.1f} to {max(known):.1f}" if known else "")
+        quiet = measured.quiet
+        row.append("" if quiet is None else f"{quiet * 1000:.1f}")
+        table.append(row)
     return table
 
 

@@ -68,25 +68,26 @@ def test_haproxy_with_threads(checkpoint: Checkpoint, tmp_path: Path) -> None:
     service.end()
 
 
-def test_busybox_server(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    port = free_port()
-    command = [program("busybox", "busybox-static"), "httpd", "-f", "-p", f"127.0.0.1:{port}", "-h", str(tmp_path)]
-    service = Service(command, tmp_path)
-    (tmp_path / "page").write_text("hello")
-    wait_for("httpd", lambda: get(port, "/page"))
-    through(checkpoint, service, "--tcp-close")
-    assert get(port, "/page") == b"hello"
-    service.end(status=None)
-
-
-def test_python_web_server(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    port = free_port()
-    service = Service([os.path.realpath(sys.executable), "-B", "-m", "http.server", str(port)], tmp_path)
-    (tmp_path / "page").write_text("hello")
+def serve_a_page(checkpoint: Checkpoint, command: list[str], directory: Path, port: int) -> None:
+    """A server of files, from its directory."""
+    service = Service(command, directory)
+    (directory / "page").write_text("hello")
     wait_for("the server", lambda: get(port, "/page"))
     through(checkpoint, service, "--tcp-close")
     assert get(port, "/page") == b"hello"
     service.end(status=None)
+
+
+def test_busybox_server(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    port = free_port()
+    command = [program("busybox", "busybox-static"), "httpd", "-f", "-p", f"127.0.0.1:{port}", "-h", str(tmp_path)]
+    serve_a_page(checkpoint, command, tmp_path, port)
+
+
+def test_python_web_server(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    port = free_port()
+    command = [os.path.realpath(sys.executable), "-B", "-m", "http.server", str(port)]
+    serve_a_page(checkpoint, command, tmp_path, port)
 
 
 def test_ruby_with_fibers(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -163,17 +163,17 @@ class ImageWriter:
                     if wait:
                         os.fsync(fd)
                     else:
-                        start_writing(fd)
+                        _start_writing(fd)
                 finally:
                     os.close(fd)
 
 
-def start_writing(fd: int, offset: int = 0, length: int = 0) -> None:
-    """Let the disk begin with a part of a file, or all of it: a hint, and where it fails, fsync does it all."""
+def _start_writing(fd: int) -> None:
+    """Let the disk begin with a file: a hint, and where it fails, fsync does it all."""
     import ctypes
 
     # By libc's function: system calls differ in how they take 64-bit numbers.
-    ctypes.CDLL(None).sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(length), 2)  # SYNC_FILE_RANGE_WRITE
+    ctypes.CDLL(None).sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), 2)  # SYNC_FILE_RANGE_WRITE
 
 
 def _create(dir_fd: int, name: str) -> int:
