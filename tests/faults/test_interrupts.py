@@ -77,10 +77,7 @@ def test_ctrl_c(victim: Victim, tmp_path: Path) -> None:
             command = Command.dump(victim.pid, tmp_path, "-R")
             time.sleep(random.uniform(0.0, 0.45))
             if command.process.poll() is None:
-                try:
-                    os.killpg(command.pid, signal.SIGINT)
-                except ProcessLookupError:
-                    pass
+                press_ctrl_c(command)
             code = command.wait()
         if code == -signal.SIGINT or (code == 1 and "KeyboardInterrupt" in command.text):
             # Python itself was coming up, before anything was touched, or on its way out, after all was done.
@@ -92,6 +89,14 @@ def test_ctrl_c(victim: Victim, tmp_path: Path) -> None:
         given_up += checked(victim, tmp_path, code, command.text, f"interrupt {number}")
 
 
+def press_ctrl_c(command: Command) -> None:
+    """To front and engine; they may have ended by themselves."""
+    try:
+        os.killpg(command.pid, signal.SIGINT)
+    except ProcessLookupError:
+        pass
+
+
 def test_twice(victim: Victim, tmp_path: Path) -> None:
     """Impatience: a second Ctrl-C while the first is being obeyed changes nothing."""
     for _ in range(4):
@@ -101,10 +106,7 @@ def test_twice(victim: Victim, tmp_path: Path) -> None:
                 time.sleep(0.001)
             for _ in range(5):
                 if command.process.poll() is None:
-                    try:
-                        os.killpg(command.pid, signal.SIGINT)
-                    except ProcessLookupError:
-                        pass
+                    press_ctrl_c(command)
                 time.sleep(0.002)
             code = command.wait()
         checked(victim, tmp_path, code, command.text, "again and again")
@@ -167,10 +169,7 @@ def test_restore_ctrl_c(checkpoint: Checkpoint) -> None:
             while not os.path.exists(f"/proc/{checkpoint.root}") and command.process.poll() is None:
                 pass
             for _ in range(3):
-                try:
-                    os.killpg(command.pid, signal.SIGINT)
-                except ProcessLookupError:
-                    pass
+                press_ctrl_c(command)
                 time.sleep(0.002)
             code = command.wait()
             given_up += undone(checkpoint, code, command.text, "again and again")
