@@ -7,6 +7,7 @@ an option's number there.  Facts: tcp(7), udp(7), ip(7), ipv6(7), socket(7).
 
 import socket
 
+from torpor.resources.socket_options import as_int
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -74,6 +75,6 @@ def restore(sock: socket.socket, own: "TorporFileEntry") -> None:
     allowed = {level << 16 | option for level, option in _numbers(sock)}
     for number, value in zip(own.option_numbers, own.option_values, strict=False):
         if number in allowed:
-            sock.setsockopt(number >> 16, number & 0xFFFF, value - (value >> 31 << 32))
+            sock.setsockopt(number >> 16, number & 0xFFFF, as_int(value))
     if own.congestion and sock.type == socket.SOCK_STREAM:
         sock.setsockopt(TCP, TCP_CONGESTION, own.congestion.encode("ascii", "replace"))

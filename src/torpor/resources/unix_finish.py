@@ -170,7 +170,7 @@ def _options(sockets: "Sockets", id: int, usk: "UnixSkEntry") -> None:
     sock, own = sockets.made[id], sockets.plan.extras[id]
     socket_options.restore(sock, usk.opts)
     for number, value in zip(own.option_numbers, own.option_values, strict=False):
-        sock.setsockopt(SOL, number, value - (value >> 31 << 32))
+        sock.setsockopt(SOL, number, socket_options.as_int(value))
     if own.peek_offset is not None:
         sock.setsockopt(SOL, unix_queue.SO_PEEK_OFF, own.peek_offset)
     set_flags(sock.fileno(), usk.flags)
