@@ -69,16 +69,15 @@ def test_failures(tmp_path: Path) -> None:
     assert counted(tmp_path, "def test_other(): pytest.skip('no')\n") == (1, ["0 passed, 0 failed, 1 skipped"])
 
 
-def test_a_second_try(tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    for path, inner in ((first, '<failure message="x"/>'), (second, "")):
-        path.write_text(
-            f'<testsuites><testsuite><testcase classname="a" name="b">{inner}</testcase></testsuite></testsuites>'
-        )
-    command = [sys.executable, str(ROOT / "tools/outcomes.py"), str(first), str(second)]
+def test_a_second_try_and_another_report(tmp_path: Path) -> None:
+    first, second, other = tmp_path / "tests", tmp_path / "tests.again", tmp_path / "guests"
+    for path, name, inner in ((first, "b", '<failure message="x"/>'), (second, "b", ""), (other, "c", "")):
+        case = f'<testcase classname="a" name="{name}">{inner}</testcase>'
+        path.write_text(f"<testsuites><testsuite>{case}</testsuite></testsuites>")
+    command = [sys.executable, str(ROOT / "tools/outcomes.py"), str(first), str(other)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     assert done.returncode == 0
-    assert done.stdout.splitlines() == ["passed only at the second try: a::b", "1 passed, 0 failed, 0 skipped"]
+    assert done.stdout.splitlines() == ["passed only at the second try: a::b", "2 passed, 0 failed, 0 skipped"]
 
 
 def test_no_report(tmp_path: Path) -> None:

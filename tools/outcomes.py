@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests came to: reads pytest's reports, prints "N passed, N failed, N skipped", and says if all is well.
 
-    outcomes.py [--installed] FIRST [SECOND]
+    outcomes.py [--installed] REPORT...
 
-SECOND is the report of a second try of what failed in the first.  With --installed (packages were installed, as root) a
-test that was skipped because a program or the peer is missing counts as failed: else a mirror that is out of order, or
-a package that was renamed, would silently take whole programs out of the tests.  A kernel that lacks something is no
-failure, and neither are cross compilers, which only `tools/setup vm` installs.
+Beside a REPORT, REPORT.again is that of a second try of what failed in it, if there was one.  With --installed
+(packages were installed, as root) a test that was skipped because a program or the peer is missing counts as failed:
+else a mirror that is out of order, or a package that was renamed, would silently take whole programs out of the tests.
+A kernel that lacks something is no failure, and neither are cross compilers, which only `tools/setup vm` installs.
 """
 
 import re
@@ -59,13 +59,16 @@ _KINDS = ("passed", "failed", "skipped")
 
 def main(words: list[str]) -> int:
     installed = "--installed" in words
-    paths = [Path(word) for word in words if word != "--installed"]
-    try:
-        first = outcomes(paths[0])
-    except (OSError, xml.ParseError):
-        print("the tests did not get to their end", file=sys.stderr)
-        return 1
-    second = outcomes(paths[1]) if len(paths) > 1 and paths[1].exists() else {}
+    first: dict[str, Outcome] = {}
+    second: dict[str, Outcome] = {}
+    for path in (Path(word) for word in words if word != "--installed"):
+        try:
+            first |= outcomes(path)
+        except (OSError, xml.ParseError):
+            print(f"{path.name}: the tests did not get to their end", file=sys.stderr)
+            return 1
+        again = path.with_name(f"{path.name}.again")
+        second |= outcomes(again) if again.exists() else {}
     lines, good = summary(first, second, installed)
     print("\n".join(lines))
     return 0 if good else 1

@@ -249,7 +249,8 @@ def _gone(session: "Dump") -> TorporError | None:
     from torpor.engine.stops import has_ended
 
     for task in session.tasks.values():
-        if not task.zombie and has_ended(task.pid):
+        tids = [thread.tid for thread in task.threads] or [task.pid]  # a leader may have ended before the others
+        if not task.zombie and all(has_ended(tid) for tid in tids):
             return TaskGone(f"{task.subject} was ended by somebody else while it was dumped", remedy="try again")
     return None
 

@@ -85,6 +85,8 @@ class Guests:
         return text
 
     def close(self) -> None:
+        """Whatever still runs is not wanted any more: Ctrl-C, or --exitfirst."""
+        machine.end_all()
         self._pool.shutdown(cancel_futures=True)
 
 

@@ -19,7 +19,7 @@ MODULE = "workloads"
 # A little of everything: what an architecture or an old kernel would break first.
 SUBSET = (
     "attr_rlimits", "cpu_registers", "fd_epoll", "fd_ghost", "fd_pipe", "fd_reg", "fd_timerfd", "mem_anon",
-    "mem_file_private", "mem_shared_anon", "mem_vdso", "share_vm", "sig_actions", "sig_pending", "sk_listen",
+    "mem_file_private", "mem_shared_anon", "mem_vdso", "share_vm", "sig_actions", "sig_masks", "sk_listen",
     "sk_pair_stream", "sys_poll", "time_itimers", "tree_sessions", "tty_session",
 )  # fmt: skip
 

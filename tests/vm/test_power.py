@@ -9,13 +9,12 @@ finished is complete, the newest complete one restores, and whatever is not comp
 import os
 import random
 import re
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from vmlab import VmError, cache_dir, disk, machine
+from vmlab import VmError, disk, machine
 from vmlab.targets import TARGETS
 from vmlab.volatile import VolatileDisk
 
@@ -90,9 +89,8 @@ class Series:
 def test_power() -> None:
     number = int(os.environ.get("TORPOR_POWER_FAILURES", "2"))
     seed = int(os.environ.get("TORPOR_POWER_SEED", str(time.time_ns() % 10**9)))
-    (cache_dir() / "run").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_dir() / "run", prefix="power-") as scratch:
-        series = Series(Path(scratch, "disk"), seed)
+    with machine.scratch_directory("power-") as scratch:
+        series = Series(scratch / "disk", seed)
         try:
             disk.make(TARGET, series.path, KERNEL)
             for boot in range(number + 1):  # the first finds an empty disk

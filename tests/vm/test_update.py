@@ -4,12 +4,11 @@ restored from it under another, there and back.  And the host is another, whose 
 boot; guest/update.py and guest/hosts.py are what happens in it.
 """
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vmlab import VmError, cache_dir, disk, machine
+from vmlab import VmError, disk, machine
 from vmlab.targets import TARGETS, Target
 
 WAYS = {"there_and_back": ("6.1", "6.12", "6.1"), "back_and_there": ("6.12", "6.1", "6.12")}
@@ -49,9 +48,8 @@ class Disk:
 @pytest.fixture
 def traveller(request: pytest.FixtureRequest) -> Iterator[Disk]:
     arch = request.node.callspec.params.get("arch", "x86_64")
-    (cache_dir() / "run").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_dir() / "run", prefix=f"update-{arch}-") as scratch:
-        yield Disk(TARGETS[arch], Path(scratch, "disk"))
+    with machine.scratch_directory(f"update-{arch}-") as scratch:
+        yield Disk(TARGETS[arch], scratch / "disk")
 
 
 @pytest.mark.vm

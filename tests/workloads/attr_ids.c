@@ -6,15 +6,20 @@
 #include <grp.h>
 #include <sys/fsuid.h>
 
+#ifdef SYS_setresuid32 /* 32-bit machines: the older calls know 16 bits */
+#define ID_CALL(name) SYS_##name##32
+#else
+#define ID_CALL(name) SYS_##name
+#endif
 static volatile int go;
 
 static void check(const char *who, unsigned r, unsigned e, unsigned s, unsigned f, int groups)
 {
 	unsigned now[3];
-	MUST((int)syscall(SYS_getresuid, &now[0], &now[1], &now[2]));
+	MUST((int)syscall(ID_CALL(getresuid), &now[0], &now[1], &now[2]));
 	CHECK(now[0] == r && now[1] == e && now[2] == s, "%s: uids are %u %u %u, were %u %u %u", who, now[0], now[1], now[2], r, e, s);
 	CHECK((unsigned)setfsuid((uid_t)-1) == f, "%s: file system uid is %d, was %u", who, setfsuid((uid_t)-1), f);
-	MUST((int)syscall(SYS_getresgid, &now[0], &now[1], &now[2]));
+	MUST((int)syscall(ID_CALL(getresgid), &now[0], &now[1], &now[2]));
 	CHECK(now[0] == r + 100 && now[1] == e + 100 && now[2] == s + 100, "%s: gids are %u %u %u", who, now[0], now[1], now[2]);
 	CHECK((unsigned)setfsgid((gid_t)-1) == f + 100, "%s: file system gid is %d", who, setfsgid((gid_t)-1));
 	gid_t list[1000];
@@ -30,10 +35,10 @@ static void become(unsigned r, unsigned e, unsigned s, unsigned f, int groups)
 	for (int i = 0; i < groups; i++)
 		list[i] = 5000u + 3u * (unsigned)i;
 	/* the system calls, which change this thread only */
-	MUST((int)syscall(SYS_setgroups, groups, list));
-	MUST((int)syscall(SYS_setresgid, r + 100, e + 100, s + 100));
+	MUST((int)syscall(ID_CALL(setgroups), groups, list));
+	MUST((int)syscall(ID_CALL(setresgid), r + 100, e + 100, s + 100));
 	setfsgid(f + 100);
-	MUST((int)syscall(SYS_setresuid, r, e, s));
+	MUST((int)syscall(ID_CALL(setresuid), r, e, s));
 	setfsuid(f);
 }
 

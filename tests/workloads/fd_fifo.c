@@ -22,7 +22,7 @@ int main(void)
 	MUST(mkfifo("empty", 0600));
 	int one = MUST(open("one", O_RDWR));
 	int reader = MUST(open("one", O_RDONLY | O_NONBLOCK | O_CLOEXEC));
-	CHECK(fcntl(one, F_SETPIPE_SZ, 8192) == 8192, "F_SETPIPE_SZ: %s", strerror(errno));
+	CHECK(fcntl(one, F_SETPIPE_SZ, 2 * WL_PAGE) == 2 * WL_PAGE, "F_SETPIPE_SZ: %s", strerror(errno));
 	fd_put(one, "content of one", 14);
 	two_read = MUST(open("two", O_RDONLY | O_NONBLOCK));
 	two_write = MUST(open("two", O_WRONLY));
@@ -41,7 +41,7 @@ int main(void)
 	wl_ready_wait();
 	for (int i = 0; i < 5; i++)
 		fd_check_inode(&was[i], (const char *[]){"one", "reader", "two", "half", "empty"}[i]);
-	CHECK(fcntl(reader, F_GETPIPE_SZ) == 8192, "size is %d", fcntl(reader, F_GETPIPE_SZ));
+	CHECK(fcntl(reader, F_GETPIPE_SZ) == 2 * WL_PAGE, "size is %d", fcntl(reader, F_GETPIPE_SZ));
 	fd_expect_text(reader, "content of one", "one");
 	fd_expect_error(reader, EAGAIN, "one");
 	fd_expect_end(empty, "a FIFO without a writer");

@@ -5,7 +5,7 @@
 
 int main(void)
 {
-	enum { small = 4096, large = 1 << 20 };
+	enum { small = WL_PAGE, large = 1 << 20 };
 	int full[2], big[2], untouched[2];
 	static char data[large], now[large];
 	wl_begin();

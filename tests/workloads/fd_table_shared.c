@@ -17,7 +17,7 @@ int main(void)
 	file = fd_make("file", "0123");
 	MUST(lseek(file, 0, SEEK_SET));
 	MUST(pipe(both));
-	pid_t child = MUST((pid_t)syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0));
+	pid_t child = MUST((pid_t)WL_CLONE(CLONE_FILES | SIGCHLD));
 	if (!child) {
 		MUST(dup2(file, 50)); /* appears in the parent too */
 		fd_put(both[1], "r", 1);

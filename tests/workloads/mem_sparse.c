@@ -4,7 +4,7 @@
 #include "wl.h"
 
 enum { page = WL_PAGE };
-static const size_t size = 4UL << 30;
+static const size_t size = (size_t)(4ULL << 30);
 
 /* How many pages of an area are in memory, by its pagemap entries. */
 static size_t present(const char *at, size_t pages)
@@ -25,6 +25,8 @@ static size_t present(const char *at, size_t pages)
 int main(void)
 {
 	wl_begin();
+	if (sizeof(void *) < 8)
+		wl_skip("4 GiB are more than a 32-bit process has");
 	char *memory = MUST(mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
 	MUST(madvise(memory, size, MADV_NOHUGEPAGE));
 	/* a page every 100 MiB written; the one after it only read (the zero page); the one after that written with zeros */

@@ -10,7 +10,7 @@ int main(void)
 	wl_begin();
 	int told[2], one = MUST(open("/dev/null", O_RDWR));
 	MUST(pipe2(told, O_CLOEXEC));
-	pid_t child = (pid_t)MUST(syscall(SYS_clone, CLONE_FILES | SIGCHLD, NULL, NULL, NULL, 0L));
+	pid_t child = (pid_t)MUST(WL_CLONE(CLONE_FILES | SIGCHLD));
 	if (child == 0) {
 		shared_null = MUST(fcntl(one, F_DUPFD, 100)); /* appears in the parent, too */
 		MUST(write(told[1], &shared_null, sizeof shared_null));

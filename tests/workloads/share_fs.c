@@ -10,7 +10,7 @@ int main(void)
 	MUST(mkdir("below", 0755));
 	MUST(getcwd(home, sizeof home) ? 0 : -1);
 	umask(027);
-	pid_t child = (pid_t)MUST(syscall(SYS_clone, CLONE_FS | SIGCHLD, NULL, NULL, NULL, 0L));
+	pid_t child = (pid_t)MUST(WL_CLONE(CLONE_FS | SIGCHLD));
 	if (child == 0) {
 		wl_wait();
 		CHECK(umask(022) == 027, "umask was 027");

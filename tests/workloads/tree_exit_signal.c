@@ -5,7 +5,7 @@
 
 static pid_t born(int number, int status)
 {
-	pid_t pid = MUST((pid_t)syscall(SYS_clone, (long)number, NULL, NULL, NULL, NULL));
+	pid_t pid = MUST((pid_t)WL_CLONE(number));
 	if (pid)
 		return pid;
 	if (status >= 0)

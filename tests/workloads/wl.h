@@ -52,6 +52,13 @@
 #define WL_PAGE 4096
 #endif
 
+/* clone(2) as fork(2) with other flags.  s390x takes the stack first. */
+#ifdef __s390x__
+#define WL_CLONE(flags) syscall(SYS_clone, 0L, (long)(flags), 0L, 0L, 0L)
+#else
+#define WL_CLONE(flags) syscall(SYS_clone, (long)(flags), 0L, 0L, 0L, 0L)
+#endif
+
 static WL_UNUSED void wl_vsay(const char *prefix, const char *format, va_list args)
 {
 	char line[1024];

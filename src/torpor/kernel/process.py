@@ -63,6 +63,7 @@ _raw_kcmp.restype = ctypes.c_long
 _raw_getfd = ctypes.CDLL(None, use_errno=True)["syscall"]
 _raw_getfd.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_uint)
 _raw_getfd.restype = ctypes.c_long
+_raw_fstatfs = ctypes.CDLL(None, use_errno=True)["fstatfs64"]
 _KCMP, _GETFD = NR["kcmp"], NR["pidfd_getfd"]
 _ORDER = (0, -1, 1, UNORDERED)  # the kernel's 0, 1, 2, 3; a failure's -1 is looked at first
 
@@ -128,11 +129,11 @@ def pidfd_open(pid: int, flags: int = 0) -> int:
     return call("pidfd_open", pid, flags)
 
 
-def open_exactly(path: str, flags: int, dir_fd: int | None = None) -> int:
+def open_exactly(path: str, flags: int, dir_fd: int | None = None, mode: int = 0) -> int:
     """openat(2) with these very flags.  On 32-bit machines os.open adds O_LARGEFILE, which a description keeps."""
     name = _buffer(os.fsencode(path) + b"\0")
     try:
-        return call("openat", AT_FDCWD if dir_fd is None else dir_fd, ctypes.addressof(name), flags, 0)
+        return call("openat", AT_FDCWD if dir_fd is None else dir_fd, ctypes.addressof(name), flags, mode)
     except OSError as error:
         raise OSError(error.errno, os.strerror(error.errno or 0), path) from None
 
@@ -164,7 +165,8 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
 def statfs_type(fd: int) -> int:
     """f_type of fstatfs(2): which file system it is.  Python's statvfs leaves that out."""
     buffer = ctypes.create_string_buffer(256)
-    call("fstatfs", fd, ctypes.addressof(buffer))
+    if _raw_fstatfs(fd, buffer):  # not the system call: on 32-bit machines that has one argument more
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return int(struct.unpack_from("=l" if ctypes.sizeof(ctypes.c_long) == 4 else "=q", buffer)[0]) & 0xFFFFFFFF
 
 

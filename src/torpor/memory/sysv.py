@@ -188,6 +188,8 @@ def undo(restore: Restore) -> None:
 def open_content(shmid: int, size: int) -> tuple[int, int]:
     """A descriptor through which the segment's pages can be written, by way of an attachment of our own; returns
     (descriptor, address to detach)."""
-    at = call("shmat", shmid, 0, 0)
+    import struct
+
+    at = call("shmat", shmid, 0, 0) % (1 << 8 * struct.calcsize("P"))  # no negative number on 32-bit machines
     end = (at + size + PAGE - 1) & -PAGE
     return os.open(f"/proc/self/map_files/{at:x}-{end:x}", os.O_RDWR | os.O_CLOEXEC), at

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """eventfd: a 64-bit counter, eventfd(2).
 
-fdinfo tells all of it: the counter without reading it, and since 6.5 whether it was made with EFD_SEMAPHORE.  That has
+fdinfo tells all of it: the counter without reading it, and since 6.5 whether it was made with EFD_SEMAPHORE; before,
+one read tells, of which the effect is undone at once.  That has
 no place in CRIU's format, and CRIU loses it.  We put it into `flags`, as bit 0, where CRIU hands it to F_SETFL, which
 ignores the access mode: an image for both.  The counter may be far beyond the 32 bits that eventfd(2) takes, so it is
 written in.
 """
 
 import os
+import sys
 
 from torpor.errors import ImageError
 from torpor.images.schema.eventfd import EventfdFileEntry
@@ -38,7 +40,10 @@ class Eventfd(Described):
     def save(self, seen: "SeenFile", dump: "Dump") -> FileEntry:
         facts = seen.info.eventfd
         assert facts is not None  # examine
-        flags = seen.info.status_flags | (EFD_SEMAPHORE if facts.semaphore else 0)
+        semaphore = facts.semaphore
+        if semaphore is None:
+            semaphore = _reads_by_one(seen.fd, facts.counter)
+        flags = seen.info.status_flags | (EFD_SEMAPHORE if semaphore else 0)
         efd = EventfdFileEntry(id=seen.id, flags=flags, fown=save_owner(seen.fd), counter=facts.counter)
         return FileEntry(type=EVENTFD, id=seen.id, efd=efd)
 
@@ -60,6 +65,29 @@ class Eventfd(Described):
             os.close(fd)
             raise
         return fd
+
+
+def _reads_by_one(fd: int, counter: int) -> bool:
+    """Whether a read takes 1 and leaves the rest, which shows with counters above 1.  It is afterwards what it was.
+
+    Whoever waits for it is frozen.  Others may share it: so nothing here blocks, whatever they do meanwhile.
+    """
+    held = max(counter, 2)
+    if held > counter:
+        os.eventfd_write(fd, held - counter)
+    taken = _take(fd)
+    left = held - taken
+    while left > counter:
+        left -= _take(fd)
+    if left < counter:
+        os.eventfd_write(fd, counter - left)
+    return taken == 1
+
+
+def _take(fd: int) -> int:
+    value = bytearray(8)
+    os.preadv(fd, [value], -1, os.RWF_NOWAIT)
+    return int.from_bytes(value, sys.byteorder)
 
 
 FILE_KINDS = [Eventfd()]

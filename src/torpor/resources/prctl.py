@@ -13,6 +13,7 @@ import os
 import struct
 
 from torpor.errors import KernelError
+from torpor.kernel.syscall import call
 from torpor.resources import extras, own
 from torpor.resources.base import Attribute
 from torpor.typed import TYPE_CHECKING, Any, NamedTuple
@@ -34,6 +35,8 @@ PR_SET_MDWE, PR_GET_MDWE = 65, 66
 PR_SET_MEMORY_MERGE, PR_GET_MEMORY_MERGE = 67, 68
 PR_SPEC_PRCTL = 1  # of what PR_GET_SPECULATION_CTRL answers: this task's own setting is in the other bits
 MEMBARRIER_REGISTRATIONS = 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8
+MEMBARRIER_QUERY, MEMBARRIER_REGISTER_GLOBAL = 0, 1 << 2
+MEMBARRIER_PRIVATES = (1 << 3, 1 << 5, 1 << 7)  # private, with core sync, with rseq; to register is the next bit
 MEMBARRIER_PRIVATE, MEMBARRIER_REGISTER_PRIVATE, MEMBARRIER_GET_REGISTRATIONS = 1 << 3, 1 << 4, 1 << 9
 PF_IO_FLUSHER = 0x00080000  # PF_MEMALLOC_NOIO
 DEFAULT_COREDUMP_FILTER = 0x33
@@ -105,22 +108,45 @@ class Subreaper(Attribute):
         program.call("prctl", PR_SET_CHILD_SUBREAPER, 1 if task.core.tc.child_subreaper else 0)
 
 
+def _registrations_are_told() -> bool:
+    return _membarrier(MEMBARRIER_GET_REGISTRATIONS) >= 0
+
+
+def _has_membarrier() -> bool:
+    return _membarrier(MEMBARRIER_QUERY) > 0
+
+
+def _membarrier(command: int) -> int:
+    try:
+        return call("membarrier", command, 0, 0)
+    except OSError:
+        return -1
+
+
 class Membarrier(Attribute):
-    """Registrations for membarrier(2); asked since Linux 6.3, before that they are lost, and a program's next barrier
-    fails with EPERM.  The kernel shows a registration for SYNC_CORE or RSEQ as one for PRIVATE_EXPEDITED, too; whether
-    there is one only such a barrier tells.
+    """Registrations for membarrier(2).  Linux tells them since 6.3; before that, those for private barriers are found
+    by trying such a barrier, which fails with EPERM without one.  Nothing tells of the one for global barriers, which a
+    task needs to be reached by those of others: so there every task is registered for it, at the price of an interrupt.
+    The kernel shows a registration for SYNC_CORE or RSEQ as one for PRIVATE_EXPEDITED, too; whether there is one only
+    such a barrier tells.
     """
 
     covers = frozenset({"task:membarrier"})
 
-    def ask(self, task: "DumpTask", program: "Program") -> "tuple[Result, Result]":
-        registered = program.call("membarrier", MEMBARRIER_GET_REGISTRATIONS, 0, 0, may_fail=True)
-        return registered, program.call("membarrier", MEMBARRIER_PRIVATE, 0, 0, may_fail=True)
+    def ask(self, task: "DumpTask", program: "Program") -> "tuple[Result, ...]":
+        barriers = (MEMBARRIER_PRIVATE,) if _registrations_are_told() else MEMBARRIER_PRIVATES
+        asked = (MEMBARRIER_GET_REGISTRATIONS, *barriers)
+        return tuple(program.call("membarrier", command, 0, 0, may_fail=True) for command in asked)
 
-    def save(self, task: "DumpTask", answer: "tuple[Result, Result]", core: "CoreEntry") -> None:
+    def save(self, task: "DumpTask", answer: "tuple[Result, ...]", core: "CoreEntry") -> None:
         assert core.tc is not None
-        registered, private = answer
-        mask = max(registered.value, 0) & (~MEMBARRIER_REGISTER_PRIVATE if private.value < 0 else ~0)
+        registered, private, *others = answer
+        if others:
+            mask = MEMBARRIER_REGISTER_GLOBAL if _has_membarrier() else 0
+            for barrier, result in zip(MEMBARRIER_PRIVATES, (private, *others), strict=True):
+                mask |= barrier << 1 if result.value >= 0 else 0
+        else:
+            mask = max(registered.value, 0) & (~MEMBARRIER_REGISTER_PRIVATE if private.value < 0 else ~0)
         core.tc.membarrier_registration_mask = mask or None
 
     def check(self, task: "RestoreTask", restore: "Restore") -> None:

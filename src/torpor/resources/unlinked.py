@@ -20,6 +20,7 @@ import stat as st
 from collections.abc import Callable
 
 from torpor.errors import ImageError, RestoreFailed
+from torpor.kernel.process import open_exactly
 from torpor.resources import ghost, link_remap
 from torpor.resources.pipe import reopen
 from torpor.resources.regular import NEVER, TMPFILE, open_as
@@ -217,7 +218,7 @@ class _Ghost(_Source):
         try:
             flags = self.tmpfile.flags & ~NEVER if self.tmpfile else os.O_TMPFILE | os.O_RDWR
             try:
-                self.fd = os.open(".", flags | os.O_CLOEXEC, 0o600, dir_fd=place.fd)
+                self.fd = open_exactly(".", flags | os.O_CLOEXEC, place.fd, 0o600)
             except OSError as error:
                 if self.tmpfile or error.errno not in _NO_TMPFILE:
                     raise

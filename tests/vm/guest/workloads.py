@@ -8,6 +8,7 @@ architecture and the C library that lies beside them (vmlab/programs.py).
 
 import contextlib
 import fcntl
+import gc
 import os
 import resource
 import shutil
@@ -81,3 +82,4 @@ class _Cases(dict[str, Callable[[], None]]):
 CASES = _Cases()
 _prepare()
 warm.import_all()
+gc.freeze()  # no collection in a fork walks over, and so copies, what all of them share

@@ -1,20 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boot a guest, run one Python program in it, listen until it powers off.
+"""Boot a guest, run one Python program in it, listen until it powers off.  Two guests (``TORPOR_VM_JOBS``) at a time.
 
 The guest talks over its serial console: lines that begin with ``@@`` are for us (``@@READY``, ``@@BEGIN case``,
 ``@@RESULT {json}``, ``@@EXIT status``), the rest is what the program and the kernel print.
+
+QEMU outlives whoever started it, unless it is told not to: it gets a parent-death signal, which comes when the *thread*
+that started it ends.  It has a session of its own, so that Ctrl-C reaches only us, who then end it (`end_all`).
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +33,8 @@ from .targets import Target
 _GUEST = Path(__file__).parent.parent / "guest"
 _PROJECT = Path(__file__).parents[3]
 BOOT_SECONDS = 180
+_SLOTS = threading.Semaphore(int(os.environ.get("TORPOR_VM_JOBS", "2")))
+_LEAVE_WITH_ME = ("setpriv", "--pdeathsig", "KILL", "--")
 _MARK = re.compile(r"@@(READY|BEGIN|RESULT|EXIT) (.*)")
 
 
@@ -36,7 +45,78 @@ class Outcome(NamedTuple):
     results: list[dict[str, Any]]
     output: str
     seconds: float
+    cpu: float = 0.0  # seconds of processor time that QEMU took: what a guest costs on a machine that others use, too
     unfinished: frozenset[str] = frozenset()  # cases that began and have no result
+
+
+class _Running:
+    """The guests that run now, so that they can all be ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._guests: set[subprocess.Popen[bytes]] = set()
+        self._ending = False
+
+    def start(self, command: Sequence[str]) -> "subprocess.Popen[bytes]":
+        with self._lock:
+            if self._ending:
+                raise VmError("the tests were ended before this guest was started")
+            guest = subprocess.Popen(
+                [*_LEAVE_WITH_ME, *command],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+            self._guests.add(guest)
+            return guest
+
+    def end(self, guest: "subprocess.Popen[bytes]") -> float:
+        """End it, if it has not ended by itself; the processor time that it took."""
+        with self._lock:
+            self._guests.discard(guest)
+        os.kill(guest.pid, signal.SIGKILL)  # not Popen.kill, which reaps
+        _, status, usage = os.wait4(guest.pid, 0)
+        guest.returncode = os.waitstatus_to_exitcode(status)
+        return usage.ru_utime + usage.ru_stime
+
+    def end_all(self) -> None:
+        with self._lock:
+            self._ending = True
+            for guest in self._guests:
+                os.kill(guest.pid, signal.SIGKILL)
+
+
+_running = _Running()
+end_all = _running.end_all
+
+
+@contextlib.contextmanager
+def scratch_directory(prefix: str) -> Iterator[Path]:
+    """A directory for one guest's files.  Those of runs that were killed are removed first: nobody holds their lock."""
+    home = cache_dir() / "scratch"
+    home.mkdir(parents=True, exist_ok=True)
+    with open(home / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for old in home.iterdir():
+            if old.is_dir() and _abandoned(old):
+                shutil.rmtree(old, ignore_errors=True)
+        path = Path(tempfile.mkdtemp(dir=home, prefix=prefix))
+        held = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(held)
+
+
+def _abandoned(directory: Path) -> bool:
+    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def _make_disk(path: Path, size: int) -> Path:
@@ -116,37 +196,29 @@ def run(
     `timeout` counts from the guest being ready and from each result; booting has a limit of its own.
     `cut` sees each line, and may say after how many seconds the power fails: QEMU is killed then.
     """
-    prepared = image.prepare(target, version)
-    _ensure_executor(target)
-    scratch = cache_dir() / "run"
-    scratch.mkdir(parents=True, exist_ok=True)
-    begun = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=scratch, prefix=f"{target.arch}-{version}-") as directory:
-        overlay, initrd = Path(directory, "overlay.cpio"), Path(directory, "initrd")
+    require((_LEAVE_WITH_ME[0], "util-linux"))
+    with _SLOTS, scratch_directory(f"{target.arch}-{version}-") as directory:
+        prepared = image.prepare(target, version)
+        _ensure_executor(target)
+        overlay, initrd = directory / "overlay.cpio", directory / "initrd"
         if disk:
             modules = ["virtio_pci", "virtio_blk", "ext4", *modules]
-            extra = [
-                *extra,
-                "-drive",
-                f"file={_make_disk(Path(directory, 'disk'), disk)},if=virtio,format=raw,cache=unsafe",
-            ]
+            drive = f"file={_make_disk(directory / 'disk', disk)},if=virtio,format=raw,cache=unsafe"
+            extra = [*extra, "-drive", drive]
         _overlay(overlay, argv, modules, files or {}, bool(disk))
         with open(initrd, "wb") as whole:
             for part in (*prepared.archives, overlay):
                 with open(part, "rb") as source:
                     shutil.copyfileobj(source, whole, 1 << 20)
-        qemu = subprocess.Popen(
-            command(target, prepared.kernel, initrd, extra=extra),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        begun = time.monotonic()
+        qemu = _running.start(command(target, prepared.kernel, initrd, extra=extra))
         try:
-            return _listen(qemu, begun, timeout, echo, cut)
+            outcome = _listen(qemu, begun, timeout, echo, cut)
         finally:
-            if qemu.poll() is None:
-                qemu.kill()
-            qemu.wait()
+            cpu = _running.end(qemu)
             assert qemu.stdout is not None
             qemu.stdout.close()
+        return outcome._replace(cpu=cpu)
 
 
 def _listen(
