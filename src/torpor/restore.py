@@ -312,11 +312,12 @@ class _Work:
             tables = thread_tables(self.restore, task)
             threads = self.spawner.threads(task.runner, others)
             programs: dict[Tracee, Program] = {}
+            runners = {task.pid: task.runner}
             for thread in threads:
                 task.tracees[thread.tid] = thread
                 if thread.tid in tables:
                     thread.share_memory(task.tracee)
-                    runner = self.spawner.enter_thread(task.runner, thread)
+                    runner = runners[thread.tid] = self.spawner.enter_thread(task.runner, thread)
                     program = self.files.fill_thread(task, runner, tables[thread.tid], self.limit)
                     self._place_thread(task, thread.tid, program)
                     runner.run(program)
@@ -325,6 +326,15 @@ class _Work:
                     self._place_thread(task, thread.tid, programs[thread])
             team = ThreadTeam(task.runner)
             team.run(programs)
+
+            def run(tid: int, program: Program) -> None:
+                if tid in runners:
+                    runners[tid].run(program)
+                else:
+                    team.run({task.tracees[tid]: program})
+
+            for attribute in self._with("in_turn"):
+                attribute.in_turn(task, run)
             team.close()
         if not task.leader_ended:
             program = Program()

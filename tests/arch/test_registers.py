@@ -199,6 +199,22 @@ def test_poll_begins_again_in_images(name: str) -> None:
     assert arch.pc(settled) == 0x1000 - {"x86_64": 2, "s390x": 2}.get(name, 4)
 
 
+@pytest.mark.parametrize("thumb", [True, False])
+@pytest.mark.parametrize("call", ["clock_nanosleep", "clock_nanosleep_time64"])
+def test_arm_tells_a_sleep_that_has_just_ended_from_an_interrupted_one(call: str, thumb: bool) -> None:
+    """Both show 0 in r0 and ORIG_r0: the result, or the number of the clock."""
+    arch, length = ARCHES["arm"], 2 if thumb else 4
+    nr = arch.SYSCALLS[call]
+    registers = {0: 0, 7: nr, 15: 0x1000, 16: 0x20 if thumb else 0, 17: 0}
+    asleep = f"{nr} 0x0 0x0 0xbeef0000 0x0 0x0 0x0 0xbeef1000 {0x1000:#x}".encode()
+    ended = _words("<18I", registers)
+    assert arch.settled(ended, {}, asleep) == arch.resumed(ended, asleep) == ended
+    interrupted = arch.with_pc(ended, 0x1000 - length)
+    settled = arch.settled(interrupted, {}, asleep)
+    assert (arch.pc(settled), arch.result(settled)) == (0x1000, -EINTR)
+    assert arch.resumed(interrupted, asleep) == _words("<18I", registers | {7: 0, 15: 0x1000 - length})
+
+
 def _words(form: str, values: dict[int, int]) -> bytes:
     return struct.pack(
         form, *(values.get(place, 0) for place in range(struct.calcsize(form) // struct.calcsize(form[0] + form[-1])))

@@ -4,10 +4,11 @@
 Layouts: struct pt_regs (18 words), user_vfp, sigcontext (arch/arm/include/uapi/asm), struct rt_sigframe and the
 extensions in its uc_regspace (arch/arm/include/asm/ucontext.h).
 
-Surprises.  An interrupted system call is rewound before the tracer sees it, as on aarch64; but ORIG_r0 is -1 wherever
-the task was not in one.  The vDSO's system call is ARM code while the C library is Thumb-2.  Most of the old calls are
-16-bit or 32-bit affairs: the names here stand for their modern variants, and 64-bit offsets travel in two registers of
-which the first must be even (`arguments`).
+Surprises.  An interrupted system call is rewound before the tracer sees it, as on aarch64; ORIG_r0 is -1 wherever the
+task was not in one, but it is kept also when the call has ended: the thread may be on its way out of a sleep, its
+program counter behind the instruction already (`call_before_stop` tells).  The vDSO's system call is ARM code while
+the C library is Thumb-2.  Most of the old calls are 16-bit or 32-bit affairs: the names here stand for their modern
+variants, and 64-bit offsets travel in two registers of which the first must be even (`arguments`).
 """
 
 import struct
@@ -66,6 +67,7 @@ R0, R7, SP, LR, PC, CPSR, ORIG_R0 = 0, 7, 13, 14, 15, 16, 17
 _M32 = (1 << 32) - 1
 _THUMB, _IT, _JAZELLE, _BIG_ENDIAN = 1 << 5, 0x0600FC00, 1 << 24, 1 << 9
 
+_RESTART = 0  # number of restart_syscall
 _FUTEX_COMMAND = 0x7F
 _FUTEX_WAITS = (0, 9)
 _TIMER_ABSTIME = 1
@@ -95,6 +97,11 @@ _WIDE = {
 
 def _words(general: bytes) -> list[int]:
     return list(_GENERAL.unpack(general))
+
+
+def _length(r: Sequence[int]) -> int:
+    """Of the instruction that makes a system call, in the mode that the task is in."""
+    return 2 if r[CPSR] & _THUMB else 4
 
 
 def _table() -> dict[str, int]:
@@ -127,6 +134,7 @@ class Arm(Arch):
     call_stop_keeps_all = False  # the kernel puts back what `ip` was, over what the tracer has set
     vdso_names = ("[vdso]", "[vvar]", "[sigpage]")
     sigaction_size = 20
+    call_before_stop = True
     restarts_alike = False
 
     def arguments(self, name: str, args: Sequence[T | int]) -> Sequence[T | int]:
@@ -174,8 +182,8 @@ class Arm(Arch):
 
     def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
         r = _words(general)
-        if self._forgets(r) and not self.loses_nothing(r[R7], r[1]):  # else it is rewound already
-            r[R0], r[PC], r[ORIG_R0] = -EINTR & _M32, r[PC] + (2 if r[CPSR] & _THUMB else 4), _M32
+        if self._forgets(r, before) and not self.loses_nothing(r[R7], r[1]):  # else it is rewound already
+            r[R0], r[PC], r[ORIG_R0] = -EINTR & _M32, r[PC] + _length(r), _M32
             return _GENERAL.pack(*r)
         return self.again(general, specials, before) or general
 
@@ -183,18 +191,24 @@ class Arm(Arch):
         r = _words(general)
         if r[ORIG_R0] == _M32 or r[R0] != -EINTR & _M32 or r[R7] not in _ENDED_BY_A_STOP:
             return None
-        r[R0], r[PC] = r[ORIG_R0], r[PC] - (2 if r[CPSR] & _THUMB else 4)
+        r[R0], r[PC] = r[ORIG_R0], r[PC] - _length(r)
         return _GENERAL.pack(*r)
 
     def resumed(self, general: bytes, before: bytes) -> bytes:
         r = _words(general)
-        if self._forgets(r):
+        if self._forgets(r, before):
             r[R7] = self.SYSCALLS["restart_syscall"]
         return _GENERAL.pack(*r)
 
-    def _forgets(self, r: list[int]) -> bool:
-        """Whether the task is in a call that would begin anew: continued by restart_syscall it does not."""
-        if r[ORIG_R0] == _M32 or r[ORIG_R0] != r[R0]:
+    def _forgets(self, r: list[int], before: bytes) -> bool:
+        """Whether the task is in a call that would begin anew: continued by restart_syscall it does not.
+
+        Registers alone do not tell: a sleep that has just ended shows 0 and the clock 0 in r0 and ORIG_r0, too.
+        """
+        fields = before.split()
+        if len(fields) != 9 or r[ORIG_R0] == _M32 or r[ORIG_R0] != r[R0]:
+            return False
+        if int(fields[0]) not in (r[R7], _RESTART) or int(fields[8], 16) != r[PC] + _length(r):
             return False
         names = self.SYSCALLS
         nr, arg1, arg3 = r[R7], r[1], r[3]

@@ -17,6 +17,8 @@ all tasks at the same time.  What `ask` returns is kept and handed to `save`, wh
 from torpor.typed import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torpor.engine.program import Program
     from torpor.engine.tracee import Tracee
     from torpor.images.schema.core import CoreEntry
@@ -57,6 +59,10 @@ class Attribute:
 
     def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
         """Append to the program of each thread, the leader too; the last thing that it runs before the barrier."""
+
+    def in_turn(self, task: "RestoreTask", run: "Callable[[int, Program], None]") -> None:
+        """All threads exist, of a process that has several: what they have to do one after the other.  `run` runs a
+        program in the thread with the given TID."""
 
     def last(self, task: "RestoreTask", program: "Program") -> None:
         """Append to the leader's last program, when the whole tree stands (arm timers, send pending signals)."""

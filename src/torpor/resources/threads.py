@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torpor.engine.program import Pointer, Program
     from torpor.engine.tracee import Tracee
     from torpor.images.schema.core import CoreEntry
-    from torpor.resources.context import Dump, DumpTask, Restore, RestoreTask
+    from torpor.resources.context import DumpTask, Restore, RestoreTask
 
 PR_GET_TID_ADDRESS = 40
 ROBUST_LIST_SIZE = 3 * native().word_size  # struct robust_list_head: three words; the kernel takes no other size
@@ -102,11 +102,6 @@ class ThreadPointer(Attribute):
     itself can set it."""
 
     covers = frozenset({"thread:thread_pointer"})
-
-    def examine(self, task: "DumpTask", dump: "Dump") -> None:
-        if task.leader.arch.thread_area and len(task.thread_statuses) > 1:
-            why = "it has several threads, which Torpor does not bring back reliably on 32-bit ARM yet"
-            dump.refuse(task.refusal(why, "run it with one thread", code="arm-threads"))
 
     def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
         pointer = native().thread_pointer(core)

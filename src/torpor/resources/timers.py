@@ -5,7 +5,8 @@
   comes back by being let fire at once: the second SIGALRM is the same as the first.
 - /proc/PID/timers tells how a POSIX timer was made, only timer_gettime(2) in the process what it is set to.
 - Ids are given in turn.  prctl(PR_TIMER_CREATE_RESTORE_IDS) (6.15) lets the caller choose; before, timers are made
-  and deleted until the number comes.
+  and deleted until the number comes.  One that counts the time of a thread has to be made by that thread, so threads
+  take turns then (`in_turn`).
 - Time goes on while the task stands still.  A timer that fires then is either asked later, and shows no time left, or
   before: so pending signals are read again after the timers.
 - A timer that notifies a thread needs that thread, so POSIX timers are made when the whole tree stands.  By then the
@@ -24,6 +25,8 @@ from torpor.resources.base import Attribute
 from torpor.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torpor.engine.program import Pointer
     from torpor.engine.tracee import Tracee
     from torpor.images.schema.core import CoreEntry
@@ -173,6 +176,12 @@ class PosixTimers(Attribute):
                 "this kernel cannot make its timers, some on alarm clocks and some for threads, with their ids",
                 "restore on Linux 6.15 or later",
             )
+        if any(map(_is_alarm, timers)) and _taking_turns(task):
+            raise task.refusal(
+                "this kernel cannot make its timers, some on alarm clocks and some that count a thread's CPU time, "
+                "with their ids",
+                "restore on Linux 6.15 or later",
+            )
 
     def place(self, task: "RestoreTask", program: Program) -> None:
         if any(map(_is_alarm, _posix(task))):
@@ -183,13 +192,29 @@ class PosixTimers(Attribute):
         numbers = _cpu_timers(task, tid) if _can_choose() else []
         self._make([t for t in _posix(task) if t.it_id in numbers], task, program)
 
+    def in_turn(self, task: "RestoreTask", run: "Callable[[int, Program], None]") -> None:
+        makers = _taking_turns(task)
+        if not makers:
+            return
+        assert task.tracee is not None
+        word = task.tracee.arch.word
+        wanted = {timer.it_id: timer for timer in _posix(task)}
+        program, maker = Program(), task.pid
+        for number in range(max(wanted) + 1):
+            if makers.get(number, task.pid) != maker:
+                run(maker, program)
+                program, maker = Program(), makers.get(number, task.pid)
+            _make_next(number, wanted.get(number), word, program)
+        run(maker, program)
+
     def last(self, task: "RestoreTask", program: Program) -> None:
         assert task.tracee is not None
         word = task.tracee.arch.word
         timers = _posix(task)
         early = any(map(_is_alarm, timers))
-        made = {n for tid in task.threads for n in _cpu_timers(task, tid)} if _can_choose() else set()
-        self._make([t for t in timers if t.it_id not in made and (not early or _to_thread(t))], task, program)
+        if not _taking_turns(task):
+            made = {n for tid in task.threads for n in _cpu_timers(task, tid)} if _can_choose() else set()
+            self._make([t for t in timers if t.it_id not in made and (not early or _to_thread(t))], task, program)
         pending = pending_periodic(task)
         for timer in timers:
             if timer.it_id in pending and overruns.arm(timer, pending[timer.it_id], word, program):
@@ -213,14 +238,26 @@ class PosixTimers(Attribute):
             program.call("prctl", PR_TIMER_CREATE_RESTORE_IDS, OFF, 0, 0, 0)
             return
         wanted = {timer.it_id: timer for timer in timers}
-        scratch = program.space(4)
         for number in range(max(wanted) + 1):
-            if number in wanted:
-                timer = wanted[number]
-                program.call("timer_create", _clock(timer), _event(timer, word, program), scratch)
-            else:
-                program.call("timer_create", 1, 0, scratch)
-                program.call("timer_delete", number)
+            _make_next(number, wanted.get(number), word, program)
+
+
+def _make_next(number: int, timer: PosixTimerEntry | None, word: str, program: Program) -> None:
+    """Append the timer whose id is the next that the kernel gives; None: go past that id."""
+    scratch = program.space(4)
+    if timer is not None:
+        program.call("timer_create", _clock(timer), _event(timer, word, program), scratch)
+    else:
+        program.call("timer_create", 1, 0, scratch)
+        program.call("timer_delete", number)
+
+
+def _taking_turns(task: "RestoreTask") -> dict[int, int]:
+    """By the ids of timers, the threads other than the first that have to make them, where ids come in turn."""
+    if _can_choose():
+        return {}
+    there = {timer.it_id for timer in _posix(task)}
+    return {n: tid for tid in task.threads[1:] for n in _cpu_timers(task, tid) if n in there}
 
 
 def _posix(task: "RestoreTask") -> list[PosixTimerEntry]:
