@@ -2,8 +2,9 @@
 """``python meddling.py N WHOM:SIGNAL[,…] torpor-arguments…``: a torpor command to which something happens on the way.
 
 At the engine's Nth step signals are sent: to a PID, or to ``engine``, ``front`` or ``guardian``.  A step is what the
-engine does to a task: a ptrace request, a write to the task's memory, a message to its executor.  Meddling before each
-of them in turn visits every state in which a task can be.  N = 0: nothing happens; prints how many steps there are.
+engine does to a task (a ptrace request, a write to the task's memory, a message to its executor), and what it writes
+into its journal.  Meddling before each of them in turn visits every state in which a task can be.  N = 0: nothing
+happens; prints how many steps there are.
 """
 
 import os
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torpor.cli.__main__ import main
+from torpor.engine import journal
 from torpor.engine.tracee import Tracee
 from torpor.kernel import ptrace
 
@@ -70,6 +72,7 @@ class Steps:
 def run(at: int, deeds: str, arguments: list[str]) -> int:
     steps = Steps(at, deeds, os.dup(1))
     ptrace.request = steps.counted(ptrace.request)
+    journal.note = steps.counted(journal.note)
     Tracee.write = steps.counted(Tracee.write)  # type: ignore[method-assign]
     socket.socket.send = steps.counted(socket.socket.send)  # type: ignore[method-assign]
     leave = os._exit

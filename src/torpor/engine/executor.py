@@ -181,7 +181,7 @@ class Executor:
         self._pause(program)
         self._write_undo(program)
 
-    def _result_at(self) -> int:
+    def result_at(self) -> int:
         """Where the first call of a program leaves its result."""
         return self.area.work + (LIST_WORDS + CALL_WORDS - 1) * self.arch.word_size
 
@@ -216,7 +216,7 @@ class Executor:
             if ours >= 0 and theirs >= 0:
                 return ours, theirs
             self.tracee.notice()
-            error = struct.unpack(self.arch.word.lower(), self.tracee.read(self._result_at(), self.arch.word_size))[0]
+            error = struct.unpack(self.arch.word.lower(), self.tracee.read(self.result_at(), self.arch.word_size))[0]
             if error < 0:
                 raise CannotInstall(os.strerror(-error))
             now = time.monotonic()

@@ -17,7 +17,8 @@ Records, in the order in which they are written; a task's TID first, but for are
     held      another descriptor of the engine's, whose end would send threads home
     pair      where in memory the executor writes the numbers of its socket pair, which nobody has fetched yet
     stopped   somebody else has sent the process SIGSTOP meanwhile
-    ours      a descriptor of that device and inode is ours, not the process's
+    mapped    where in memory a program leaves the address of an area of that size, which it maps
+    ours      descriptors of these devices and inodes are ours, not the process's
 """
 
 import mmap
@@ -70,9 +71,8 @@ def note_ours(pid: int, *fds: int) -> None:
     """Write down that these descriptors of the process are ours."""
     if _memory is None:
         return
-    for fd in fds:
-        facts = os.stat(f"/proc/{pid}/fd/{fd}")
-        note("ours", pid, facts.st_dev, facts.st_ino)
+    facts = [os.stat(f"/proc/{pid}/fd/{fd}") for fd in fds]
+    note("ours", pid, [(one.st_dev, one.st_ino) for one in facts])  # in one record: the pair is known, or it is not
 
 
 def records() -> Iterator[tuple[Any, ...]]:

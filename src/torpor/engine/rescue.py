@@ -37,6 +37,7 @@ class Thread:
         self.inside = False
         self.pair = 0
         self.mapping = 0
+        self.mapped: tuple[int, int] | None = None
         self.control: tuple[int, int] | None = None  # the engine's descriptor; the number of the task's end
         self.socket = -1  # ours
 
@@ -112,7 +113,7 @@ class Rescue:
         self.areas.setdefault(pid, {})[address] = size
         for thread in self.threads.values():
             if thread.pid == pid:
-                thread.mapping = 0
+                thread.mapping, thread.mapped = 0, None
 
     def _gone(self, pid: int, address: int) -> None:
         self.areas.get(pid, {}).pop(address, None)
@@ -129,8 +130,11 @@ class Rescue:
     def _held(self, fd: int) -> None:
         self.held.append(fd)
 
-    def _ours(self, pid: int, device: int, inode: int) -> None:
-        self.ours.setdefault(pid, set()).add((device, inode))
+    def _mapped(self, tid: int, address: int, size: int) -> None:
+        self.threads[tid].mapped = address, size
+
+    def _ours(self, pid: int, files: list[tuple[int, int]]) -> None:
+        self.ours.setdefault(pid, set()).update(files)
         for thread in self.threads.values():
             if thread.pid == pid:
                 thread.pair = 0  # known now, and the place is used for other things
@@ -202,6 +206,8 @@ class Rescue:
             tracee.adopt(thread.general, thread.mask, thread.specials)
             if thread.pair:
                 self._note_pair(tracee, thread.pair)
+            if thread.mapped and thread.mapped[0]:
+                self._note_mapped(tracee, *thread.mapped)
         elif tracee.mask == ALL_SIGNALS & ~_UNBLOCKABLE:
             tracee.adopt(tracee.general, thread.mask, {})
 
@@ -213,9 +219,15 @@ class Rescue:
                            for at in (0, 4)):  # fmt: skip
                 if number >= 0:
                     facts = os.stat(f"/proc/{tracee.tid}/fd/{number}")
-                    self._ours(tracee.pid, facts.st_dev, facts.st_ino)
+                    self._ours(tracee.pid, [(facts.st_dev, facts.st_ino)])
         except OSError:
             pass  # used for something else by now, or closed
+
+    def _note_mapped(self, tracee: Tracee, at: int, size: int) -> None:
+        order = tracee.arch.word[0]
+        address = int.from_bytes(tracee.read(at, tracee.arch.word_size), "little" if order == "<" else "big")
+        if address and address < (1 << 8 * tracee.arch.word_size) - 4096:  # else it has not run, or failed
+            self._area(tracee.pid, address, size)
 
     def _in_area(self, pid: int, tracee: Tracee) -> bool:
         # rt_sigreturn takes the frame that lies in the area, so the stack pointer counts too.

@@ -45,9 +45,10 @@ class ThreadTeam:
         self._size = (self._slot_size * threads + 65535) & ~65535
         program = Program()
         at = program.call("mmap", 0, self._size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        pair = program.space(8)
+        pair = program.put(struct.pack(f"{arch.word[0]}ii", -1, -1))
         program.call("socketpair", AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)
-        self.leader.run(program)
+        (batch,) = self.leader.batches(program)
+        self._make(batch, batch.pointers[pair])
         self._at, self._slots = at.value, threads
         journal.note("area", self.leader.tracee.pid, self._at, self._size)
         self.fd, theirs = struct.unpack(f"{arch.word[0]}ii", pair.data)
@@ -62,6 +63,21 @@ class ThreadTeam:
         program.call("close", theirs)
         self.leader.set_undo(Program(), self.fd)
         self.leader.run(program)
+
+    def _make(self, batch: Batch, pair: int) -> None:
+        """Run the program, such that the guardian finds what it made, should the engine die before it knows itself."""
+        leader = self.leader
+        tid, work = leader.tracee.tid, leader.area.work
+        leader.tracee.write(work, batch.encode(work, leader.arch))  # no result of an earlier program lies there now
+        journal.note("pair", tid, work + pair)
+        journal.note("mapped", tid, leader.result_at(), self._size)
+        try:
+            leader.start(batch)
+            leader.finish()
+        except CallFailed:
+            journal.note("pair", tid, 0)
+            journal.note("mapped", tid, 0, 0)
+            raise
 
     def run(self, programs: Mapping[Tracee, Program]) -> None:
         """Run each thread's program and stop the threads again, registers put back.  Small ones run in one go.
