@@ -118,8 +118,11 @@ class Message:
     _lists: ClassVar[tuple[str, ...]] = ()
     _encoder: ClassVar[Any] = None
     _decoder: ClassVar[Any] = None
+    _frozen: ClassVar[Any] = None  # the class of those that are shared (images/frozen.py)
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, frozen: bool = False) -> None:
+        if frozen:
+            return
         found = {name: field for name, field in cls.__dict__.items() if type(field) is Field}
         lists = []
         for name, field in found.items():
@@ -156,7 +159,7 @@ class Message:
                 yield field, value
 
     def __eq__(self, other: object) -> bool:
-        if type(self) is not type(other):
+        if not isinstance(other, Message) or self._fields is not other._fields:
             return NotImplemented
         return all(getattr(self, name) == getattr(other, name) for name in self._fields)
 
@@ -213,7 +216,8 @@ class Message:
 
     @classmethod
     def decode(cls, data: bytes | bytearray | memoryview) -> Self:
-        """The message that `data` holds, or ImageError.  Messages inside of it may be shared with others: read only."""
+        """The message that `data` holds, or ImageError.  Messages inside of it may be shared with others, and cannot be
+        changed then; a copy (`copy`, `deepcopy`) can."""
         from torpor.images.decoder import decode
 
         return decode(cls, data if type(data) is bytes else bytes(data))
