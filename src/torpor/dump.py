@@ -173,6 +173,7 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
     try:
         collect.prepare(session)
         alive = foresee(session, options.tree)
+        collect.allow_descriptors(len(alive))
         try:
             prepare_pages(images, alive)
         except OSError as error:

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Torpor's own limit of open files: raised as far as it may be, for as long as it works; else refused beforehand."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import torpor
+from faults.victim import run
+from harness.events import Nursery, tree_of
+
+CHILDREN = 60
+FAMILY = f"""
+import os, signal
+for _ in range({CHILDREN}):
+    if os.fork() == 0:
+        signal.pause()
+print("ready", flush=True)
+signal.pause()
+"""
+
+
+@pytest.fixture(scope="module")
+def family() -> Iterator[int]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", FAMILY], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout and process.stdout.readline() == b"ready\n"
+    process.stdout.close()
+    pids = tree_of(process.pid)
+    yield process.pid
+    for pid in reversed(pids):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def limits(pid: int) -> str:
+    lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    return next(line for line in lines if line.startswith("Max open files"))
+
+
+def test_soft_limit(family: int, tmp_path: Path) -> None:
+    """A hundred are not enough, and need not be."""
+    before = [limits(pid) for pid in tree_of(family)]
+    with Nursery():
+        status, text = run(
+            "dump", "-t", str(family), "-D", tmp_path, "-R", prefix=("prlimit", "--nofile=100:4096", "--")
+        )
+    assert status == 0, text
+    assert [limits(pid) for pid in tree_of(family)] == before
+
+
+def test_hard_limit(family: int, tmp_path: Path) -> None:
+    """Refused before anything is touched, with the number that is needed; and with that, it works."""
+    with Nursery():
+        status, text = run("dump", "-t", str(family), "-D", tmp_path, "-R", prefix=("prlimit", "--nofile=100", "--"))
+    assert status == 1 and "descriptors" in text and "ulimit -Hn" in text and "\n" not in text, text
+    assert list(tmp_path.iterdir()) == []
+    needed = text.split("ulimit -Hn ")[1].split()[0].rstrip(")")
+    with Nursery():
+        status, text = run(
+            "dump", "-t", str(family), "-D", tmp_path, "-R", prefix=("prlimit", f"--nofile={needed}", "--")
+        )
+    assert status == 0, text
+
+
+def test_library_leaves_the_limit(family: int, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, before[1]))
+    try:
+        torpor.dump(family, str(tmp_path), leave_running=True)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (100, before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
