@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`torpor show` of mutated images, in all its forms: it ends soon, with words, and nothing in them commands a terminal.
+
+TORPOR_MUTATIONS sets how many, as in test_mutations.py.
+"""
+
+import io
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from faults.mutations import Entry, Mutation, Mutator, Site, _encoded, _sites, mutations
+from faults.trees import Checkpoint
+from torpor.cli.show import show
+from torpor.errors import TorporError
+
+COUNT = max(100, int(os.environ.get("TORPOR_MUTATIONS", "600")) // 6)
+PATIENCE_S = 30.0
+NASTY = "\x1b]0;owned\x07\x1b[2J\r\x9b31m\u202e"  # a title, a cleared screen, C1, right to left
+
+
+@pytest.fixture(scope="module")
+def mutator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mutator]:
+    place = tmp_path_factory.mktemp("mutations")
+    checkpoint = Checkpoint(place)
+    yield Mutator(checkpoint.images, place / "mutated")
+
+
+@pytest.fixture
+def bounded() -> Iterator[None]:
+    def late(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"still at it after {PATIENCE_S:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def shown(path: Path, as_json: bool) -> str:
+    """What it shows, or says: fit for a terminal in any case."""
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
+    out = io.StringIO()
+    try:
+        show(str(path), as_json=as_json, out=out)
+        text = out.getvalue()
+        if as_json:
+            json.loads(text)
+    except TorporError as error:
+        text = str(error)
+        assert text
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    bad = {character for character in text if not character.isprintable() and character != "\n"}
+    assert not bad, f"{path.name}: {bad}"
+    text.encode()  # no lone surrogates, which a terminal's stream would refuse
+    return text
+
+
+def test_mutated(mutator: Mutator, bounded: None, capsys: pytest.CaptureFixture[str]) -> None:
+    outcomes: Counter[str] = Counter()
+
+    @settings(
+        max_examples=COUNT,
+        deadline=None,
+        database=None,
+        derandomize="TORPOR_MUTATIONS" not in os.environ,
+        phases=(Phase.generate,),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(mutations)
+    def one(chosen: list[Mutation]) -> None:
+        told = mutator.apply(chosen)
+        try:
+            for path in (mutator.target, *(mutator.target / name for name in mutator.changed)):
+                for as_json in (False, True):
+                    shown(path, as_json)
+                    outcomes["a checkpoint" if path == mutator.target else "an image"] += 1
+        except BaseException as error:
+            error.add_note(f"the mutation: {told}")
+            raise
+
+    one()
+    with capsys.disabled():
+        print(f"\nmutated and shown, for people and as JSON: {dict(outcomes)}")
+    assert outcomes["a checkpoint"] >= COUNT
+
+
+def test_terminal_escapes(mutator: Mutator, bounded: None) -> None:
+    """Names of tasks, threads, files and sockets that would command the terminal."""
+    mutator.revert()
+    changed = 0
+    for name, data in mutator.original.items():
+        entries = mutator._entries(name, data)
+        if not entries:
+            continue
+        for site in _strings(entries):
+            setattr(site.message, site.field.name, NASTY if site.field.kind == "string" else NASTY.encode())
+            changed += 1
+        mutator.changed[name] = _encoded(name, entries)
+        (mutator.target / name).write_bytes(mutator.changed[name] or b"")
+    assert changed > 20
+    for as_json in (False, True):
+        assert "owned" in shown(mutator.target, as_json)
+        for name in mutator.changed:
+            shown(mutator.target / name, as_json)
+    mutator.revert()
+
+
+def _strings(entries: list[Entry]) -> Iterator[Site]:
+    for site in _sites(entries):
+        value = getattr(site.message, site.field.name)
+        wanted = site.field.kind == "string" or (site.field.kind == "bytes" and site.field.name == "name")
+        if wanted and site.field.label != "repeated" and value is not None:
+            yield site
