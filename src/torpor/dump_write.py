@@ -15,9 +15,9 @@ from torpor.images.schema.inventory import InventoryEntry, PluginsEntry
 from torpor.images.schema.pstree import PstreeEntry
 from torpor.images.schema.seccomp import SeccompEntry
 from torpor.images.schema.stats import DumpStatsEntry, StatsEntry
-from torpor.images.schema.torpor import AreaNameEntry, TaskExtraEntry, TorporTaskEntry
+from torpor.images.schema.torpor import AreaNameEntry, RegisterSetEntry, TaskExtraEntry, TorporTaskEntry
 from torpor.memory import segments
-from torpor.resources import clocks, namespaces
+from torpor.resources import clocks, extras, namespaces
 from torpor.resources.description import in_order, write_extras
 from torpor.signals import SIGCHLD
 from torpor.typed import TYPE_CHECKING
@@ -123,7 +123,10 @@ def _cores(dump: "Dump", task: "DumpTask", asked: "Asked") -> None:
             core.thread_core.blk_sigset = thread.mask
         for attribute, answer in zip(attributes, asked.thread[thread.tid], strict=True):
             attribute.save_thread(task, thread, answer, core)
-        thread.arch.to_core(core, thread.registers(), task.clear_child_tid.get(thread.tid, 0))
+        registers = thread.registers()
+        thread.arch.to_core(core, registers, task.clear_child_tid.get(thread.tid, 0))
+        for which, data in thread.arch.extras(registers).items():
+            extras.of_thread(task, thread.tid).registers.append(RegisterSetEntry(type=which, data=data))
         task.cores[thread.tid] = core
         dump.images.write(kinds.CORE, [core], thread.tid)
 

@@ -5,7 +5,7 @@ from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
 from torpor.images.schema.constants import TaskState
 from torpor.model.restore_plan import Plan, Spec, make_plan
-from torpor.resources import clocks, pids, tree
+from torpor.resources import clocks, extras, pids, tree
 from torpor.resources.context import RestoreTask
 from torpor.resources.fdtable import thread_tables
 from torpor.typed import TYPE_CHECKING
@@ -152,6 +152,10 @@ def registers(restore: "Restore", arch: "Arch", template: "Registers") -> dict[i
                 )  # fmt: skip
             if tid != task.pid or not task.leader_ended:
                 found[tid], _ = arch.from_core(core, template)
+                if arch.extra:
+                    extra = extras.load(restore, task.pid).threads.get(tid)
+                    stored = {entry.type: entry.data for entry in extra.registers} if extra is not None else {}
+                    found[tid] = arch.with_extras(found[tid], stored, template)
     return found
 
 

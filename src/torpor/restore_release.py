@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from torpor import log
 from torpor import signals as signal
 from torpor.arch.base import NT_PRSTATUS
-from torpor.engine import stops
 from torpor.errors import KernelError
 from torpor.kernel import ptrace
 from torpor.typed import TYPE_CHECKING
@@ -32,8 +31,7 @@ def load_registers(tasks: "Iterable[RestoreTask]", registers: "dict[int, Registe
             if tid == task.pid and task.leader_ended:
                 _load_exit(thread, task.core.tc.exit_code)
                 continue
-            if not thread.arch.call_stop_keeps_all and tid != task.pid:
-                _leave_call_stop(thread)
+            thread.leave_call_stop()
             for which, data in registers[tid].others.items():
                 if which == thread.arch.thread_area:
                     continue  # the thread has set it itself
@@ -42,15 +40,6 @@ def load_registers(tasks: "Iterable[RestoreTask]", registers: "dict[int, Registe
             core = task.cores[tid].thread_core
             assert core is not None
             ptrace.set_signal_mask(tid, task.core.tc.blk_sigset if core.blk_sigset is None else core.blk_sigset)
-
-
-def _leave_call_stop(thread: "Tracee") -> None:
-    """On to a stop at which no system call is involved, before the thread runs one instruction of its own."""
-    ptrace.interrupt(thread.tid)
-    ptrace.cont(thread.tid)
-    stop = stops.wait(thread.tid)
-    if stop.kind is not stops.Kind.INTERRUPTED:
-        raise KernelError(f"thread {thread.tid} did not stop as it should: {stop}", 0)
 
 
 def _load_exit(thread: "Tracee", status: int) -> None:

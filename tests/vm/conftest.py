@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from vmlab import VmError, cache_dir, machine, programs
-from vmlab.targets import TARGETS
+from vmlab.targets import CPUS, TARGETS
 
 BOOTS = 3
 CASE_TIMEOUT = 300  # seconds without a result after which a guest is given up
@@ -57,7 +57,7 @@ class Guests:
                 break
             outcome = machine.run(
                 target, version, ["/t/runner.py", module, *left],
-                files=files, extra=["-cpu", cpu] if cpu else [], timeout=CASE_TIMEOUT,
+                files=files, extra=CPUS.get((arch, cpu), ("-cpu", cpu)) if cpu else (), timeout=CASE_TIMEOUT,
                 disk=2048 if module == "workloads" else 0,
             )  # fmt: skip
             for result in outcome.results:

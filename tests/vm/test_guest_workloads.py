@@ -23,6 +23,8 @@ SUBSET = (
     "sk_pair_stream", "sys_poll", "time_itimers", "tree_sessions", "tty_session",
 )  # fmt: skip
 
+LARGEST = ("cpu_pac", "cpu_registers", "cpu_sve")  # what the ordinary processor of the guests does not have
+
 
 def cases() -> Iterator[Any]:
     yield pytest.param("command_line", marks=pytest.mark.vm_subset)
@@ -35,7 +37,7 @@ def cases() -> Iterator[Any]:
 
 @pytest.mark.vm
 @pytest.mark.vm_subset
-@pytest.mark.parametrize("case", ["cpu_pac-restore"])
+@pytest.mark.parametrize("case", [f"{name}-{mode}" for name in LARGEST for mode in ("restore", "leave-running")])
 @pytest.mark.parametrize("cpu", ["max"])
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("arch", ["aarch64"])

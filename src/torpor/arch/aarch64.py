@@ -11,6 +11,8 @@ that is right shows only /proc/TID/syscall, and only before the stop (`call_befo
 
 Every system call clears what SVE has beyond the 128 bits of the old vectors, and leaves streaming mode, so a program
 run in a task that was interrupted elsewhere would destroy them: they are `volatile`.
+
+CRIU's message has no place for SVE, SME (ZA, TPIDR2) and the control of tagged addresses: they are `extra`.
 """
 
 import struct
@@ -53,7 +55,8 @@ getrandom memfd_create bpf execveat userfaultfd membarrier mlock2 copy_file_rang
 pkey_alloc pkey_free statx io_pgetevents rseq kexec_file_load
 """
 
-NT_PRFPREG, NT_ARM_TLS, NT_ARM_SVE, NT_ARM_SSVE = 2, 0x401, 0x405, 0x40B
+NT_PRFPREG, NT_ARM_TLS, NT_ARM_SVE, NT_ARM_SSVE, NT_ARM_ZA, NT_ARM_ZT = 2, 0x401, 0x405, 0x40B, 0x40C, 0x40D
+NT_ARM_TAGGED_ADDR_CTRL, NT_ARM_FPMR, NT_ARM_POE, NT_ARM_GCS = 0x409, 0x40E, 0x40F, 0x410
 NT_ARM_PACA_KEYS, NT_ARM_PACG_KEYS, NT_ARM_PAC_ENABLED_KEYS = 0x407, 0x408, 0x40A
 
 _GENERAL = struct.Struct("<34Q")
@@ -103,6 +106,18 @@ class AArch64(Arch):
     restarts_alike = False
     optional = (NT_ARM_PACA_KEYS, NT_ARM_PACG_KEYS, NT_ARM_PAC_ENABLED_KEYS)
     volatile = (NT_ARM_SVE, NT_ARM_SSVE)
+    # To set SVE's ends streaming mode, a new vector length of SME's forgets the array: in this order only.
+    extra = (
+        NT_ARM_SVE,
+        NT_ARM_ZA,
+        NT_ARM_ZT,
+        NT_ARM_SSVE,
+        NT_ARM_FPMR,
+        NT_ARM_POE,
+        NT_ARM_TAGGED_ADDR_CTRL,
+        NT_ARM_GCS,
+    )
+    call_stop_keeps_all = False  # the kernel puts back what x7 was, over what the tracer has set
 
     def is_live(self, which: int, data: bytes) -> bool:
         return len(data) > _SVE_HEADER.size and bool(_SVE_HEADER.unpack_from(data)[4] & _SVE_REGISTERS)
@@ -185,7 +200,7 @@ class AArch64(Arch):
         extensions = struct.pack("<II", _FPSIMD_MAGIC, _FPSIMD_SIZE) + state[512:520] + state[:512]
         scalable = b""
         for which, streaming in ((NT_ARM_SVE, 0), (NT_ARM_SSVE, 1)):
-            if which in registers.others:
+            if which in registers.others and self.is_live(which, registers.others[which]):
                 scalable = _sve_context(registers.others[which], streaming)
         if len(extensions) + len(scalable) + 16 > _EXTENSIONS_ROOM:
             # The extra context is followed by the list's end, and then at once by what it points to.
@@ -200,11 +215,6 @@ class AArch64(Arch):
             UserAarch64RegsEntry,
         )
 
-        if NT_ARM_SVE in registers.others or NT_ARM_SSVE in registers.others:
-            raise Refusal(
-                "a thread", "it is in the middle of work with SVE or SME registers, for which images have no place yet",
-                "try again: they are free whenever the thread is in a system call", code="sve",
-            )  # fmt: skip
         r = _words(registers.general)
         *vectors, status = struct.unpack("<65Q", registers.others[NT_PRFPREG][:520])
         core.mtype = self.march
@@ -233,6 +243,41 @@ class AArch64(Arch):
                             "restore them on one that can")  # fmt: skip
             others |= keys
         return Registers(_GENERAL.pack(*g.regs, g.sp, g.pc, g.pstate), others), info.clear_tid_addr
+
+    def extras(self, registers: Registers) -> dict[int, bytes]:
+        """SVE and SME: while they hold nothing, only the header, which has the vector length."""
+        found = super().extras(registers)
+        if any(found.pop(NT_ARM_GCS, b"")[:8]):
+            raise Refusal("a thread", "it has a guarded control stack, which Torpor does not restore",
+                          "run the program with GLIBC_TUNABLES=glibc.cpu.aarch64_gcs=0", code="gcs")  # fmt: skip
+        if NT_ARM_SVE in found and not self.is_live(NT_ARM_SVE, found[NT_ARM_SVE]):
+            found[NT_ARM_SVE] = found[NT_ARM_SVE][: _SVE_HEADER.size]
+        if NT_ARM_SSVE in found and not self.is_live(NT_ARM_SSVE, found[NT_ARM_SSVE]):
+            del found[NT_ARM_SSVE]  # to set it would begin streaming mode
+        if len(found.get(NT_ARM_ZA, b"")) <= _SVE_HEADER.size:
+            found.pop(NT_ARM_ZT, None)  # to set it would switch the array on
+        for which in (NT_ARM_FPMR, NT_ARM_TAGGED_ADDR_CTRL):
+            if not any(found.get(which, b"")):
+                found.pop(which, None)
+        tls = registers.others[NT_ARM_TLS]
+        if any(tls[8:]):  # TPIDR2, which comes with SME
+            found[NT_ARM_TLS] = tls
+        return found
+
+    def with_extras(self, registers: Registers, stored: Mapping[int, bytes], template: Registers) -> Registers:
+        made = super().with_extras(registers, stored, template)
+        if (tls := stored.get(NT_ARM_TLS)) is None:
+            return made
+        if len(tls) != len(template.others[NT_ARM_TLS]):
+            self.refuse(
+                "a thread uses TPIDR2, which this CPU or kernel does not have", "restore them on one that has it"
+            )
+        return Registers(made.general, {**made.others, NT_ARM_TLS: tls})
+
+    def is_lost_without(self, which: int, data: bytes) -> bool:
+        if which in (NT_ARM_SVE, NT_ARM_ZA):
+            return len(data) > _SVE_HEADER.size
+        return any(data)
 
 
 def _pac_keys(others: Mapping[int, bytes]) -> "PacKeys | None":

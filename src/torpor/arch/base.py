@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 NT_PRSTATUS = 1
 
+MAX_REGISTER_SET = (1 << 16) + 4096  # SME's array has 64 KiB at most
+
 T = TypeVar("T")
 Info = TypeVar("Info")
 
@@ -56,6 +58,7 @@ class Arch:
     instruction_alignment: int
     regsets: Sequence[int]  # NT_* numbers besides NT_PRSTATUS, where the CPU has them
     optional: Sequence[int] = ()  # more of them, which not every CPU has
+    extra: Sequence[int] = ()  # the same, of which CRIU's message knows nothing; set in this order, after the others
     vdso_names: tuple[str, ...] = ("[vdso]", "[vvar]", "[vvar_vclock]")
     sigaction_size = 32  # struct kernel_sigaction: handler, flags, restorer, mask
     ioctl_directions = (0, 1 << 30, 2 << 30)  # bits of a request's number: nothing is copied, to the kernel, from it
@@ -155,6 +158,32 @@ class Arch:
         """Registers and clear_child_tid of an image's core.  `template`: the registers of a fresh task of this machine,
         whose regset sizes and reserved fields count.  Raises Refusal if the CPU cannot hold them."""
         raise NotImplementedError
+
+    def extras(self, registers: Registers) -> dict[int, bytes]:
+        """Register sets for torpor-PID.img, cut to what `set_regset` needs to make them again."""
+        return {which: registers.others[which] for which in self.extra if which in registers.others}
+
+    def with_extras(self, registers: Registers, stored: Mapping[int, bytes], template: Registers) -> Registers:
+        """Registers with those that an image holds besides.  Raises Refusal if the CPU does not have them."""
+        others = dict(registers.others)
+        for which in self.extra:
+            if which not in stored:
+                others.pop(which, None)
+                continue
+            data = stored[which]
+            if which not in template.others:
+                if self.is_lost_without(which, data):
+                    self.refuse(f"a thread uses registers that this CPU does not have (set {which:#x})",
+                                "restore them on a CPU that has them")  # fmt: skip
+                continue
+            self.expect(0 < len(data) <= MAX_REGISTER_SET and len(data) % 4 == 0, "a register set has no such size")
+            others.pop(which, None)
+            others[which] = data
+        return Registers(registers.general, others)
+
+    def is_lost_without(self, which: int, data: bytes) -> bool:
+        """Whether a thread whose register set this is does not come back right on a CPU that does not have it."""
+        return any(data)
 
     def thread_pointer(self, core: "CoreEntry") -> int | None:
         """What each thread has to give to the call set_tls itself; None where a register set has it."""

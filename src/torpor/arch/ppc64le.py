@@ -57,6 +57,7 @@ shmat shmdt msgget msgsnd msgrcv msgctl
 """
 
 NT_PRFPREG, NT_PPC_VMX, NT_PPC_VSX = 2, 0x100, 0x102
+NT_PPC_TAR, NT_PPC_PPR, NT_PPC_DSCR = 0x103, 0x104, 0x105
 
 _GENERAL = struct.Struct("<48Q")
 R0, R1, R3, R4, R12, NIP, MSR, ORIG_R3, CTR, LINK, XER, CCR, SOFTE, TRAP, DAR, DSISR, RESULT = (
@@ -102,6 +103,7 @@ class Ppc64le(Arch):
     instruction = b"\x02\x00\x00\x44"
     instruction_alignment = 4
     regsets = (NT_PRFPREG, NT_PPC_VMX, NT_PPC_VSX)
+    extra = (NT_PPC_TAR, NT_PPC_PPR, NT_PPC_DSCR)
     vdso_names = ("[vdso]", "[vvar]")
 
     def enter_call(self, general: bytes, gadget: int, nr: int, args: Sequence[int]) -> bytes:

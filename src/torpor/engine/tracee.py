@@ -99,6 +99,8 @@ class Tracee:
         try:
             return ptrace.get_regset(self.tid, which)
         except OSError as error:
+            if error.errno == errno.ENODATA:  # this thread has not used it
+                return None
             if error.errno not in (errno.EINVAL, errno.ENODEV):
                 raise
             _absent.add(which)
@@ -128,7 +130,7 @@ class Tracee:
         """Everything the CPU has of this thread, settled, and outside a restartable sequence: for an image."""
         if self._others is None:
             self._others = {nt: ptrace.get_regset(self.tid, nt) for nt in self.arch.regsets}
-            for which in self.arch.optional:
+            for which in (*self.arch.optional, *self.arch.extra):
                 if (data := self._if_present(which)) is not None:
                     self._others[which] = data
             if self.arch.thread_area:
@@ -294,9 +296,19 @@ class Tracee:
             ptrace.cont(self.tid, self.surprise(stop))
         self.stopped = True
 
+    def leave_call_stop(self) -> None:
+        """On to a stop at which no system call is involved, before the thread runs one instruction of its own; only
+        where the kernel would put back a register of the call over what we set (x7 on aarch64, ip on 32-bit ARM)."""
+        if not self.arch.call_stop_keeps_all and ptrace.is_in_call(self.tid):
+            ptrace.interrupt(self.tid)
+            ptrace.cont(self.tid)
+            self.await_interrupt()
+
     def rewind(self) -> None:
         """Registers and mask as found; the thread stays stopped."""
         touched = self._touched or self._mask_touched
+        if self._touched:
+            self.leave_call_stop()
         if self._mask_touched:
             ptrace.set_signal_mask(self.tid, self.mask)
             self._mask_touched = False

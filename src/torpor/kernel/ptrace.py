@@ -22,7 +22,7 @@ GET_THREAD_AREA = 22
 SETOPTIONS, GETEVENTMSG, GETSIGINFO = 0x4200, 0x4201, 0x4202
 GETREGSET, SETREGSET, SEIZE, INTERRUPT = 0x4204, 0x4205, 0x4206, 0x4207
 LISTEN, PEEKSIGINFO, GETSIGMASK, SETSIGMASK = 0x4208, 0x4209, 0x420A, 0x420B
-GET_RSEQ_CONFIGURATION = 0x420F
+GET_SYSCALL_INFO, GET_RSEQ_CONFIGURATION = 0x420E, 0x420F
 GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211
 
 O_TRACESYSGOOD, O_TRACEFORK, O_TRACEVFORK, O_TRACECLONE, O_TRACEEXEC, O_TRACEEXIT = 1, 2, 4, 8, 16, 64
@@ -32,7 +32,7 @@ EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_EXIT, EVENT_STOP = 1, 2,
 
 PEEKSIGINFO_SHARED = 1
 SIGINFO_SIZE = 128
-_REGSET_MAX = 1 << 16  # AMX makes an XSTATE of 11 KB; leave room for what comes
+_REGSET_MAX = (1 << 16) + 4096  # SME's array has 64 KiB at most, AMX makes an XSTATE of 11
 
 
 class _Iovec(ctypes.Structure):
@@ -148,6 +148,12 @@ def peek_signals(tid: int, shared: bool) -> list[bytes]:
         found += [raw[i : i + SIGINFO_SIZE] for i in range(0, len(raw), SIGINFO_SIZE)]
         if count < batch:
             return found
+
+
+def is_in_call(tid: int) -> bool:
+    """Whether a thread is stopped at the entry to, or exit from, a system call (SYSCALL)."""
+    request(GET_SYSCALL_INFO, tid, 24, _buffer_at)
+    return _buffer.raw[:1] != b"\0"
 
 
 class RseqConfiguration(NamedTuple):

@@ -389,7 +389,11 @@ def core_message(victim: Victim) -> None:
     back, address = arch.from_core(CoreEntry.decode(core.encode()), registers)
     assert address == 0x12345678
     assert back.general == registers.general
-    assert dict(back.others) == dict(registers.others)
+    assert {k: v for k, v in back.others.items() if k not in arch.extra} == {
+        k: v for k, v in registers.others.items() if k not in arch.extra
+    }
+    extras = arch.extras(registers)
+    assert arch.extras(arch.with_extras(back, extras, registers)) == extras
     thread.let_go()
     running.check()
 

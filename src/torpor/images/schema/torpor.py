@@ -16,6 +16,13 @@ class AreaNameEntry(Message):
     name: str = required(2, STRING)
 
 
+class RegisterSetEntry(Message):
+    """Registers for which CRIU's message has no field, as ptrace(2) has them."""
+
+    type: int = required(1, UINT32)  # NT_*
+    data: bytes = required(2, BYTES)
+
+
 class ThreadExtraEntry(Message):
     """Of one thread."""
 
@@ -26,6 +33,7 @@ class ThreadExtraEntry(Message):
     files_id: int | None = optional(5, UINT32, default=None)  # where the thread has an fd table of its own
     cpus: bytes | None = optional(6, BYTES, default=None)  # sched_getaffinity(2), without zeros at the end
     cpu_timers: list[int] = repeated(7, UINT32, default_factory=list)  # ids of POSIX timers on this thread's CPU clock
+    registers: list[RegisterSetEntry] = repeated(8, "torpor.RegisterSetEntry", default_factory=list)
 
 
 class TaskExtraEntry(Message):
