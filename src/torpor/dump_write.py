@@ -150,6 +150,7 @@ def _extras(dump: "Dump", task: "DumpTask", space: "AddressSpace | None") -> Non
                 names=[AreaNameEntry(start=start, name=name) for start, name in (space.names if space else {}).items()],
                 threads=list(task.thread_extras.values()),
                 sealed=space.sealed if space else [],
+                guarded=space.guarded if space else [],
                 accounted=space.accounted if space else [],
                 lock_on_fault=space.lock_on_fault if space else [],
                 lock_future=(space.lock_future or None) if space else None,

@@ -34,6 +34,7 @@ class Guests:
     """Starts each guest once, with all cases that this session selected, and hands out their results."""
 
     def __init__(self, wanted: dict[Key, list[str]]) -> None:
+        self.exercised: list[str] = []  # a line for each guest of test_registers.py
         self._pool = ThreadPoolExecutor(int(os.environ.get("TORPOR_VM_JOBS", "2")))
         self._outcomes: dict[Key, Future[dict[str, dict[str, Any]]]] = {
             key: self._pool.submit(self._boot, key, cases) for key, cases in wanted.items()
@@ -90,6 +91,16 @@ class Guests:
         self._pool.shutdown(cancel_futures=True)
 
 
+REPORT = pytest.StashKey[list[str]]()  # lines for the end of the run
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if lines := config.stash.get(REPORT, []):
+        terminalreporter.section("registers and features that were exercised")
+        for line in sorted(lines):
+            terminalreporter.line(line)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "vm: runs in a guest with another kernel or architecture (make test-vm)")
     config.addinivalue_line("markers", "vm_subset: of these, a few minutes' worth (make test-vm-subset)")
@@ -111,7 +122,10 @@ def guests(request: pytest.FixtureRequest) -> Iterator[Guests]:
         if item.get_closest_marker("vm") and where and {"arch", "kernel", "case"} <= where.params.keys():
             parameters = where.params
             key = (parameters["arch"], parameters["kernel"], item.module.MODULE, parameters.get("cpu", ""))
-            wanted.setdefault(key, []).append(where.params["case"])
+            for case in where.params["case"].split():
+                if case not in wanted.setdefault(key, []):
+                    wanted[key].append(case)
     running = Guests(wanted)
+    request.config.stash[REPORT] = running.exercised
     yield running
     running.close()

@@ -23,7 +23,14 @@ SUBSET = (
     "sk_pair_stream", "sys_poll", "time_itimers", "tree_sessions", "tty_session",
 )  # fmt: skip
 
-LARGEST = ("cpu_pac", "cpu_registers", "cpu_sve")  # what the ordinary processor of the guests does not have
+LARGEST = (
+    "cpu_bti",
+    "cpu_mte",
+    "cpu_pac",
+    "cpu_registers",
+    "cpu_sve",
+    "cpu_tagged",
+)  # what the ordinary processor of the guests does not have
 
 
 def cases() -> Iterator[Any]:

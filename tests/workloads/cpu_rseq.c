@@ -78,6 +78,7 @@ int main(void)
 		counted += counters[i].value;
 	CHECK(sum == counted, "%" PRIu64 " additions were made, the per-CPU counters hold %" PRIu64, sum, counted);
 	CHECK(done[0] > before, "a thread does not go on");
+	wl_say("exercised: rseq");
 	wl_pass();
 }
 #else

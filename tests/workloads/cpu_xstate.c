@@ -105,6 +105,10 @@ int main(void)
 	hold(0, 33);
 	flags.stop = 1;
 	MUST0(pthread_join(thread, NULL));
+	wl_say("exercised: x87, MXCSR");
+	for (unsigned i = 2; i < sizeof names / sizeof *names; i++)
+		if (features >> i & 1)
+			wl_say("exercised: %s", names[i]);
 	wl_pass();
 }
 #else

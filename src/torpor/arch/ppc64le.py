@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from torpor.arch.base import EINTR, ENDED_BY_A_STOP, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, Arch, Registers
 from torpor.arch.numbers import FROM_424, numbers
+from torpor.errors import Refusal
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -85,6 +86,15 @@ def _error(r: Sequence[int]) -> int:
     return r[R3] if kind == _TRAP_SC and r[CCR] & _SUMMARY_OVERFLOW else 0
 
 
+def _usual_stream_control() -> bytes:
+    """The DSCR of threads that have never set it."""
+    try:
+        with open("/sys/devices/system/cpu/dscr_default") as file:
+            return struct.pack("<Q", int(file.read(), 16))
+    except (OSError, ValueError):
+        return bytes(8)
+
+
 class Ppc64le(Arch):
     name = "ppc64le"
     word = "<Q"
@@ -103,7 +113,8 @@ class Ppc64le(Arch):
     instruction = b"\x02\x00\x00\x44"
     instruction_alignment = 4
     regsets = (NT_PRFPREG, NT_PPC_VMX, NT_PPC_VSX)
-    extra = (NT_PPC_TAR, NT_PPC_PPR, NT_PPC_DSCR)
+    extra = (NT_PPC_TAR, NT_PPC_PPR)
+    optional = (NT_PPC_DSCR,)
     vdso_names = ("[vdso]", "[vvar]")
 
     def enter_call(self, general: bytes, gadget: int, nr: int, args: Sequence[int]) -> bytes:
@@ -193,6 +204,15 @@ class Ppc64le(Arch):
             ),
             vsxstate=UserPpc64VsxstateEntry(vsxregs=list(struct.unpack("<32Q", registers.others[NT_PPC_VSX]))),
         )  # fmt: skip
+
+    def extras(self, registers: Registers) -> dict[int, bytes]:
+        """What ptrace sets as DSCR is lost at the next switch of threads, unless the thread has set it itself."""
+        if any(control := registers.others.get(NT_PPC_DSCR, b"")) and control != _usual_stream_control():
+            raise Refusal("a thread", "it has set DSCR, the data stream control register, which only itself can do",
+                          "run the program without", code="dscr")  # fmt: skip
+        if _words(registers.general)[MSR] & _MSR_TRANSACTION:
+            raise Refusal("a thread", "it is inside a memory transaction", "try again in a moment", code="transaction")
+        return super().extras(registers)
 
     def from_core(self, core: "CoreEntry", template: Registers) -> tuple[Registers, int]:
         info = self.thread_info(core, core.ti_ppc64)

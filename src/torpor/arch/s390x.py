@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from torpor.arch.base import EINTR, ENDED_BY_A_STOP, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, Arch, Registers
 from torpor.arch.numbers import FROM_424, numbers
+from torpor.errors import Refusal
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ shmget shmctl shmat shmdt msgget msgsnd msgrcv msgctl
 """
 
 NT_PRFPREG, NT_S390_SYSTEM_CALL, NT_S390_VXRS_LOW, NT_S390_VXRS_HIGH = 2, 0x307, 0x309, 0x30A
+NT_S390_GS_CB, NT_S390_GS_BC, NT_S390_RI_CB = 0x30B, 0x30C, 0x30D
 
 _GENERAL = struct.Struct(">18Q16IQ")
 PSW_MASK, PSW_ADDRESS, R0 = 0, 1, 2
@@ -65,6 +67,12 @@ _FRAME = 160  # what the ABI has a caller leave below its stack pointer for the 
 _UCONTEXT = _FRAME + 8 + 128
 _REGISTERS, _MASK, _VECTORS = _UCONTEXT + 40, _UCONTEXT + 384, _UCONTEXT + 512
 _UC_VXRS = 2
+
+_UNTRIED = {
+    NT_S390_GS_CB: "guarded storage",
+    NT_S390_GS_BC: "guarded storage",
+    NT_S390_RI_CB: "runtime instrumentation",
+}
 
 
 def _words(general: bytes) -> list[int]:
@@ -84,6 +92,7 @@ class S390x(Arch):
     instruction = b"\x0a\x00"
     instruction_alignment = 2
     regsets = (NT_PRFPREG, NT_S390_VXRS_LOW, NT_S390_VXRS_HIGH)
+    extra = (NT_S390_GS_CB, NT_S390_GS_BC, NT_S390_RI_CB)  # there only for threads that use them
     vdso_names = ("[vdso]", "[vvar]")
 
     def enter_call(self, general: bytes, gadget: int, nr: int, args: Sequence[int]) -> bytes:
@@ -183,6 +192,15 @@ class S390x(Arch):
             vxrs_low=UserS390VxrsLowEntry(regs=list(struct.unpack(">16Q", registers.others[NT_S390_VXRS_LOW]))),
             vxrs_high=UserS390VxrsHighEntry(regs=list(struct.unpack(">32Q", registers.others[NT_S390_VXRS_HIGH]))),
         )  # fmt: skip
+
+    def extras(self, registers: Registers) -> dict[int, bytes]:
+        # No machine was at hand to try these on: QEMU emulates neither.
+        for which, what in _UNTRIED.items():
+            if any(registers.others.get(which, b"")):
+                raise Refusal(
+                    "a thread", f"it uses {what}, which Torpor does not restore yet", "run the program without"
+                )
+        return {}
 
     def from_core(self, core: "CoreEntry", template: Registers) -> tuple[Registers, int]:
         info = self.thread_info(core, core.ti_s390)

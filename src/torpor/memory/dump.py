@@ -115,6 +115,7 @@ class AddressSpace:
         self.names: dict[int, str] = {}
         self.lock_future = 0  # MCL_* flags of mlockall(2)
         self.sealed: list[int] = []  # starts of areas under mseal
+        self.guarded: list[int] = []  # starts of areas into which jumps are guarded (PROT_BTI of aarch64)
         self.lock_on_fault: list[int] = []
         self.accounted: list[int] = []  # starts of private areas that were writable once
         self.pieces: list[Piece] = []
@@ -162,6 +163,8 @@ class AddressSpace:
                 self.names[area.start] = area.path[6:-1]
             if "sl" in marks and what not in vma.KERNEL_KINDS:
                 self.sealed.append(area.start)
+            if "bt" in marks:
+                self.guarded.append(area.start)
             if "lf" in marks:
                 self.lock_on_fault.append(area.start)
             if "ac" in marks and not area.shared and not area.prot & PROT_WRITE:

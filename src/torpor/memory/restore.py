@@ -46,6 +46,7 @@ STUB: Span = (0, 1 << 21)  # the first task's program
 MAP_FIXED_NOREPLACE = 0x100000
 MADV_DONTNEED, MADV_POPULATE_WRITE, MADV_GUARD_INSTALL = 4, 23, 102
 MLOCK_ONFAULT = 1
+PROT_BTI = 0x10
 PR_SET_MM, PR_SET_MM_MAP = 35, 14
 PR_SET_VMA, PR_SET_VMA_ANON_NAME = 0x53564D41, 0
 
@@ -240,6 +241,11 @@ class AddressSpaces:
         for area in space.private:
             if space.protection[area.start] != area.prot:
                 program.call("mprotect", area.start, area.end - area.start, area.prot)
+        guarded = set(space.extras.guarded) if space.extras else set()
+        for area in space.areas:
+            if area.start in guarded:  # a CPU or kernel without BTI refuses, and has no use for it
+                prot = area.prot | PROT_BTI
+                program.call("mprotect", area.start, area.end - area.start, prot, may_fail=True)
         for area in space.areas:
             if area.madv:
                 for advice in range(64):

@@ -59,6 +59,8 @@ def run(name: str, mode: str, tool: Tool) -> None:
         if workload.refused:
             print("refused:", workload.refused)
         run_case(workload, MODES[mode], {"torpor": tool}, directory / "case")
+        for out in directory.glob("case/try*/home/out"):
+            print("\n".join(line for line in out.read_text().splitlines() if line.startswith("exercised: ")))
     except Skipped as why:
         print(f"cannot run here: {why}")
         sys.exit(77)

@@ -106,8 +106,8 @@ TARGETS: dict[str, Target] = {
 }
 KERNELS = ("6.1", "6.12")
 
-# What QEMU needs to emulate another CPU than the target's: signing pointers as the architecture prescribes it takes most
-# of the emulator's time, and tags need memory of their own.
+# What QEMU needs to emulate another CPU than the target's: to sign pointers as the architecture says takes most of the
+# emulator's time, and tags need memory of their own.
 CPUS = {("aarch64", "max"): ("-cpu", "max,pauth-impdef=on", "-M", "virt,mte=on")}
 
 # The guest's userland always comes from bookworm, so that one set of byte-compiled files fits both kernels.

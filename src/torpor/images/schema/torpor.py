@@ -60,6 +60,7 @@ class TorporTaskEntry(Message):
     sealed: list[int] = repeated(3, UINT64, default_factory=list)  # areas under mseal(2), by start
     # Private areas that are not writable but were: their memory stays accounted for (VM_ACCOUNT).  By start.
     accounted: list[int] = repeated(7, UINT64, default_factory=list)
+    guarded: list[int] = repeated(8, UINT64, default_factory=list)  # mprotect(PROT_BTI) of aarch64, by start
     lock_on_fault: list[int] = repeated(4, UINT64, default_factory=list)  # mlock2(MLOCK_ONFAULT), by start
     lock_future: int | None = optional(6, UINT32, default=None)  # MCL_FUTURE, MCL_ONFAULT of mlockall(2)
     process: TaskExtraEntry | None = optional(5, "torpor.TaskExtraEntry", default=None)
