@@ -25,7 +25,6 @@ SUBSET = (
 
 LARGEST = (
     "cpu_bti",
-    "cpu_mte",
     "cpu_pac",
     "cpu_registers",
     "cpu_sve",
