@@ -5,7 +5,8 @@ A name is what was given to bind(2): abstract with a leading NUL, or a path with
 relative, whatever becomes of the working directory.  What counts for connect(2) is the file's inode, which the socket
 holds for ever.  Surprising facts:
 
-- ioctl(SIOCUNIXFILE, 4.15, CAP_NET_ADMIN) opens the file of a socket wherever it is now, also removed.
+- ioctl(SIOCUNIXFILE, 4.15, CAP_NET_ADMIN) opens the file of a socket wherever it is now, also removed.  Where a server
+  linked it to another name and removed the first (supervisord), it knows only the first.
 - connect(2) follows /proc/self/fd/N to it, so that a socket can be reached whose name is gone.
 - The name of a removed file, or of a sender that is closed, is a mere string: it is bound on an empty tmpfs that nobody
   else sees (a detached mount, chroot(2) into it), so that nothing in the real directory is touched.
@@ -92,8 +93,8 @@ def look(fd: int, name: bytes, vfs: tuple[int, int] | None, pid: int) -> SocketF
         place = place or Place(plain, _directory_by_text(plain, now, pid))
     facts = there or facts
     moved = None
-    if there is None and now and not now.endswith(" (deleted)") and _is(now, inode):
-        moved = now
+    if there is None and now:
+        moved = now if _is(now, inode) else _linked(now, inode, facts)
     if facts is None:
         return SocketFile(place or Place(plain), True, None, st.S_IFSOCK | 0o755, 0, 0)
     return SocketFile(place or Place(plain), there is None, moved, facts.st_mode, facts.st_uid, facts.st_gid)
@@ -105,6 +106,18 @@ def _is(path: "str | bytes", inode: tuple[int, int]) -> os.stat_result | None:
     except (OSError, ValueError):
         return None
     return facts if (facts.st_dev, facts.st_ino) == inode else None
+
+
+def _linked(now: str, inode: tuple[int, int], facts: os.stat_result | None) -> str | None:
+    """The other name of a file whose first name is gone; None: it has none.  Raises ValueError: it is elsewhere."""
+    if facts is None or not facts.st_nlink:
+        return None
+    above = os.path.dirname(now)
+    with os.scandir(above) as entries:
+        for entry in entries:
+            if entry.inode() == inode[1] and _is(entry.path, inode):
+                return entry.path
+    raise ValueError(f"it was removed, and its other name is not in {above}")
 
 
 def _place(name: bytes, inode: tuple[int, int], now: str, pid: int) -> tuple[Place | None, os.stat_result | None]:
@@ -260,8 +273,11 @@ class Names:
             if mask_of(facts.st_mode) != mask_of(mode):
                 os.chmod(path, mask_of(mode))
             if moved is not None:
+                final = Place(os.fsencode(moved))
+                if (old := check_free(final, None)) is not None:
+                    self.replaced.append((final.path, old))
                 os.rename(place.path, moved)
-                self.made[-1] = Place(os.fsencode(moved))
+                self.made[-1] = final
         except BaseException:
             os.close(handle)
             raise

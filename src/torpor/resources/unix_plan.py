@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """UNIX sockets in images: checked, and who is connected to whom.  Makes nothing; unix_restore.py does."""
 
+import os
 import socket
 
 from torpor.errors import ImageError, Refusal
@@ -40,6 +41,11 @@ def check(entry: "FileEntry", restore: "Restore") -> None:
         if usk.name[:1] != b"/" and usk.name_dir is None:
             raise ImageError(where, f"the name {unix_names.printable(usk.name)} is relative, but to nothing")
         unix_names.check_free(place_of(usk, extras(restore).get(entry.id)), _living(restore))
+    elif is_path(usk.name) and (own := extras(restore).get(entry.id)) is not None and own.socket_file:
+        if "\0" in own.socket_file:
+            raise ImageError(where, "impossible name of its file")
+        unix_names.check_free(place_of(usk, own), _living(restore))  # where it is for a moment
+        unix_names.check_free(Place(os.fsencode(own.socket_file)), _living(restore))
 
 
 def _living(restore: "Restore") -> dict[tuple[int, int], int]:
