@@ -13,13 +13,15 @@
 
 Options are those of the command line, with underscores (`torpor.options.Options`).  What goes wrong is a
 `torpor.TorporError` with `code`, `what`, `why` and `remedy`.  All of it is usable inside a host program: the work is
-done by a process of its own, so no child, signal or working directory of the host is touched.
+done by a process of its own, so no child, signal or working directory of the host is touched.  Threads may call these
+functions at once; they take turns, because a process forked beside another would hold the other's pipes open.
 
 Importing this package imports next to nothing; each function imports what it needs when it is called.
 """
 
 import os
 import sys
+from _thread import allocate_lock
 from types import ModuleType
 
 TYPE_CHECKING = False
@@ -58,6 +60,8 @@ __all__ = [
     "restore",
 ]
 
+_turn = allocate_lock()
+
 
 def dump(pid: int, images: "str | os.PathLike[str]", **options: "Unpack[DumpKeywords]") -> "DumpResult":
     """Dump the tree whose root is `pid` into the directory `images`, and end it (unless ``leave_running=True``)."""
@@ -68,7 +72,7 @@ def dump(pid: int, images: "str | os.PathLike[str]", **options: "Unpack[DumpKeyw
     chosen.settle("dump")
     from torpor.dump import dump as run
 
-    with log.opened(chosen.log_path, chosen.verbosity):
+    with _turn, log.opened(chosen.log_path, chosen.verbosity):
         return run(chosen)
 
 
@@ -82,7 +86,7 @@ def restore(images: "str | os.PathLike[str]", **options: "Unpack[RestoreKeywords
     chosen.settle("restore")
     from torpor.restore import restore as run
 
-    with log.opened(chosen.log_path, chosen.verbosity):
+    with _turn, log.opened(chosen.log_path, chosen.verbosity):
         return run(chosen)
 
 
@@ -111,9 +115,10 @@ def check(*, pid: int | None = None, images: "str | os.PathLike[str] | None" = N
     if images is not None:
         chosen.set_keyword("images_dir", images)
     chosen.settle("check")
-    if pid is not None:
-        return check_tree(chosen)
-    return check_images(chosen) if images is not None else check_kernel(chosen)
+    with _turn:
+        if pid is not None:
+            return check_tree(chosen)
+        return check_images(chosen) if images is not None else check_kernel(chosen)
 
 
 def __getattr__(name: str) -> object:

@@ -16,7 +16,7 @@ from torpor.cli.say import Voice
 from torpor.errors import TorporError, UsageError
 from torpor.getopt import Command, parse, scan
 from torpor.options import Options
-from torpor.signals import SIG_BLOCK, SIG_SETMASK, SIGHUP, SIGINT, SIGTERM, pthread_sigmask
+from torpor.signals import SIG_BLOCK, SIG_DFL, SIG_SETMASK, SIGCHLD, SIGHUP, SIGINT, SIGTERM, pthread_sigmask, signal
 from torpor.typed import Any, NoReturn
 
 # Verbs of CRIU that Torpor does not have yet: why, and what to do instead.
@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     own_process = argv is None
     if own_process:
         gc.disable()  # this process ends soon: looking for garbage would take a fifth of the time of a small dump
+        signal(SIGCHLD, SIG_DFL)  # started by somebody who ignores it, it could not wait for its own children
     program = os.path.basename(sys.argv[0]) if own_process else "torpor"
     if program in ("__main__.py", ""):
         program = "torpor"

@@ -93,6 +93,14 @@ def _send(fd: int, message: tuple[str, Any]) -> None:
         data = data[os.write(fd, data) :]
 
 
+def _collect(pid: int) -> int:
+    """The engine's wait status; 0 where the host collects all its children itself, or ignores SIGCHLD."""
+    try:
+        return os.waitpid(pid, 0)[1]
+    except ChildProcessError:
+        return 0
+
+
 def _front(
     pid: int,
     fd: int,
@@ -128,7 +136,7 @@ def _front(
                     answer = kind, value
                 elif on_report:
                     on_report(kind, value)
-        _, status = os.waitpid(pid, 0)
+        status = _collect(pid)
     finally:
         os.close(signals)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

@@ -35,6 +35,7 @@ class Cancelled(TorporError):
 def setup(front_fd: int = -1) -> None:
     """To be called once in the engine process.  `front_fd` reads end-of-file when the front has died."""
     global _signal_fd, _asked
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a host may ignore it, and then nobody can wait for a child
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     stops.own_sigchld = True
     _signal_fd = open_signals(SIGNALS)

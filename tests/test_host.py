@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The library inside a host program: its children, signals, directory, descriptors and threads are as before."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import torpor
+from check.support import ENVIRONMENT, Victim
+from harness.events import wait_end
+
+SLEEPER = (sys.executable, "-S", "-c", "print('ready', flush=True); import time; time.sleep(1000)")
+CORE_SIGNALS = range(1, 32)
+
+
+def facts_of_the_host() -> dict[str, object]:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return {
+        "directory": os.getcwd(),
+        "descriptors": {name: link for name in os.listdir("/proc/self/fd") if (link := link_of(name))},
+        "handlers": [signal.getsignal(number) for number in CORE_SIGNALS],
+        "mask": signal.pthread_sigmask(signal.SIG_BLOCK, []),
+        "threads": set(os.listdir("/proc/self/task")),
+        "children": Path(f"/proc/self/task/{os.getpid()}/children").read_text(),
+        "status": [line for line in status if line.startswith(("Umask", "SigPnd", "ShdPnd", "SigIgn", "Cap"))],
+    }
+
+
+def link_of(name: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{name}")
+    except FileNotFoundError:  # that by which the directory was read
+        return ""
+
+
+@contextmanager
+def victims(directory: Path, count: int) -> Iterator[list[Victim]]:
+    started: list[Victim] = []
+    try:
+        for number in range(count):
+            (directory / f"images{number}").mkdir()
+            (home := directory / f"home{number}").mkdir()
+            started.append(Victim(home, *SLEEPER))
+        yield started
+    finally:
+        for victim in started:
+            victim.__exit__(None, None, None)
+
+
+def dump_and_restore(victim: Victim, images: Path) -> None:
+    torpor.dump(victim.pid, images, manage_cgroups="ignore", log_file=str(images / "log"), verbosity=4)
+    victim.process.wait(10)
+    result = torpor.restore(images, manage_cgroups="ignore")
+    assert result.pid == victim.pid
+    os.kill(result.pid, signal.SIGKILL)
+
+
+def test_nothing_of_the_host_is_touched(tmp_path: Path) -> None:
+    with victims(tmp_path, 1) as (victim,):
+        ended = os.posix_spawn("/bin/true", ["true"], {})
+        os.waitid(os.P_PID, ended, os.WEXITED | os.WNOWAIT)
+        before = facts_of_the_host()
+        torpor.check(pid=victim.pid, manage_cgroups="ignore")
+        torpor.dump(victim.pid, tmp_path / "images0", leave_running=True, manage_cgroups="ignore")
+        torpor.check(images=tmp_path / "images0", manage_cgroups="ignore")
+        assert facts_of_the_host() == before
+        assert os.waitpid(ended, os.WNOHANG) == (ended, 0), "a child of the host was waited for"
+
+
+def test_a_restore_from_a_thread(tmp_path: Path) -> None:
+    with victims(tmp_path, 1) as (victim,):
+        failed: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                dump_and_restore(victim, tmp_path / "images0")
+            except BaseException as error:
+                failed.append(error)
+
+        directory, mask = os.getcwd(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join(60)
+        assert not thread.is_alive() and not failed, failed
+        assert (os.getcwd(), signal.pthread_sigmask(signal.SIG_BLOCK, [])) == (directory, mask)
+        wait_end(victim.pid, 10)
+
+
+def test_threads_take_turns(tmp_path: Path) -> None:
+    """Four dumps at once: each ends, each log tells of its own process alone, and no other descriptor is closed."""
+    with victims(tmp_path, 4) as all_of_them:
+        failed: list[BaseException] = []
+
+        def work(number: int) -> None:
+            images = tmp_path / f"images{number}"
+            try:
+                torpor.dump(
+                    all_of_them[number].pid, images, leave_running=True, manage_cgroups="ignore",
+                    log_file=str(images / "log"), verbosity=4,
+                )  # fmt: skip
+            except BaseException as error:
+                failed.append(error)
+
+        before = facts_of_the_host()
+        threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not failed, failed
+        assert not any(thread.is_alive() for thread in threads), "dumps wait for each other"
+        assert facts_of_the_host() == before
+        for number, victim in enumerate(all_of_them):
+            log = (tmp_path / f"images{number}/log").read_text()
+            told = [other.pid for other in all_of_them if f" {other.pid}" in log]
+            assert told == [victim.pid], log
+
+
+@pytest.mark.parametrize("habit", ["SIG_IGN", "lambda *_: reap()"])
+def test_a_host_that_lets_nobody_wait(tmp_path: Path, habit: str) -> None:
+    """It ignores SIGCHLD, or collects whatever has ended as soon as it is told."""
+    with victims(tmp_path, 1) as (victim,):
+        script = f"""
+import os, torpor
+from signal import *
+def reap():
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]: pass
+    except ChildProcessError:
+        pass
+signal(SIGCHLD, {habit})
+assert "No child processes" not in str(torpor.check())
+print(torpor.dump({victim.pid}, {str(tmp_path / "images0")!r}, leave_running=True, manage_cgroups="ignore").tasks)
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=ENVIRONMENT
+        )
+        assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+def test_a_command_of_somebody_who_ignores_the_end_of_children(tmp_path: Path) -> None:
+    with victims(tmp_path, 1) as (victim,):
+        dump = f"dump -R -t {victim.pid} -D {tmp_path}/images0 --manage-cgroups=ignore"
+        for words in (dump, "check"):
+            line = f"trap '' CHLD; {sys.executable} -m torpor {words}"
+            done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+            assert done.returncode == 0 and "No child" not in done.stdout + done.stderr, done.stdout + done.stderr
