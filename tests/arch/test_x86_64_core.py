@@ -20,7 +20,9 @@ from torpor.kernel import ptrace
 if os.uname().machine != "x86_64":
     pytest.skip("registers of x86_64", allow_module_level=True)
 
+from torpor.arch import x86_64_core
 from torpor.arch.x86_64_core import fill, layout, read
+from torpor.kernel.cpuid import Cpu
 
 NT_X86_XSTATE = 0x202
 AVX512, PKU, MPX, AMX = 7 << 5, 1 << 9, 3 << 3, 3 << 17
@@ -208,3 +210,18 @@ def test_calls_that_have_ended_in_images_of_criu(call: str, ended: bool) -> None
     after = struct.unpack("<27Q", back.general)
     assert (after[10], after[15]) == ((1 << 64) - 514, nr) if ended else ((1 << 64) - 4, (1 << 64) - 1)
     assert after[16] == 0x1000
+
+
+def test_layout_from_cpuid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that is in neither table: CPUID says the same as the table does of this one."""
+    features = Cpu().extended_state()
+    if not features & ~3:
+        pytest.skip("this CPU has no extended registers")
+    _, size, _, _ = Cpu().leaf(0xD)
+    known = layout(features, size)
+    monkeypatch.setattr(x86_64_core, "_INTEL", {})
+    monkeypatch.setattr(x86_64_core, "_AMD", {})
+    monkeypatch.setattr(x86_64_core, "_layouts", {})
+    assert layout(features, size) == known
+    with pytest.raises(Refusal, match="lie in an order"):
+        layout(features, 600)

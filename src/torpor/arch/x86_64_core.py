@@ -3,20 +3,18 @@
 
 ptrace gives and takes the extended registers in XSAVE's *standard* format: FXSAVE's 512 bytes, a header of 64 with
 XSTATE_BV, then the components, each at an offset that CPUID leaf 0xD tells.  Offsets differ between CPUs: AMD's have no
-room for MPX, which AMD never had, so AVX-512 and PKRU begin elsewhere than Intel's.  CPUID is an instruction and Python
-has none, but the kernel leaves XCR0 in the area (bytes 464 to 471) and the size of the whole says the rest: there are
-two layouts in the world, and they never agree in size once they differ.  For a CPU that fits neither, the `cpuid`
-device is asked.
+room for MPX, which AMD never had, so AVX-512 and PKRU begin elsewhere than Intel's.  CPUID costs a page to run it from,
+but the kernel leaves XCR0 in the area (bytes 464 to 471) and the size of the whole says the rest: there are two layouts
+in the world, and they never agree in size once they differ.  Of a CPU that fits neither, CPUID tells it.
 
 A component whose bit in XSTATE_BV is clear is in its initial state; the kernel gives zeros for it then.  CRIU writes
 every component that the CPU has, an empty CET, and three unused TLS slots.
 """
 
-import os
 import struct
 from collections.abc import Sequence
 
-from torpor.errors import ImageError, Refusal
+from torpor.errors import ImageError, KernelError, Refusal
 from torpor.images.schema.core_x86 import (
     ThreadInfoX86,
     UserDescT,
@@ -80,23 +78,22 @@ def _find_layout(features: int, size: int) -> dict[int, int]:
 
 
 def _ask_cpuid(wanted: Sequence[int], size: int) -> dict[int, int]:
+    from torpor.kernel.cpuid import Cpu
+
     found = {}
     try:
-        fd = os.open("/dev/cpu/0/cpuid", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            for bit in wanted:
-                length, offset, _, _ = struct.unpack("<4I", os.pread(fd, 16, 0xD | bit << 32))
-                if (bit in _COMPONENTS and length != _COMPONENTS[bit][0]) or offset + length > size:
-                    raise ValueError(bit)
-                found[bit] = offset
-        finally:
-            os.close(fd)
-    except (OSError, ValueError, struct.error):
+        cpu = Cpu()
+        for bit in wanted:
+            length, offset, _, _ = cpu.leaf(0xD, bit)
+            if not length or (bit in _COMPONENTS and length != _COMPONENTS[bit][0]) or offset + length > size:
+                raise ValueError(bit)
+            found[bit] = offset
+    except (KernelError, ValueError):
         raise Refusal(
             "this machine's CPU",
             f"its extended registers ({size} bytes, components {', '.join(map(str, wanted))}) lie in an order that "
             "Torpor does not know",
-            "load the cpuid module (modprobe cpuid), which tells it",
+            "load the cpuid module (modprobe cpuid), if memory may not be executed here",
             code="unknown-cpu",
         ) from None
     return found
@@ -180,7 +177,10 @@ def _make_area(floating: UserX86FpregsEntry, template: bytes) -> bytes:
         raise ImageError("a core image is mangled", "its floating point registers make no sense") from None
     if len(area) < _EXTENDED:
         if floating.xsave is not None and any(_parts(floating.xsave)):
-            raise Refusal("a thread in these images", "it uses AVX, which this CPU does not have")
+            raise Refusal(
+                "a thread in these images", "it uses AVX, which this CPU does not have",
+                "restore it on a CPU that has it", code="cpu-feature",
+            )  # fmt: skip
         return bytes(area)
     in_use = floating.xsave.xstate_bv if floating.xsave is not None else _ALWAYS
     if floating.xsave is not None:
