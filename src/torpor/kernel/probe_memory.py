@@ -47,8 +47,9 @@ def set_mm_map() -> None:
     start_data, end_data, start_brk, arg_start, arg_end, env_start, env_end = (int(word) for word in words[42:49])
     size = ctypes.c_uint()
     process.prctl(_PR_SET_MM, _PR_SET_MM_MAP_SIZE, ctypes.addressof(size))
-    packed = struct.pack("=12QIi", start_code, end_code, start_data, end_data, start_brk, call("brk", 0), start_stack,
-                         arg_start, arg_end, env_start, env_end, 0, 0, -1)  # fmt: skip
+    # struct prctl_mm_map has a pointer in it, and ends at a multiple of 8 bytes.
+    packed = struct.pack("@11QPIi0Q", start_code, end_code, start_data, end_data, start_brk, call("brk", 0),
+                         start_stack, arg_start, arg_end, env_start, env_end, 0, 0, -1)  # fmt: skip
     if size.value != len(packed):
         raise Missing(f"struct prctl_mm_map has {size.value} bytes, not {len(packed)}")
     layout = ctypes.create_string_buffer(packed, len(packed))

@@ -150,7 +150,7 @@ def timer_ids() -> None:
     process.prctl(_PR_TIMER_CREATE_RESTORE_IDS, 1)
     wanted = 4711
     timer = ctypes.c_int(wanted)
-    event = ctypes.create_string_buffer(struct.pack("=QiiI", 0, signal.SIGUSR1, 0, 0), 64)
+    event = ctypes.create_string_buffer(struct.pack("@PiiI", 0, signal.SIGUSR1, 0, 0), 64)
     call("timer_create", 1, ctypes.addressof(event), ctypes.addressof(timer))
     if timer.value != wanted:
         raise Missing("timers get other IDs than wanted")
@@ -158,7 +158,7 @@ def timer_ids() -> None:
 
 @in_child
 def proc_timers() -> None:
-    event = ctypes.create_string_buffer(struct.pack("=QiiI", 0, signal.SIGUSR1, 0, 0), 64)
+    event = ctypes.create_string_buffer(struct.pack("@PiiI", 0, signal.SIGUSR1, 0, 0), 64)
     timer = ctypes.c_int()
     call("timer_create", 1, ctypes.addressof(event), ctypes.addressof(timer))
     with open("/proc/self/timers") as timers:
