@@ -56,7 +56,7 @@ class Series:
         left = self.finished
         volatile = VolatileDisk(self.path, self.path.with_name(f"nbd-{boot}"))
         moment = Moment(self.chance)
-        share = self.chance.choice((0.0, 0.5, 0.9))
+        share = self.chance.choice((0.0, 0.5, 0.9, 1.0))
         outcome = machine.run(
             TARGET, KERNEL, ["/t/switch.py", "/t/power.py"], modules=disk.MODULES, extra=volatile.arguments(),
             cut=moment.cut, timeout=240,
@@ -81,7 +81,7 @@ class Series:
         where = ", in the middle of one" if begun - ended else ""
         return (
             f"boot {boot}: found {found}, restored {restored}; then {len(ended)} checkpoints, power cut "
-            f"{moment.wait:.2f} s later{where}, {lost} of {of} unflushed sectors lost"
+            f"{moment.wait:.2f} s later{where}, {lost} of {of} unflushed blocks lost"
         )
 
 

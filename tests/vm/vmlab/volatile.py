@@ -3,8 +3,9 @@
 
 Killing QEMU loses what the guest has not yet given to its disk, but nothing that the disk has taken: that is in the
 host's page cache.  A real disk loses what it has taken and was not told to flush.  So this one keeps writes in memory,
-as they come, until the guest flushes; when the power fails, of those that were not flushed some sectors reach the
-image and some do not, in no order.  Only a sector of 512 bytes is written whole.
+as they come, until the guest flushes; when the power fails, of those that were not flushed some blocks have reached the
+image and some have not, in no order, and of a block that was written several times any of its contents.  A block of
+4096 bytes, a disk's physical sector, is written whole; ext4 relies on that.
 
 Facts: the NBD protocol's doc/proto.md, fixed newstyle handshake, simple replies.
 """
@@ -16,7 +17,7 @@ import struct
 import threading
 from pathlib import Path
 
-SECTOR = 512
+SECTOR, BLOCK = 512, 4096
 _GO, _EXPORT_NAME, _ABORT = 7, 1, 2
 _ACK, _INFO, _UNSUPPORTED = 1, 3, (1 << 31) + 1
 _READ, _WRITE, _DISCONNECT, _FLUSH = range(4)
@@ -31,7 +32,7 @@ class VolatileDisk:
     def __init__(self, path: Path, at: Path) -> None:
         self._image = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self.size = os.fstat(self._image).st_size
-        self._cache: dict[int, bytes] = {}  # sectors written and not flushed, in their order
+        self._cache: dict[int, list[bytes]] = {}  # blocks not flushed: all that was written to each, in order
         self.writes = self.flushes = 0
         self.at = at
         self._listener = socket.socket(socket.AF_UNIX)
@@ -44,18 +45,18 @@ class VolatileDisk:
         """QEMU's, for a guest that sees it as /dev/vda."""
         return [
             "-blockdev", f"driver=nbd,node-name=disk,server.type=unix,server.path={self.at}",
-            "-device", "virtio-blk-pci,drive=disk,write-cache=on",
+            "-device", f"virtio-blk-pci,drive=disk,write-cache=on,physical_block_size={BLOCK}",
         ]  # fmt: skip
 
     def fail(self, chance: random.Random, share: float) -> tuple[int, int]:
-        """The power fails; each sector that was not flushed is written with the probability `share`.  Returns how many
+        """The power fails; each block that was not flushed is written with the probability `share`.  Returns how many
         were lost, of how many.  The client has gone."""
         self._thread.join(20)
         assert not self._thread.is_alive(), "QEMU is still connected"
         lost = 0
-        for sector, data in self._cache.items():
+        for block, contents in self._cache.items():
             if chance.random() < share:
-                os.pwrite(self._image, data, sector * SECTOR)
+                os.pwrite(self._image, chance.choice(contents), block * BLOCK)
             else:
                 lost += 1
         total = len(self._cache)
@@ -124,24 +125,37 @@ class VolatileDisk:
         client.sendall(struct.pack(">IIQ", 0x67446698, error, handle) + data)
         return True
 
+    def _block(self, block: int) -> bytes:
+        contents = self._cache.get(block)
+        return contents[-1] if contents else os.pread(self._image, BLOCK, block * BLOCK)
+
     def _load(self, offset: int, length: int) -> bytes:
         assert offset % SECTOR == length % SECTOR == 0
-        data = bytearray(os.pread(self._image, length, offset))
-        for at in range(0, length, SECTOR):
-            cached = self._cache.get((offset + at) // SECTOR)
-            if cached is not None:
-                data[at : at + SECTOR] = cached
-        return bytes(data)
+        first, end = offset // BLOCK, -(-(offset + length) // BLOCK)
+        data = bytearray(os.pread(self._image, (end - first) * BLOCK, first * BLOCK))
+        for block in range(first, end):
+            if block in self._cache:
+                data[(block - first) * BLOCK : (block - first + 1) * BLOCK] = self._cache[block][-1]
+        return bytes(data[offset - first * BLOCK :][:length])
 
     def _store(self, offset: int, data: bytes) -> None:
         assert offset % SECTOR == len(data) % SECTOR == 0
         self.writes += 1
-        for at in range(0, len(data), SECTOR):
-            self._cache[(offset + at) // SECTOR] = data[at : at + SECTOR]
+        at = 0
+        while at < len(data):
+            block, begin = divmod(offset + at, BLOCK)
+            part = data[at : at + BLOCK - begin]
+            if len(part) < BLOCK:
+                whole = self._block(block)
+                part_of = whole[:begin] + part + whole[begin + len(part) :]
+            else:
+                part_of = part
+            self._cache.setdefault(block, []).append(part_of)
+            at += len(part)
 
     def _flush(self) -> None:
         """All that was written before is on the medium."""
         self.flushes += 1
-        for sector, data in self._cache.items():
-            os.pwrite(self._image, data, sector * SECTOR)
+        for block, contents in self._cache.items():
+            os.pwrite(self._image, contents[-1], block * BLOCK)
         self._cache.clear()
