@@ -12,7 +12,8 @@ from vmlab import VmError, disk, machine
 from vmlab.targets import TARGETS, Target
 
 WAYS = {"there_and_back": ("6.1", "6.12", "6.1"), "back_and_there": ("6.12", "6.1", "6.12")}
-PAGES_OF_64K = {"6.12": "6.12-64k"}  # of ppc64le: 6.1 has no others
+# Debian's 6.1 for ppc64le has pages of 64 KiB, its 6.12 of 4 KiB, unless it is the -64k one.
+OWN_WAYS = {("ppc64le", "there_and_back"): ("6.1", "6.12", "6.12-64k", "6.1")}
 # Without CX16: vmlab/targets.py.
 NEW, OLD, OLDEST = "max,-cx16", "IvyBridge,-cx16", "max,-cx16,-avx"  # OLD has no AVX2, OLDEST no AVX
 # (CPU, step of guest/hosts.py)
@@ -21,6 +22,7 @@ JOURNEYS = {
     "to_less": ((NEW, "dump"), (OLD, "lacking"), (NEW, "restore")),
     "with_vectors": ((NEW, "vectors"), (OLDEST, "refuse"), (NEW, "hold")),
 }
+LEGS = {3: ("begin", "hop", "end"), 4: ("begin", "refuse", "hop", "end")}
 SECONDS = 200
 
 
@@ -56,9 +58,8 @@ def traveller(request: pytest.FixtureRequest) -> Iterator[Disk]:
 @pytest.mark.parametrize("arch,way", [*((arch, "there_and_back") for arch in TARGETS), ("x86_64", "back_and_there")])
 def test_update(traveller: Disk, arch: str, way: str) -> None:
     try:
-        for kernel, leg in zip(WAYS[way], ("begin", "hop", "end"), strict=True):
-            if arch == "ppc64le":
-                kernel = PAGES_OF_64K.get(kernel, kernel)
+        kernels = OWN_WAYS.get((arch, way), WAYS[way])
+        for kernel, leg in zip(kernels, LEGS[len(kernels)], strict=True):
             traveller.boot(kernel, "update.py", leg)
     except VmError as error:
         pytest.fail(str(error), pytrace=False)

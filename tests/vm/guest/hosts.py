@@ -15,11 +15,6 @@ import update
 PR_SECONDS = 1
 
 
-def nothing_made() -> None:
-    if os.path.exists(f"/proc/{update.ROOT_PID}"):
-        sys.exit("a refused restore has left a process behind")
-
-
 def main() -> None:
     step = sys.argv[1]
     if step == "dump":
@@ -37,7 +32,7 @@ def main() -> None:
         if not all("avx2 instructions" in text for text in said):
             sys.exit(f"it does not say that AVX2 is lacking: {said}")
         update.figures["said"] = said[1]
-        nothing_made()
+        update.nothing_made()
     elif step == "vectors":
         update.begin("vectors.py", "holding")
         time.sleep(PR_SECONDS)  # it is on its way from the file to the loop
@@ -47,7 +42,7 @@ def main() -> None:
         if "it uses AVX, which this CPU does not have" not in said:
             sys.exit(f"it does not say that AVX is lacking: {said}")
         update.figures["said"] = said
-        nothing_made()
+        update.nothing_made()
     else:
         update.torpor("restore", "-d")
         with open(f"{update.DATA}/go", "r+b") as file:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One leg of a kernel update, on the guest's disk: ``update.py begin | hop | end``.
+"""One leg of a kernel update, on the guest's disk: ``update.py begin | hop | end | refuse``.
 
 begin: starts the busy tree of clockwork.py and dumps it.  hop: restores it, lets it work, dumps it again.  end:
-restores it, lets it work, ends it, and looks at what it has to say.  Prints one JSON object of figures, and exits with
+restores it, lets it work, ends it, and looks at what it has to say.  refuse: this kernel's pages are of another size;
+that is said, and nothing is made.  Prints one JSON object of figures, and exits with
 0 only if all was as it should be.
 """
 
@@ -26,6 +27,8 @@ DATA, IMAGES = "/data", "/data/images"
 ROOT_PID = 12000  # beyond whatever a booting kernel uses
 WORK = 1.5  # seconds
 COUNTERS = ("busy", "pings", "waits", "ticks")
+# Processes with several threads are refused on 32-bit ARM.
+MANNER = ["alone"] if os.uname().machine == "armv7l" else []
 figures: dict[str, object] = {"kernel": os.uname().release}
 
 
@@ -71,7 +74,11 @@ def begin(program: str = "clockwork.py", sign: str = "counters") -> None:
         file.write(str(ROOT_PID - 1))
     null = os.open("/dev/null", os.O_RDWR)
     victim = subprocess.Popen(
-        [sys.executable, f"{DATA}/{program}", DATA], stdin=null, stdout=null, stderr=null, start_new_session=True
+        [sys.executable, f"{DATA}/{program}", DATA, *MANNER],
+        stdin=null,
+        stdout=null,
+        stderr=null,
+        start_new_session=True,
     )
     if victim.pid != ROOT_PID:
         sys.exit(f"the tree has PID {victim.pid}")
@@ -138,6 +145,19 @@ def look_at_vdso() -> None:
     ptrace.detach(busy)
 
 
+def nothing_made() -> None:
+    if os.path.exists(f"/proc/{ROOT_PID}"):
+        sys.exit("a refused restore has left a process behind")
+
+
+def refuse() -> None:
+    figures["said"] = said = torpor("restore", "-d", fails=True)
+    if f"and this one's have {os.sysconf('SC_PAGESIZE')}" not in said:
+        sys.exit(f"it does not say that pages are of another size: {said}")
+    torpor("check", fails=True)
+    nothing_made()
+
+
 def finish() -> None:
     os.kill(ROOT_PID, signal.SIGTERM)
     deadline = time.monotonic() + 60
@@ -164,6 +184,8 @@ def main() -> None:
         begin()
         work()
         dump()
+    elif what == "refuse":
+        refuse()
     else:
         restore()
         work()
