@@ -3,7 +3,7 @@
 /* wl: */
 #include "wl.h"
 
-enum { page = WL_PAGE };
+static size_t page; /* the kernel's: it decides what one entry of pagemap stands for */
 static const size_t size = (size_t)(4ULL << 30);
 
 /* How many pages of an area are in memory, by its pagemap entries. */
@@ -27,6 +27,7 @@ int main(void)
 	wl_begin();
 	if (sizeof(void *) < 8)
 		wl_skip("4 GiB are more than a 32-bit process has");
+	page = (size_t)sysconf(_SC_PAGESIZE);
 	char *memory = MUST(mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
 	MUST(madvise(memory, size, MADV_NOHUGEPAGE));
 	/* a page every 100 MiB written; the one after it only read (the zero page); the one after that written with zeros */

@@ -62,10 +62,10 @@ static long system_poll(struct pollfd *p, int timeout)
 }
 static long system_select(int count, fd_set *set, struct timeval *t)
 {
-#if defined SYS_select
-	return syscall(SYS_select, (long)count, set, NULL, NULL, t);
-#elif defined SYS__newselect
+#if defined SYS__newselect /* ppc64le has both names, and only this one works */
 	return syscall(SYS__newselect, (long)count, set, NULL, NULL, t);
+#elif defined SYS_select
+	return syscall(SYS_select, (long)count, set, NULL, NULL, t);
 #else
 	struct timespec precise = {t->tv_sec, 0};
 	return syscall(SYS_pselect6, (long)count, set, NULL, NULL, &precise, NULL);

@@ -4,7 +4,8 @@
 Starting Python costs seconds under emulation, a fork nothing.  A case is a function without arguments in the module's
 ``CASES``; it fails by an exception; exit status 77 says that it cannot run here.  What it prints is reported with its
 result, as one JSON object in a line.  Cases that spend their time waiting run a few at a time (``AT_ONCE`` of the
-module); a module's ``CASE_SECONDS`` are how long one may take.  What a case leaves behind is
+module); a module's ``CASE_SECONDS`` are how long one may take.  A kernel that says it has come to harm is given no
+further case: the guest ends, and whoever started it boots another for the rest.  What a case leaves behind is
 ended in a guest; on a machine that others use, too, it is left alone.
 """
 
@@ -22,6 +23,9 @@ CASE_SECONDS = 60
 
 
 SKIPPED = 77
+WRECKED = 3  # exit status
+_HARM = (b"BUG: ", b"Oops", b"Internal error", b"general protection", b"kernel panic", b"Unable to handle kernel",
+         b"soft lockup", b"blocked for more than")  # fmt: skip
 PF_KTHREAD = 0x200000
 
 
@@ -79,9 +83,35 @@ def say(mark: str, text: str) -> None:
     sys.stdout.flush()
 
 
+class Kernel:
+    """What the kernel says, in a guest."""
+
+    def __init__(self) -> None:
+        self._log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK) if in_guest() else -1
+
+    def harm(self) -> str:
+        """The first new message that tells of a bug or a crash."""
+        found = ""
+        while self._log >= 0:
+            try:
+                line = os.read(self._log, 8192)
+            except BlockingIOError:
+                break
+            except BrokenPipeError:  # some were lost
+                continue
+            level, _, text = line.partition(b";")
+            if not found and int(level.split(b",")[0]) < 8 and any(word in text for word in _HARM):
+                found = text.partition(b"\n")[0].decode(errors="replace")
+        return found
+
+
+def in_guest() -> bool:
+    return os.environ.get("TORPOR_TEST_GUEST") == "yes" and os.getppid() == 1
+
+
 def sweep() -> None:
     """End whatever cases have left behind: all but init, this process, and the kernel's own.  Only in a guest."""
-    if os.environ.get("TORPOR_TEST_GUEST") != "yes" or os.getppid() != 1:
+    if not in_guest():
         return
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) in (1, os.getpid()):
@@ -100,6 +130,7 @@ def main() -> None:
     waiting = sys.argv[2:] or list(module.CASES)
     waiting.reverse()
     running: list[Case] = []
+    kernel = Kernel()
     at_once, seconds = getattr(module, "AT_ONCE", 1), getattr(module, "CASE_SECONDS", CASE_SECONDS)
     while waiting or running:
         while waiting and len(running) < at_once:
@@ -113,6 +144,9 @@ def main() -> None:
                 case.finish()
         if not running:
             sweep()
+            if harm := kernel.harm():
+                say("HARM", harm)
+                sys.exit(WRECKED)
 
 
 if __name__ == "__main__":
