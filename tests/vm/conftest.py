@@ -74,7 +74,7 @@ class Guests:
             text = str(machine.describe_failure(outcome))
             for case in outcome.unfinished or ([] if outcome.results else left):
                 found[case] = {"outcome": "failed", "output": text}
-        _remember(arch, version, module, found)
+        _remember(arch, version, f"{module}-{cpu}" if cpu else module, found)
         return found
 
     def check(self, arch: str, kernel: str, module: str, case: str, cpu: str = "") -> str:
