@@ -25,6 +25,7 @@ SUBSET = (
 
 LARGEST = (
     "cpu_bti",
+    "cpu_mte",
     "cpu_pac",
     "cpu_registers",
     "cpu_sve",

@@ -12,15 +12,15 @@ from harness.workload import all_workloads
 
 MODULE = "workloads"
 CASES = " ".join(f"{workload.name}-restore" for workload in all_workloads() if workload.name.startswith("cpu_"))
-_AARCH64 = "general registers, flags, FP/SIMD, FPSR, FPCR, TLS register, tagged addresses"
+_AARCH64 = "general registers, flags, FP/SIMD, FPSR, FPCR, TLS register, rseq, tagged addresses"
 EXPECTED = {
     ("x86_64", ""): "general registers, flags, SSE, x87, MXCSR, AVX, protection keys, FS base, GS base, rseq",
     ("aarch64", ""): _AARCH64,
-    ("aarch64", "max"): f"{_AARCH64}, address keys, generic key, SVE, FFR, SVE vector length, BTI",
-    ("arm", ""): "general registers, flags, Thumb state, VFP, NEON, FPSCR, TLS register",
-    ("ppc64le", ""): "general registers, XER, LR, CR, FP, FPSCR, VMX, VSX, VRSAVE, TAR, TLS register",
+    ("aarch64", "max"): f"{_AARCH64}, address keys, generic key, SVE, FFR, SVE vector length, BTI, MTE (refused)",
+    ("arm", ""): "general registers, flags, Thumb state, VFP, NEON, FPSCR, TLS register, rseq",
+    ("ppc64le", ""): "general registers, XER, LR, CR, FP, FPSCR, VMX, VSX, VRSAVE, TAR, TLS register, rseq",
     ("s390x", ""): "general registers, access registers, condition code, program mask, FP, FPC, vector registers, "
-    "TLS register",
+    "TLS register, rseq",
 }  # fmt: skip
 
 
