@@ -21,12 +21,15 @@ from vmlab.volatile import VolatileDisk
 TARGET, KERNEL = TARGETS["x86_64"], "6.12"
 MOST = 3  # checkpoints before the power fails in the middle of the next, or just after it
 LONG = 5.0  # seconds, for the first
+WRITES = 12  # about as many as a checkpoint makes
 
 
 class Moment:
-    """When the power fails: after some checkpoints, and a random time later that lets none or one more end."""
+    """When the power fails: after some checkpoints, and a random time later that lets none or one more end.  Half of
+    the times a number of writes later, if these come first: a checkpoint computes longer than it writes."""
 
-    def __init__(self, chance: random.Random) -> None:
+    def __init__(self, chance: random.Random, volatile: VolatileDisk) -> None:
+        self._disk, self._writes = volatile, chance.choice((None, chance.randint(1, WRITES)))
         self.left, self._at, self._share = chance.randint(0, MOST), time.monotonic(), chance.uniform(0, 1.2)
         self.wait = 0.0
 
@@ -39,6 +42,9 @@ class Moment:
         else:
             return None
         self.wait = self._share * last
+        if self.left == 0 and self._writes is not None:
+            self._disk.stand_still(self._writes)
+            self.wait = 3 * last
         return self.wait if self.left == 0 else None
 
 
@@ -55,7 +61,7 @@ class Series:
         """Boot, look at what the power failure before has left, make checkpoints, cut the power."""
         left = self.finished
         volatile = VolatileDisk(self.path, self.path.with_name(f"nbd-{boot}"))
-        moment = Moment(self.chance)
+        moment = Moment(self.chance, volatile)
         share = self.chance.choice((0.0, 0.5, 0.9, 1.0))
         outcome = machine.run(
             TARGET, KERNEL, ["/t/switch.py", "/t/power.py"], modules=disk.MODULES, extra=volatile.arguments(),
@@ -77,6 +83,7 @@ class Series:
         begun = {int(n) for n in re.findall(r'@@DUMPING \{"number": (\d+)', outcome.output)}
         ended = {int(n) for n in re.findall(r'@@DUMPED \{"number": (\d+)', outcome.output)}
         self.counts["cut during a checkpoint"] += bool(begun - ended)
+        self.counts["unflushed blocks lost"] += lost
         self.finished = ended | {max(complete, default=0)} - {0}
         where = ", in the middle of one" if begun - ended else ""
         return (

@@ -34,6 +34,7 @@ class VolatileDisk:
         self.size = os.fstat(self._image).st_size
         self._cache: dict[int, list[bytes]] = {}  # blocks not flushed: all that was written to each, in order
         self.writes = self.flushes = 0
+        self._last: int | None = None  # of the writes, before the disk stands still
         self.at = at
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(at))
@@ -47,6 +48,10 @@ class VolatileDisk:
             "-blockdev", f"driver=nbd,node-name=disk,server.type=unix,server.path={self.at}",
             "-device", f"virtio-blk-pci,drive=disk,write-cache=on,physical_block_size={BLOCK}",
         ]  # fmt: skip
+
+    def stand_still(self, after: int) -> None:
+        """The power fails in the middle of a write, the so-manyth from now: nothing is answered any longer."""
+        self._last = self.writes + after
 
     def fail(self, chance: random.Random, share: float) -> tuple[int, int]:
         """The power fails; each block that was not flushed is written with the probability `share`.  Returns how many
@@ -114,6 +119,10 @@ class VolatileDisk:
             data = self._load(offset, length)
         elif kind == _WRITE:
             self._store(offset, self._read(stream, length))
+            if self._last is not None and self.writes >= self._last:
+                while stream.read(1 << 16):  # type: ignore[attr-defined]
+                    pass  # until QEMU has gone
+                return False
             if flags & _FUA:
                 self._flush()
         elif kind == _FLUSH:
