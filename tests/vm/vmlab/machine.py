@@ -77,6 +77,8 @@ class _Running:
         os.kill(guest.pid, signal.SIGKILL)  # not Popen.kill, which reaps
         _, status, usage = os.wait4(guest.pid, 0)
         guest.returncode = os.waitstatus_to_exitcode(status)
+        if self._ending:
+            raise VmError("the tests were ended while this guest ran")
         return usage.ru_utime + usage.ru_stime
 
     def end_all(self) -> None:
