@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vmlab import VmError, cache_dir, machine, programs
+from vmlab import VmError, cache_dir, criu, machine, programs
 from vmlab.targets import CPUS, TARGETS
 
 BOOTS = 3
@@ -52,7 +52,7 @@ class Guests:
         target = TARGETS[arch]
         found: dict[str, dict[str, Any]] = {}
         files: dict[str, Path] = {}
-        if module == "workloads":
+        if module in ("workloads", "exchange"):
             files, broken = programs.build(target, sorted({case.partition("-")[0] for case in cases} | {"fd_pipe"}))
             files.update(programs.sources())
             for case in cases:
@@ -68,6 +68,7 @@ class Guests:
                 target, version, ["/t/runner.py", module, *left],
                 files=files, extra=CPUS.get((arch, cpu), ("-cpu", cpu)) if cpu else (), timeout=CASE_TIMEOUT,
                 disk=2048 if module == "workloads" else 0,
+                archives=[criu.archive(target)] if module == "exchange" else [],
             )  # fmt: skip
             for result in outcome.results:
                 found[result["case"]] = result

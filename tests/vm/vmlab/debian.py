@@ -106,6 +106,12 @@ class Archive:
             )
         return max(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
 
+    def libraries(self, package: str) -> list[str]:
+        """The library packages that `package` needs, and they in turn."""
+        self._update()
+        listed = self._apt("apt-cache", "depends", "--recurse", "--important", package)
+        return sorted({line for line in listed.splitlines() if line.startswith("lib")})
+
     def fetch(self, names: tuple[str, ...]) -> list[Path]:
         """The .deb files of the packages `names`, downloaded unless they are here already."""
         self.debs.mkdir(parents=True, exist_ok=True)

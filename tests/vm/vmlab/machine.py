@@ -191,12 +191,14 @@ def run(
     extra: Sequence[str] = (),
     echo: Callable[[str], object] | None = None,
     disk: int = 0,
+    archives: Sequence[Path] = (),
     cut: Callable[[str], float | None] | None = None,
 ) -> Outcome:
     """Boot `target` with Linux `version` and run ``python3.11 argv`` in it.
 
     `files` maps paths in the guest to files or directories here; tests/vm/guest is always at /t, src at /torpor/src.
     `disk` MiB, if not 0, are a new ext4 file system at /tmp, which may be larger than memory.
+    `archives` are unpacked before `files`.
     `timeout` counts from the guest being ready and from each result; booting has a limit of its own.
     `cut` sees each line, and may say after how many seconds the power fails: QEMU is killed then.
     """
@@ -211,7 +213,7 @@ def run(
             extra = [*extra, "-drive", drive]
         _overlay(overlay, argv, modules, files or {}, bool(disk))
         with open(initrd, "wb") as whole:
-            for part in (*prepared.archives, overlay):
+            for part in (*prepared.archives, *archives, overlay):
                 with open(part, "rb") as source:
                     shutil.copyfileobj(source, whole, 1 << 20)
         begun = time.monotonic()
