@@ -19,7 +19,6 @@ from harness.workload import all_workloads
 MODULE = "exchange"
 
 
-
 def cases() -> Iterator[Any]:
     yield "works"
     chosen = selected() if os.environ.get("TORPOR_MODES") else ["from-criu", "to-criu"]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images exchanged with CRIU inside a guest: a case is NAME-MODE, as in tests/test_workloads.py, with the modes from-criu
-and to-criu.
+"""Images exchanged with CRIU inside a guest: a case is NAME-MODE, as in tests/test_workloads.py, with the modes
+from-criu and to-criu.
 
 Where a case fails, CRIU dumps and restores the workload alone; if it fails in the same way, the case ends as skipped,
 with a line "excused: ...".  CRIU does not even start without a loopback interface, which workloads.py brings up.
@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import refused
-import workloads
 
+import workloads
 from harness.events import become_subreaper
 from harness.failures import excuse
 from harness.modes import MODES, run_case
@@ -38,6 +38,7 @@ def criu_works() -> None:
     """What CRIU says of this kernel, and one dump and restore by CRIU alone."""
     done = subprocess.run([*TOOLS["criu"].command, "check"], capture_output=True, text=True)
     print(done.stdout, done.stderr)
+    become_subreaper()
     attempt("fd_pipe", "criu")
 
 
