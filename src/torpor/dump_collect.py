@@ -159,7 +159,7 @@ def areas(dump: "Dump") -> list[AddressSpace]:
             continue
         task.areas = read_maps(task.leader.tid)
         spaces[task.ids.vm_id] = AddressSpace(task)
-    if not dump.options.leave_running:
+    if not dump.options.leave_running and native().single_step:
         _leave_vdso(dump, spaces)
     for space in spaces.values():
         check_cancelled()

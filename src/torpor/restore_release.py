@@ -35,7 +35,7 @@ def load_registers(tasks: "Iterable[RestoreTask]", registers: "dict[int, Registe
             for which, data in registers[tid].others.items():
                 if which == thread.arch.thread_area:
                     continue  # the thread has set it itself
-                ptrace.set_regset(tid, which, data)
+                thread.set_regset(which, data)
             ptrace.set_regset(tid, NT_PRSTATUS, registers[tid].general)
             core = task.cores[tid].thread_core
             assert core is not None

@@ -54,6 +54,19 @@ def test_on_the_largest_cpu(guests, arch: str, kernel: str, cpu: str, case: str)
 
 
 @pytest.mark.vm
+@pytest.mark.parametrize(
+    "case",
+    [f"{name}-{mode}" for name in ("cpu_bases", "cpu_registers", "fd_pipe", "sig_altstack", "py_threads")
+     for mode in ("restore", "leave-running")],
+)  # fmt: skip
+@pytest.mark.parametrize("cpu", ["max,-cx16,-xsave"])
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("arch", ["x86_64"])
+def test_on_a_cpu_without_xsave(guests, arch: str, kernel: str, cpu: str, case: str) -> None:  # type: ignore[no-untyped-def]
+    print(guests.check(arch, kernel, MODULE, case, cpu))
+
+
+@pytest.mark.vm
 @pytest.mark.parametrize("case", list(cases()))
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("arch", TARGETS)

@@ -134,6 +134,7 @@ class Arm(Arch):
     call_stop_keeps_all = False  # the kernel puts back what `ip` was, over what the tracer has set
     vdso_names = ("[vdso]", "[vvar]", "[sigpage]")
     sigaction_size = 20
+    single_step = False
     call_before_stop = True
     restarts_alike = False
 

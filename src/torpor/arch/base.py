@@ -57,6 +57,7 @@ class Arch:
     instruction: bytes  # enters a system call; to be found in the vDSO
     instruction_alignment: int
     regsets: Sequence[int]  # NT_* numbers besides NT_PRSTATUS, where the CPU has them
+    substitutes: Mapping[int, int] = {}  # NT_* numbers that stand in for others where the CPU lacks these
     optional: Sequence[int] = ()  # more of them, which not every CPU has
     extra: Sequence[int] = ()  # the same, of which CRIU's message knows nothing; set in this order, after the others
     vdso_names: tuple[str, ...] = ("[vdso]", "[vvar]", "[vvar_vclock]")
@@ -69,6 +70,7 @@ class Arch:
     untag_mask = (1 << 64) - 1  # what /proc/PID/status shows of a task for which no bits of addresses are ignored
     thread_area = 0  # NT_* number under which the word of PTRACE_GET_THREAD_AREA is kept (arm: the thread pointer)
     call_stop_keeps_all = True  # False: some of the registers that are set in a system-call stop are lost
+    single_step = True  # PTRACE_SINGLESTEP can be relied on
     call_before_stop = False  # `resumed` needs what /proc/TID/syscall said before the task was stopped
     restarts_alike = True  # `again` makes the kernel itself begin the call again, unless a signal is to be caught first
 

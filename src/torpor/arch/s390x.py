@@ -6,7 +6,9 @@ rt_sigframe (arch/s390/kernel/signal.c).
 
 Surprises.  Whether a task is in a system call is not told by its registers but by the regset NT_S390_SYSTEM_CALL: the
 call's number, and above it the length of the instruction that made it.  Unless that is set to 0 an injected call is
-lost, and the victim's own returns ENOSYS.  mmap takes the address of its six arguments, not the arguments.
+lost, and the victim's own returns ENOSYS.  mmap takes the address of its six arguments, not the arguments.  QEMU's
+emulation (7.2) breaks whatever is stepped by PTRACE_SINGLESTEP: any program dies after some dozen instructions, as its
+condition code is lost.  Nothing tells an emulated machine from a real one, so no thread is stepped here.
 """
 
 import struct
@@ -94,6 +96,7 @@ class S390x(Arch):
     regsets = (NT_PRFPREG, NT_S390_VXRS_LOW, NT_S390_VXRS_HIGH)
     extra = (NT_S390_GS_CB, NT_S390_GS_BC, NT_S390_RI_CB)  # there only for threads that use them
     vdso_names = ("[vdso]", "[vvar]")
+    single_step = False
 
     def enter_call(self, general: bytes, gadget: int, nr: int, args: Sequence[int]) -> bytes:
         r = _words(general)

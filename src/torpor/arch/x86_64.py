@@ -111,6 +111,8 @@ class X86_64(Arch):
     instruction = b"\x0f\x05"
     instruction_alignment = 1
     regsets = (NT_X86_XSTATE,)
+    # A CPU without XSAVE has the first 512 bytes of it.
+    substitutes = {NT_X86_XSTATE: NT_PRFPREG}  # noqa: RUF012
 
     def enter_call(self, general: bytes, gadget: int, nr: int, args: Sequence[int]) -> bytes:
         r = _words(general)

@@ -92,6 +92,16 @@ class Tracee:
             if data is not None and self.arch.is_live(which, data):
                 self._specials[which] = data
 
+    def _regset(self, which: int) -> bytes:
+        if which in self.arch.substitutes:
+            data = self._if_present(which)
+            return ptrace.get_regset(self.tid, self.arch.substitutes[which]) if data is None else data
+        return ptrace.get_regset(self.tid, which)
+
+    def set_regset(self, which: int, data: bytes) -> None:
+        """Set a register set that `registers` has read, of this machine: here, or of the template."""
+        ptrace.set_regset(self.tid, self.arch.substitutes.get(which, which) if which in _absent else which, data)
+
     def _if_present(self, which: int) -> bytes | None:
         """A register set that not every CPU, or kernel, has."""
         if which in _absent:
@@ -129,7 +139,7 @@ class Tracee:
     def registers(self) -> Registers:
         """Everything the CPU has of this thread, settled, and outside a restartable sequence: for an image."""
         if self._others is None:
-            self._others = {nt: ptrace.get_regset(self.tid, nt) for nt in self.arch.regsets}
+            self._others = {nt: self._regset(nt) for nt in self.arch.regsets}
             for which in (*self.arch.optional, *self.arch.extra):
                 if (data := self._if_present(which)) is not None:
                     self._others[which] = data
