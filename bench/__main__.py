@@ -21,11 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def torpor() -> Tool:
-    """This checkout's Torpor, started as an installed one would be: with its byte code cached, as pip leaves it."""
+    """This checkout's Torpor, started as an installed one would be: by its script, its byte code cached, as pip leaves
+    it."""
     compileall.compile_dir(str(ROOT / "src"), quiet=2)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPATH"] = str(ROOT / "src")
-    return Tool("Torpor", (sys.executable, "-m", "torpor"), environment)
+    return Tool("Torpor", (sys.executable, str(ROOT / "scripts/torpor")), environment)
 
 
 def criu(path: str | None) -> Tool:

@@ -65,14 +65,14 @@ def dump(options: "Options", watcher: Watcher | None = None) -> DumpResult:
     refuse_target(pid)
     dir_fd = _open_images(options.images_dir)
     try:
-        result = run_engine(
-            lambda report: _dump(options, dir_fd, report),
+        facts: tuple[Any, ...] = run_engine(
+            lambda report: tuple(_dump(options, dir_fd, report)),
             (lambda kind, value: watcher.stage(kind, value, dir_fd)) if watcher else None,
             watcher.tick if watcher else None,
         )
     finally:
         os.close(dir_fd)
-    return result._replace(seconds=time.monotonic() - started)
+    return DumpResult(*facts)._replace(seconds=time.monotonic() - started)
 
 
 def refuse_target(pid: int) -> None:

@@ -79,14 +79,16 @@ def restore(options: "Options", sibling: bool = False) -> RestoreResult:
 
     with ImageReader.open(options.images_dir) as images:
         try:
-            result = run_engine(lambda report: _restore(options, images.dir_fd, report, parent, cradle), on_report)
+            facts: tuple[Any, ...] = run_engine(
+                lambda report: tuple(_restore(options, images.dir_fd, report, parent, cradle)), on_report
+            )
         except BaseException:
             for pid in letting_go:  # the engine died when some did not die with it any more
                 _kill(pid)
             if child:
                 _reap(child[0])
             raise
-    return result._replace(seconds=time.monotonic() - started)
+    return RestoreResult(*facts)._replace(seconds=time.monotonic() - started)
 
 
 def _clone_for(cradle: "Cradle", pid: int) -> None:

@@ -10,9 +10,6 @@ Our descriptors of a task's files (pidfd_getfd) are closed at once; until then a
 
 import errno
 import os
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from torpor import dump_collect as collect
 from torpor import dump_files
@@ -52,25 +49,36 @@ class Survey(Dump):
     def refuse(self, refusal: Refusal) -> None:
         self.refusals.append(refusal)
 
-    @contextmanager
-    def looking(self, subject: str, task: DumpTask | None = None) -> Iterator[None]:
+    def looking(self, subject: str, task: DumpTask | None = None) -> "Looking":
         """What is refused inside is noted, what has vanished is passed over, and missing rights are a refusal.  Where
         `task` is just ending, what was seen of it is forgotten."""
-        before = len(self.refusals)
-        try:
-            yield
-        except Refusal as refusal:
-            self.refuse(refusal)
-        except TaskGone:
+        return Looking(self, subject, task)
+
+
+class Looking:
+    """One look of a survey (a class: contextlib takes milliseconds to import)."""
+
+    def __init__(self, survey: Survey, subject: str, task: DumpTask | None) -> None:
+        self.survey, self.subject, self.task = survey, subject, task
+
+    def __enter__(self) -> None:
+        self.before = len(self.survey.refusals)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        """True: what was raised is dealt with."""
+        refusals = self.survey.refusals
+        if isinstance(error, Refusal):
+            self.survey.refuse(error)
+        elif isinstance(error, OSError) and error.errno in (errno.EPERM, errno.EACCES):
+            self.survey.refuse(Refusal(self.subject, "no permission to look at it",
+                                       "run as root, or with CAP_SYS_PTRACE", code="no-rights"))  # fmt: skip
+        elif isinstance(error, OSError) and error.errno in _VANISHED:
             pass
-        except OSError as error:
-            if error.errno in (errno.EPERM, errno.EACCES):
-                self.refuse(Refusal(subject, "no permission to look at it", "run as root, or with CAP_SYS_PTRACE",
-                                    code="no-rights"))  # fmt: skip
-            elif error.errno not in _VANISHED:
-                raise
-        if task is not None and len(self.refusals) > before and ending(task):
-            del self.refusals[before:]
+        elif error is not None and not isinstance(error, TaskGone):
+            return False
+        if self.task is not None and len(refusals) > self.before and ending(self.task):
+            del refusals[self.before :]
+        return True
 
 
 def _no_images() -> "ImageWriter":
@@ -81,9 +89,8 @@ def _no_images() -> "ImageWriter":
 def tree(root: int) -> dict[int, DumpTask]:
     """The tasks below and with process `root` as they are now, parents before children.  Raises TaskGone."""
     found: dict[int, DumpTask] = {}
-    queue = deque([(root, 0)])
-    while queue:
-        pid, ppid = queue.popleft()
+    queue = [(root, 0)]
+    for pid, ppid in queue:  # which grows meanwhile
         try:
             task, children = _task(pid, ppid)
         except (OSError, TaskGone):

@@ -10,7 +10,6 @@ import errno
 import math
 import os
 import time
-from collections import deque
 
 from torpor import log
 from torpor.engine import stops
@@ -70,9 +69,8 @@ def _freeze(root: int, held: dict[int, Tracee], with_children: bool, deadline: f
     processes: dict[int, FrozenProcess] = {}
     for pid in _tree(root) if with_children else [root]:
         _seize_all(pid, held)
-    queue = deque([(root, 0)])
-    while queue:
-        pid, ppid = queue.popleft()
+    queue = [(root, 0)]
+    for pid, ppid in queue:  # which grows meanwhile
         check_cancelled()
         threads: dict[int, Tracee] = {}
         while True:
