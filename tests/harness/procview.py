@@ -76,9 +76,9 @@ def _link(path: str) -> str | None:
         return None
 
 
-def _stat(text: str) -> list[str]:
-    """Fields of /proc/PID/stat by number: [1] is the PID."""
-    head, _, rest = text.rpartition(") ")
+def _stat(path: str) -> list[str]:
+    """Fields of /proc/PID/stat by number: [1] is the PID.  Raises FileNotFoundError, ProcessLookupError: it is gone."""
+    head, _, rest = Path(path).read_text(errors="backslashreplace").rpartition(") ")
     pid, _, comm = head.partition(" (")
     return ["", pid, comm, *rest.split()]
 
@@ -103,7 +103,7 @@ class Viewer:
         for pid in pids:
             try:
                 self.task(pid)
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 if os.path.exists(f"/proc/{pid}"):
                     raise  # else it ended while we looked
         self.descriptions()
@@ -119,7 +119,7 @@ class Viewer:
             state = self.thread(task, pid, tid)
             if state != "Z" and not live:
                 live = tid
-        stat = _stat(_read(f"{at}/stat") or "")
+        stat = _stat(f"{at}/stat")
         self.view[(task, "parent")] = int(stat[4]) if pid != self.root else "outside"
         for number, name in STAT_OF_PROCESS.items():
             self.view[(task, name)] = int(stat[number])
@@ -151,7 +151,7 @@ class Viewer:
     # -- threads --
     def thread(self, task: str, pid: int, tid: int) -> str:
         at = f"/proc/{pid}/task/{tid}"
-        stat = _stat(_read(f"{at}/stat") or "")
+        stat = _stat(f"{at}/stat")
         state = _state(stat[3])
         thread = f"thread {tid}"
         self.view[(task, thread, "state")] = state
