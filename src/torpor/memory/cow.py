@@ -35,12 +35,14 @@ class Run(NamedTuple):
         return Run(start, end - start, self.level, self.offset + start - self.start)
 
 
-def differences(parents: Sequence[Run], own: Sequence[Run], kept: Sequence[Span]) -> tuple[list[Run], list[Span]]:
-    """For a child that inherited its parent's pages within `kept` spans: the runs that it must read itself, and the
-    spans that it must forget (the parent has pages there, the child none).  All sorted by address."""
+def differences(parents: Sequence[Run], own: Sequence[Run], kept: Sequence[Span]) -> tuple[list[Run], list[Span], int]:
+    """For a child that inherited its parent's pages within `kept` spans: the runs that it must read itself, the spans
+    that it must forget (the parent has pages there, the child none), and how many bytes both have, which are compared.
+    All sorted by address."""
     theirs = list(_clip(parents, kept))
     read: list[Run] = []
     forget: list[Span] = []
+    compared = 0
     descriptors: dict[int, int] = {}
     try:
         at = 0
@@ -57,6 +59,7 @@ def differences(parents: Sequence[Run], own: Sequence[Run], kept: Sequence[Span]
                     _append(read, run.cut(position, other.start))
                     position = other.start
                 end = min(run.end, other.end)
+                compared += end - position
                 for part in _unequal(run.cut(position, end), other.cut(position, end), descriptors):
                     _append(read, part)
                 position = end
@@ -77,7 +80,7 @@ def differences(parents: Sequence[Run], own: Sequence[Run], kept: Sequence[Span]
                 forget.append((position, own[look].start))
             position = max(position, own[look].end)
             look += 1
-    return read, forget
+    return read, forget, compared
 
 
 def _clip(runs: Sequence[Run], spans: Sequence[Span]) -> Iterator[Run]:

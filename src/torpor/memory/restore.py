@@ -98,10 +98,12 @@ class AddressSpaces:
             self._clear(program, task)
         self._map(program, task, plan.create)
         self._account(program, space, plan.create)
-        wanted = space.runs()
+        own = wanted = space.runs()
+        compared = 0
         if plan.keep:
             assert parent is not None
-            wanted = self._share(program, space, parent, plan)
+            wanted, compared = self._share(program, space, parent, plan)
+        self._count(own, wanted, compared)
         inside, outside = cow.split(wanted, [(area.start, area.end) for area in space.areas if is_poked(area)])
         large = sum(run.length for run in inside) >= fill.LARGE
         opened: list[int] = []
@@ -143,10 +145,11 @@ class AddressSpaces:
 
     def _share(
         self, program: Program, space: AddressSpace, parent: AddressSpace, plan: layout.Inherited
-    ) -> list[cow.Run]:
-        """The pages that a child has to read: those that differ from its parent's.  Makes room for them."""
+    ) -> tuple[list[cow.Run], int]:
+        """The pages that a child has to read: those that differ from its parent's, of how many bytes that were
+        compared.  Makes room for them."""
         spans = [(new.start, min(old.end, new.end)) for old, new in plan.keep]
-        wanted, drop = cow.differences(parent.runs(), space.runs(), spans)
+        wanted, drop, compared = cow.differences(parent.runs(), space.runs(), spans)
         # What is inherited may be protected against the writes to come; only where there are any, or neighbours merge.
         written = touched([new for _, new in plan.keep], [(run.start, run.start + run.length) for run in wanted])
         for old, new in plan.keep:
@@ -155,7 +158,15 @@ class AddressSpaces:
                 space.protection[new.start] = new.prot | PROT_WRITE
         for start, end in drop:
             program.call("madvise", start, end - start, MADV_DONTNEED)
-        return wanted
+        return wanted, compared
+
+    def _count(self, own: Sequence[cow.Run], wanted: Sequence[cow.Run], compared: int) -> None:
+        """For stats-restore: pages read, and pages compared with a parent's, of which some are left as they are."""
+        read = sum(run.length for run in wanted)
+        skipped = sum(run.length for run in own) - read
+        for name, size in (("restored", read), ("compared", compared), ("skipped", skipped)):
+            key = f"pages {name}"
+            self.restore.state[key] = self.restore.state.get(key, 0) + size // PAGE
 
     def _account(self, program: Program, space: AddressSpace, areas: Sequence[VmaEntry]) -> None:
         """Let the kernel go on to account for anonymous memory that was writable once (guard pages of fibers, say): it
