@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images cut at every length, and things that are no images in their places: read, checked and planned without a
+kernel, each ends in sentences, with little memory.
+
+TORPOR_CUTS=all cuts at every length; else the short images at each of them, the long ones at some.
+"""
+
+import importlib
+import os
+import resource
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from faults.trees import Checkpoint
+from torpor.check_images import ImagesReport, look
+from torpor.options import Options
+
+AT_MOST = 1 << 30 if os.environ.get("TORPOR_CUTS") == "all" else 40  # cuts of one image
+MEMORY = 256 << 20  # beside what the test has already
+SPARSE = 1 << 40
+NOBODY = 65534
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]:
+    yield Checkpoint(tmp_path_factory.mktemp("tree"))
+
+
+@pytest.fixture
+def spoilt(checkpoint: Checkpoint, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the images, and no more memory than a little."""
+    module = importlib.import_module("torpor.restore")
+    found = module._template()  # the registers of this machine's CPU: asked for once, not for each look
+    patch = pytest.MonkeyPatch()
+    patch.setattr(module, "_template", lambda: found)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    target = Path(shutil.copytree(checkpoint.images, tmp_path / "spoilt"))
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, before[1]))
+    yield target
+    resource.setrlimit(resource.RLIMIT_AS, before)
+    patch.undo()
+
+
+def looked_at(images: Path) -> ImagesReport:
+    """Load, check and plan; what is wrong is in the report, anything else is raised."""
+    report = look(Options(images_dir=str(images), manage_cgroups="ignore"))
+    assert all(one.what and one.why is not None for one in report.obstacles), report.obstacles
+    assert report.facts() and report.lines()
+    return report
+
+
+def codes(report: ImagesReport) -> list[str]:
+    return [one.code for one in report.obstacles if one.code != "pid-taken"]
+
+
+def images_of(place: Path) -> list[Path]:
+    return sorted(path for path in place.iterdir() if path.suffix == ".img")
+
+
+def cuts(size: int) -> list[int]:
+    stride = max(1, size // AT_MOST)
+    return sorted({*range(min(size, 16)), *range(0, size, stride), size - 1})
+
+
+def test_cut(checkpoint: Checkpoint, spoilt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tried = refused = 0
+    for path in images_of(spoilt):
+        whole = path.read_bytes()
+        for length in cuts(len(whole)) if whole else []:
+            path.write_bytes(whole[:length])
+            try:
+                refused += bool(codes(looked_at(spoilt)))
+            except BaseException as error:
+                error.add_note(f"{path.name}, cut to {length} of {len(whole)} bytes")
+                raise
+            tried += 1
+        path.write_bytes(whole)
+    with capsys.disabled():
+        print(f"\n{tried} images cut short: {refused} refused, the others hold whole messages")
+    assert refused > tried // 2
+    assert codes(looked_at(spoilt)) == []
+
+
+def _device(path: Path) -> None:
+    os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 5))  # /dev/zero
+
+
+def _sparse(path: Path) -> None:
+    path.touch()
+    os.truncate(path, SPARSE)
+
+
+def _sparse_after(path: Path) -> None:
+    path.write_bytes(path.with_name(f"{path.name}.whole").read_bytes())
+    os.truncate(path, SPARSE)
+
+
+def _foreign(path: Path) -> None:
+    shutil.copy(path.with_name(f"{path.name}.whole"), path)
+    os.chown(path, NOBODY, NOBODY)
+
+
+@pytest.mark.parametrize("thing", [_device, _sparse, _sparse_after, _foreign], ids=lambda thing: thing.__name__[1:])
+def test_in_its_place(checkpoint: Checkpoint, spoilt: Path, thing: Callable[[Path], None]) -> None:
+    """Of each image in turn: a device node, a sparse file of 1 TB (alone, and after what belongs there), and the image
+    itself in another user's name, which is as good as any."""
+    for path in images_of(spoilt):
+        whole = path.with_name(f"{path.name}.whole")
+        path.rename(whole)
+        try:
+            thing(path)
+            found = codes(looked_at(spoilt))
+        except BaseException as error:
+            error.add_note(f"{path.name}")
+            raise
+        if thing is _foreign:
+            assert found == [], path.name
+        elif thing is not _sparse_after and path.name in ("inventory.img", "pstree.img", "files.img"):
+            assert found, path.name
+        path.unlink()
+        whole.rename(path)
+    assert codes(looked_at(spoilt)) == []
