@@ -219,6 +219,7 @@ class _Work:
         self.files = Files(restore)
         with restore.trying():
             self.files.check(self.limit)
+        restore_load.check_descriptors(restore, self.plan, self.limit)
         self.attributes = registry.attributes()
         for task in self._living():
             for attribute in self._with("check"):

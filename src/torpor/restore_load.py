@@ -22,6 +22,8 @@ _NAMESPACES = {
 }  # fmt: skip
 MAX_TASKS = 1 << 16
 MAX_THREADS = 1 << 16
+HELD = 3  # descriptors of a task that are held: its memory, its executor's socket, for a while its pages image
+OTHERS = 48  # Torpor's own, and those that are open for a moment
 
 
 def load(restore: "Restore") -> Plan:
@@ -157,6 +159,18 @@ def registers(restore: "Restore", arch: "Arch", template: "Registers") -> dict[i
                     stored = {entry.type: entry.data for entry in extra.registers} if extra is not None else {}
                     found[tid] = arch.with_extras(found[tid], stored, template)
     return found
+
+
+def check_descriptors(restore: "Restore", plan: Plan, limit: int) -> None:
+    """Refuse where the engine could not hold what so many tasks and files need; `limit`: the hard one."""
+    threads = sum(len(thread_tables(restore, task)) for task in restore.tasks.values() if not task.dead)
+    needed = HELD * (len(restore.tasks) + len(plan.helpers) + threads) + len(restore.files) + OTHERS
+    if 0 <= limit < needed:
+        restore.problem(Refusal(
+            f"these {len(restore.tasks)} tasks",
+            f"to restore them takes {needed} descriptors, and Torpor's own hard limit is {limit}",
+            f"raise it: ulimit -Hn {needed}", code="no-descriptors",
+        ))  # fmt: skip
 
 
 def raise_limit() -> int:

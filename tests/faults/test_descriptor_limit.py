@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Torpor's own limit of open files: raised as far as it may be, for as long as it works; else refused beforehand."""
+"""Torpor's own limit of open files, at dump and restore: raised as far as it may be, for as long as it works; else
+refused beforehand."""
 
 import os
 import resource
@@ -78,3 +79,53 @@ def test_library_leaves_the_limit(family: int, tmp_path: Path) -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (100, before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+FEW = (
+    64  # what each of the family may have: to give more back than Torpor's own hard limit is refused for another reason
+)
+
+
+@pytest.fixture(scope="module")
+def dumped(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """A family that may have few descriptors, dumped and ended."""
+    images = tmp_path_factory.mktemp("images")
+    process = subprocess.Popen(
+        ["prlimit", f"--nofile={FEW}", "--", sys.executable, "-c", FAMILY],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout and process.stdout.readline() == b"ready\n"
+    process.stdout.close()
+    with Nursery():
+        status, text = run("dump", "-t", str(process.pid), "-D", images)
+        process.wait()
+    assert status == 0, text
+    return process.pid, images
+
+
+def test_hard_limit_at_restore(dumped: tuple[int, Path]) -> None:
+    """Refused before anything is created, with the number that is needed; and with that, it works."""
+    root, images = dumped
+    with Nursery():
+        status, text = run("restore", "-d", "-D", images, prefix=("prlimit", "--nofile=100", "--"))
+    assert status == 1 and "61 tasks" in text and "ulimit -Hn" in text and "\n" not in text, text
+    assert not os.path.exists(f"/proc/{root}")
+    assert not (images / "stats-restore").exists()
+    needed = text.split("ulimit -Hn ")[1].split()[0].rstrip(")")
+    with Nursery():
+        status, text = run("restore", "-d", "-D", images, prefix=("prlimit", f"--nofile={needed}", "--"))
+        pids = tree_of(root) if status == 0 else []
+        for pid in reversed(pids):
+            os.kill(pid, signal.SIGKILL)
+    assert status == 0 and len(pids) == 1 + CHILDREN, text
+
+
+def test_soft_limit_at_restore(dumped: tuple[int, Path]) -> None:
+    root, images = dumped
+    with Nursery():
+        status, text = run("restore", "-d", "-D", images, prefix=("prlimit", "--nofile=100:4096", "--"))
+        found = [limits(pid) for pid in tree_of(root)] if status == 0 else []
+        for pid in reversed(tree_of(root) if status == 0 else []):
+            os.kill(pid, signal.SIGKILL)
+    assert status == 0, text
+    assert len(found) == 1 + CHILDREN and all(line.split()[3:5] == [str(FEW)] * 2 for line in found), found
