@@ -12,6 +12,7 @@ import re
 import resource
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -197,3 +198,24 @@ def test_tolerances_hide_only_what_they_name() -> None:
     assert procview.differences(before, after, [procview.Tolerance("", r", umask: was")]) == [
         "task 1, nice: was 0, is 1"
     ]
+
+
+def test_a_task_that_ends_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the list of its threads and a look at the first of them: it is left out, and the others are there."""
+    child = subprocess.Popen(["sleep", "1000"], stdin=subprocess.DEVNULL)
+    look = procview.Viewer.thread
+
+    def ending(viewer: procview.Viewer, task: str, pid: int, tid: int) -> str:
+        if pid == child.pid:
+            child.kill()
+            child.wait()
+        return look(viewer, task, pid, tid)
+
+    monkeypatch.setattr(procview.Viewer, "thread", ending)
+    try:
+        seen = procview.view(os.getpid())
+    finally:
+        child.kill()
+        child.wait()
+    assert child.pid not in procview.tids(seen)
+    assert (f"task {os.getpid()}", "areas") in seen

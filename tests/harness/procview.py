@@ -105,7 +105,10 @@ class Viewer:
                 self.task(pid)
             except (FileNotFoundError, ProcessLookupError):
                 if os.path.exists(f"/proc/{pid}"):
-                    raise  # else it ended while we looked
+                    raise
+                # It ended while we looked: half of it is worse than nothing.
+                self.view = {key: value for key, value in self.view.items() if key[0] != f"task {pid}"}
+                self.files = [file for file in self.files if file[0][0] != f"task {pid}"]
         self.descriptions()
         return self.view
 
