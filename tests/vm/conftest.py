@@ -40,7 +40,7 @@ class Guests:
     """Starts each guest once, with all cases that this session selected, and hands out their results."""
 
     def __init__(self, wanted: dict[Key, list[str]]) -> None:
-        self.exercised: list[str] = []  # a line for each guest of test_registers.py
+        self.exercised: list[str] = []  # a line for each guest of test_exercised_registers.py
         self._pool = ThreadPoolExecutor(int(os.environ.get("TORPOR_VM_JOBS", "2")))
         self._outcomes: dict[Key, Future[dict[str, dict[str, Any]]]] = {
             key: self._pool.submit(self._boot, key, cases) for key, cases in wanted.items()
