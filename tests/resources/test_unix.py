@@ -182,6 +182,15 @@ def test_renamed_socket_file(session: Session, tmp_path: Path) -> None:
     client.close()
 
 
+def test_file_with_two_names(session: Session, tmp_path: Path) -> None:
+    """Only one of them would get the new socket."""
+    sock = session.stack.enter_context(socket.socket(socket.AF_UNIX, STREAM))
+    sock.bind(str(tmp_path / "one"))
+    os.link(tmp_path / "one", tmp_path / "two")
+    with pytest.raises(Refusal, match="2 names"):
+        session.save(sock)
+
+
 def test_peer_that_was_closed_with_unread_data(session: Session) -> None:
     left, right = socket.socketpair()
     left.send(b"never read")

@@ -53,6 +53,8 @@ class Unix(Described):
     def examine(self, seen: "SeenFile", dump: "Dump") -> None:
         facts = _facts(seen, dump)
         dump.setdefault("unix examined", {})[facts.ino] = (seen, facts)
+        if facts.name and unix_names.is_path(facts.name):
+            _file(seen, facts)
 
     def examined(self, dump: "Dump") -> None:
         """Is every peer in the tree?"""
@@ -97,7 +99,11 @@ class Unix(Described):
             entry.opts.so_passcred = bool(sock.getsockopt(SOL, socket_options.SO_PASSCRED))
             entry.opts.so_passsec = bool(sock.getsockopt(SOL, socket_options.SO_PASSSEC))
             if unix_names.is_path(name):
-                self._file(seen, facts, entry, own)
+                file = _file(seen, facts)
+                entry.file_perms = FilePermsEntry(mode=file.mode, uid=file.uid, gid=file.gid)
+                entry.name_dir = file.place.directory
+                entry.deleted = file.deleted or None
+                own.name_root, own.socket_file = file.place.root, file.moved
             if facts.state == LISTEN:
                 self._backlog(seen, dump, facts, own)
             else:
@@ -108,18 +114,6 @@ class Unix(Described):
                 own.uid, own.gid = seen.stat.st_uid, seen.stat.st_gid
         dump.setdefault("unix seen", {})[facts.ino] = (seen, entry)
         return FileEntry(type=UNIXSK, id=seen.id, usk=entry)
-
-    @staticmethod
-    def _file(seen: "SeenFile", facts: UnixSocket, entry: UnixSkEntry, own: "TorporFileEntry") -> None:
-        try:
-            file = unix_names.look(seen.fd, entry.name, facts.vfs, seen.pid)
-        except (OSError, ValueError) as error:
-            shown = unix_names.printable(entry.name)
-            raise seen.refusal(f"the file of its name {shown} cannot be found: {error}", "close it first") from None
-        entry.file_perms = FilePermsEntry(mode=file.mode, uid=file.uid, gid=file.gid)
-        entry.name_dir = file.place.directory
-        entry.deleted = file.deleted or None
-        own.name_root, own.socket_file = file.place.root, file.moved
 
     @staticmethod
     def _backlog(seen: "SeenFile", dump: "Dump", facts: UnixSocket, own: "TorporFileEntry") -> None:
@@ -249,6 +243,18 @@ def _facts(seen: "SeenFile", dump: "Dump") -> UnixSocket:
             "the kernel does not list it in Torpor's network namespace", "run Torpor in the one it was made in"
         )
     return facts
+
+
+def _file(seen: "SeenFile", facts: UnixSocket) -> unix_names.SocketFile:
+    """The file that a path name leads to.  Raises Refusal."""
+    name = facts.name or b""
+    try:
+        return unix_names.look(seen.fd, name, facts.vfs, seen.pid)
+    except (OSError, ValueError) as error:
+        raise seen.refusal(
+            f"its name {unix_names.printable(name)} cannot come back: {error}",
+            "close it, or remove the other names of its file",
+        ) from None
 
 
 def _more_options(sock: socket.socket, own: "TorporFileEntry") -> None:

@@ -70,7 +70,7 @@ def printable(name: bytes) -> str:
 
 
 def look(fd: int, name: bytes, vfs: tuple[int, int] | None, pid: int) -> SocketFile:
-    """The file behind a path name; `vfs` is what sock_diag says of it.  Raises OSError, ValueError: found nowhere."""
+    """The file behind a path name; `vfs` is what sock_diag says of it.  Raises OSError, ValueError: it is lost."""
     plain = name.rstrip(b"\0")
     try:
         handle = fcntl.ioctl(fd, SIOCUNIXFILE)
@@ -92,6 +92,12 @@ def look(fd: int, name: bytes, vfs: tuple[int, int] | None, pid: int) -> SocketF
     if there is None:
         place = place or Place(plain, _directory_by_text(plain, now, pid))
     facts = there or facts
+    if (
+        there is not None and there.st_nlink > 1
+    ):  # bind(2) makes a new inode: the others would go on leading to the old one
+        raise ValueError(
+            f"its file has {there.st_nlink} names, of which only this one would lead to the restored socket"
+        )
     moved = None
     if there is None and now:
         moved = now if _is(now, inode) else _linked(now, inode, facts)
@@ -117,7 +123,7 @@ def _linked(now: str, inode: tuple[int, int], facts: os.stat_result | None) -> s
         for entry in entries:
             if entry.inode() == inode[1] and _is(entry.path, inode):
                 return entry.path
-    raise ValueError(f"it was removed, and its other name is not in {above}")
+    raise ValueError(f"it was removed, and the other name of its file is not in {above}")
 
 
 def _place(name: bytes, inode: tuple[int, int], now: str, pid: int) -> tuple[Place | None, os.stat_result | None]:
