@@ -34,10 +34,9 @@ def varint(value: int) -> bytes:
     if value < 128:
         return bytes((value,))
     if 1 << 42 <= value < 1 << 49:  # most addresses of user space
-        return bytes((
-            value & 127 | 128, value >> 7 & 127 | 128, value >> 14 & 127 | 128, value >> 21 & 127 | 128,
-            value >> 28 & 127 | 128, value >> 35 & 127 | 128, value >> 42,
-        ))  # fmt: skip
+        spread = value & 0x7F | (value & 0x3F80) << 1 | (value & 0x1FC000) << 2 | (value & 0xFE00000) << 3
+        spread |= (value & 0x7F0000000) << 4 | (value & 0x3F800000000) << 5 | (value >> 42) << 48
+        return (spread | 0x808080808080).to_bytes(7, "little")
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -59,8 +58,9 @@ class _Varints(dict[int, bytes]):
         if not self.low <= value <= self.high:
             raise ValueError(f"{value} is not between {self.low} and {self.high}")
         encoded = varint((value << 1 ^ value >> 63) if self.zigzag else value & _U64)
-        if len(self) < 4096:
-            self[value] = encoded
+        if len(self) >= 4096:
+            self.clear()  # an area begins where the one before ends: what was met last is met again
+        self[value] = encoded
         return encoded
 
 

@@ -47,6 +47,7 @@ F_DUPFD_CLOEXEC = 1030
 PR_GET_DUMPABLE, PR_GET_THP_DISABLE = 3, 42
 O_RDONLY, O_RDWR = os.O_RDONLY, os.O_RDWR
 PROT_READ, PROT_WRITE = 1, 2
+_SELDOM = frozenset({"sl", "bt", "lf"})
 
 
 def prepare(images: "ImageWriter", tasks: "list[DumpTask]") -> None:
@@ -144,29 +145,31 @@ class AddressSpace:
         """VmFlags by an area's start; taken apart when they are asked for, which for most tasks is after the thaw."""
         if self._smaps:
             self._flags, self._smaps = parse_vm_flags(self._smaps), b""
-            if any(vma.UNNAMED in flags for flags in self._flags.values()):
+            if any(vma.UNNAMED in flags for flags in set(self._flags.values())):
                 self._flags = vma.with_names(self._flags)
         return self._flags
 
     def describe(self) -> None:
         """After the thaw: make the areas' entries.  Raises Refusal."""
         # New mappings of a task under mlockall(MCL_FUTURE) are locked: ours tells, nothing else does.
-        ours, arch = self.flags.get(self._ours, frozenset()), self.task.leader.arch
+        flags = self.flags
+        ours, arch = flags.get(self._ours, frozenset()), self.task.leader.arch
         self.lock_future = (arch.mcl_future if "lo" in ours else 0) | (arch.mcl_onfault if "lf" in ours else 0)
         nothing: frozenset[str] = frozenset()
         for area, what in zip(self.task.areas, self.kinds, strict=True):
-            marks = self.flags.get(area.start, nothing)
+            marks = flags.get(area.start, nothing)
             entry = vma.describe(self.task, area, what, marks)
             if area.start in self.behind:
                 entry.shmid, entry.fdflags = self.behind[area.start]
             elif area.path.startswith("[anon:"):
                 self.names[area.start] = area.path[6:-1]
-            if "sl" in marks and what not in vma.KERNEL_KINDS:
-                self.sealed.append(area.start)
-            if "bt" in marks:
-                self.guarded.append(area.start)
-            if "lf" in marks:
-                self.lock_on_fault.append(area.start)
+            if not _SELDOM.isdisjoint(marks):
+                if "sl" in marks and what not in vma.KERNEL_KINDS:
+                    self.sealed.append(area.start)
+                if "bt" in marks:
+                    self.guarded.append(area.start)
+                if "lf" in marks:
+                    self.lock_on_fault.append(area.start)
             if "ac" in marks and not area.shared and not area.prot & PROT_WRITE:
                 self.accounted.append(area.start)
             self.entries.append(entry)
@@ -255,10 +258,11 @@ class AddressSpace:
     def open(self, dump: "Dump", pages_id: int) -> None:
         """Frozen: make the pages image and lay out what goes into it."""
         self.pagemap = PagemapWriter(dump.images, self.task.pid, pages_id, PAGEMAP)
+        add, place, new = self.pieces.append, self.pagemap.add, tuple.__new__  # 10,000 runs are not seldom
         for start, end, readable in self.runs:
             while start < end:
                 length = end - start if end - start < CHUNK else CHUNK
-                self.pieces.append(Piece(start, length, self.pagemap.add(start, length // PAGE), readable))
+                add(new(Piece, (start, length, place(start, length // PAGE), readable)))
                 self.bytes += length
                 start += length
         self.fd = self.pagemap.open_pages()
