@@ -158,7 +158,10 @@ def areas(dump: "Dump") -> list[AddressSpace]:
         if task.ids.vm_id in spaces:
             continue
         task.areas = read_maps(task.leader.tid)
-        spaces[task.ids.vm_id] = AddressSpace(task)
+        spaces[task.ids.vm_id] = space = AddressSpace(task)
+        if "vdso" in space.kinds:
+            text = task.areas[space.kinds.index("vdso")]
+            task.leader.use_vdso(text.start, text.end)
     if not dump.options.leave_running and native().single_step:
         _leave_vdso(dump, spaces)
     for space in spaces.values():

@@ -99,7 +99,7 @@ def _freeze(root: int, held: dict[int, Tracee], with_children: bool, deadline: f
         for thread in others:
             assert first is not None and thread is not None
             thread.share_memory(first)
-            thread.use_gadget(first.gadget)
+            thread.use_gadget_of(first)
         log.debug(f"stopped process {process.pid}, threads {list(process.threads)}, children {process.children}")
     log.info(f"stopped {len(processes)} processes, {sum(len(p.threads) for p in processes.values())} threads")
     return FrozenTree(root, processes)

@@ -134,6 +134,12 @@ class Program:
         self.calls.append(Call(name, args, may_fail, result))
         return result
 
+    def extend(self, calls: "Sequence[Call]") -> None:
+        """Append calls that were made beforehand, in a program of their own that was not run."""
+        for index, call in enumerate(calls, len(self.calls)):
+            call.result.index = index
+        self.calls += calls
+
     def put(self, data: bytes, links: Sequence[tuple[int, Pointer]] = ()) -> Pointer:
         """Bytes to lie in the task; at each offset in `links` the address of another pointer is put."""
         return Pointer(data, links)
@@ -170,9 +176,9 @@ class Batch:
         first = self.calls[0].result.index if self.calls else 0
         body = bytearray(self.size)
         struct.pack_into(f"{word[0]}2{code}", body, 0, len(self.calls), 0)
-        pack = struct.Struct(f"{word[0]}{CALL_WORDS}{code}").pack_into
+        each = struct.Struct(f"{word[0]}{CALL_WORDS}{code}").pack
+        packed = []
         at = {pointer: address + offset for pointer, offset in self.pointers.items()}
-        where = LIST_WORDS * width
         for call in self.calls:
             how = MAY_FAIL if call.may_fail else 0
             words = []
@@ -181,7 +187,7 @@ class Batch:
                 if isinstance(arg, int):
                     words.append(arg & mask)
                 elif isinstance(arg, Pointer):
-                    words.append(at[arg.root] + arg.offset)
+                    words.append(at[arg if arg.base is None else arg.base] + arg.offset)
                 elif isinstance(arg, Load32):
                     how |= LOAD32 << ARG_BITS * len(words)
                     place = arg.pointer
@@ -195,8 +201,9 @@ class Batch:
                 number = numbers[call.name]
             except KeyError:
                 raise AssertionError(f"no system call {call.name} in this architecture's table") from None
-            pack(body, where, number, *words, *_UNUSED[len(words)], how, 0)
-            where += CALL_WORDS * width
+            packed.append(each(number, *words, *_UNUSED[len(words)], how, 0))
+        whole = b"".join(packed)
+        body[LIST_WORDS * width : LIST_WORDS * width + len(whole)] = whole
         for pointer, offset in self.pointers.items():
             body[offset : offset + len(pointer.data)] = pointer.data
             for inside, target in pointer.links:

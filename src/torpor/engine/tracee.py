@@ -39,6 +39,7 @@ class Tracee:
         self.call_before = b""  # what /proc/TID/syscall said before the stop, where the architecture wants to know
         self._memory = -1
         self._gadget = 0
+        self._relative: Tracee | None = None  # has the same address space, so the same gadget
         self._general = b""
         self._mask: int | None = None
         self._specials: dict[int, bytes] = {}
@@ -212,11 +213,19 @@ class Tracee:
     def gadget(self) -> int:
         """Address of a system-call instruction that the task maps anyway: the vDSO has one."""
         if not self._gadget:
-            self._gadget = _find_gadget(self)
+            self._gadget = self._relative.gadget if self._relative else _find_gadget(self)
         return self._gadget
 
     def use_gadget(self, address: int) -> None:
-        self._gadget = address
+        self._gadget, self._relative = address, None
+
+    def use_gadget_of(self, other: "Tracee") -> None:
+        """That of a thread with the same address space, when it is needed."""
+        self._relative = other
+
+    def use_vdso(self, start: int, end: int) -> None:
+        """Look for the instruction there, and save reading all of /proc/PID/maps for it."""
+        self._gadget = _gadget_in(self, start, end)
 
     def step(self, name: str, *args: int) -> int:
         """Run one system call by PTRACE_SYSCALL; its result, negative errno on failure.
@@ -378,8 +387,6 @@ _offset = -1  # of the instruction in the vDSO: the kernel maps the same into ev
 
 
 def _find_gadget(tracee: Tracee) -> int:
-    global _offset
-    arch = tracee.arch
     with open(f"/proc/{tracee.tid}/maps", "rb", buffering=0) as maps:
         data = b""
         while more := maps.read(1 << 16):
@@ -388,18 +395,27 @@ def _find_gadget(tracee: Tracee) -> int:
     if end >= 0:
         line = data[data.rfind(b"\n", 0, end) + 1 : end]
         start, end = (int(x, 16) for x in line.split(None, 1)[0].split(b"-"))
-        if 0 <= _offset < end - start and tracee.read(start + _offset, len(arch.instruction)) == arch.instruction:
-            return start + _offset
-        text = tracee.read(start, end - start)
-        at = text.find(arch.instruction)
-        while at >= 0 and at % arch.instruction_alignment:
-            at = text.find(arch.instruction, at + 1)
-        if at >= 0:
-            _offset = at
-            return start + at
+        if gadget := _gadget_in(tracee, start, end):
+            return gadget
     raise TorporError(
         f"task {tracee.tid} has no vDSO with a system-call instruction",
         "it was unmapped, or the kernel runs with vdso=0",
         "boot without vdso=0, or leave the vDSO mapped",
         code="no-vdso",
     )
+
+
+def _gadget_in(tracee: Tracee, start: int, end: int) -> int:
+    """The instruction's address in the vDSO that lies there; 0: it has none."""
+    global _offset
+    arch = tracee.arch
+    if 0 <= _offset < end - start and tracee.read(start + _offset, len(arch.instruction)) == arch.instruction:
+        return start + _offset
+    text = tracee.read(start, end - start)
+    at = text.find(arch.instruction)
+    while at >= 0 and at % arch.instruction_alignment:
+        at = text.find(arch.instruction, at + 1)
+    if at < 0:
+        return 0
+    _offset = at
+    return start + at
