@@ -39,18 +39,25 @@ Made from the table in `src/torpor/options.py` by `make docs`.
 """
 
 
+MANY = 10  # sentences: more say less than what the class means
+
+
 class Raised(ast.NodeVisitor):
     """Finds what error classes are called with, and the codes of the classes themselves."""
 
     def __init__(self) -> None:
         self.classes: dict[str, tuple[str, str]] = {}  # class -> (base, code)
-        self.calls: dict[tuple[str, str], set[str]] = defaultdict(set)  # (class, code or "") -> what
+        self.calls: dict[tuple[str, str], set[str]] = defaultdict(
+            set
+        )  # (class, code or "") -> what, or why if that varies
+        self.meanings: dict[str, str] = {}  # class -> its docstring's first line
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         code = ""
         for line in node.body:
             if isinstance(line, ast.Assign) and getattr(line.targets[0], "id", "") == "code":
                 code = ast.literal_eval(line.value)
+        self.meanings[node.name] = (ast.get_docstring(node) or "").partition("\n")[0]
         for base in node.bases:
             self.classes[node.name] = (getattr(base, "id", ""), code)
         self.generic_visit(node)
@@ -60,7 +67,8 @@ class Raised(ast.NodeVisitor):
         code = next((word.value.value for word in node.keywords
                      if word.arg == "code" and isinstance(word.value, ast.Constant)), "")  # fmt: skip
         if node.args:
-            self.calls[name, str(code)].add(sentence(node.args[0]))
+            said = [sentence(argument) for argument in node.args[:2]]
+            self.calls[name, str(code)].add(next((one for one in said if one.strip("… ")), ""))
         self.generic_visit(node)
 
 
@@ -94,7 +102,9 @@ def errors() -> str:
             rows.setdefault((code_of(name), name), set())
     text = ERRORS
     for (code, name), whats in sorted(rows.items()):
-        said = sorted(what.replace("|", "\\|") for what in whats if what.strip("… "))
+        said = sorted(what.replace("|", "\\|") for what in whats if what)
+        if not said or len(said) > MANY:
+            said = [raised.meanings[name]]
         text += f"| `{code}` | `{name}` | {'<br>'.join(said)} |\n"
     return text
 
