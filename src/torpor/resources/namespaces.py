@@ -51,7 +51,12 @@ def refuse_threads(dump: "Dump", task: "DumpTask") -> None:
     new = [thread.tid for thread in task.threads[1:] if thread.tid not in seen]
     theirs = _of_thread(task.leader.tid) if new else ()
     for tid in new:
-        for name, inode, expected in zip(OF_A_THREAD, _of_thread(tid), theirs, strict=True):
+        found = _of_thread(tid)
+        if found != theirs:
+            found = _of_thread(tid)  # it may have ended in the middle of the first look
+        if _has_left(found, theirs):
+            continue
+        for name, inode, expected in zip(OF_A_THREAD, found, theirs, strict=True):
             if inode != expected:
                 spelled = _SPELLED.get(name, name)
                 why = f"its thread {tid} has another {spelled} namespace than the process"
@@ -59,6 +64,12 @@ def refuse_threads(dump: "Dump", task: "DumpTask") -> None:
                     why += " for its children"
                 dump.refuse(task.refusal(why, "Torpor cannot save that yet; end that thread first", code="namespace"))
         seen.add(tid)
+
+
+def _has_left(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether it is about to end (before the freeze): then it has none of the namespaces that every task lives in."""
+    looked = zip(OF_A_THREAD, found, expected, strict=True)
+    return any(there and not inode for name, inode, there in looked if name not in FOR_CHILDREN)
 
 
 def _of_thread(tid: int) -> tuple[int, ...]:
