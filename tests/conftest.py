@@ -2,6 +2,7 @@
 """Session-wide settings: the test process reaps restored trees, and the summary counts by mode."""
 
 import re
+import signal
 from collections import Counter
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from harness.events import become_subreaper
 
 become_subreaper()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: all victims would ignore Ctrl-C, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

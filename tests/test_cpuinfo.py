@@ -149,7 +149,7 @@ def this_cpu(directory: Path) -> CpuinfoEntry:
     done = run("cpuinfo", "dump", "-D", directory)
     assert done.returncode == 0, done.stderr
     with ImageReader.open(str(directory)) as images:
-        return images.one(kinds.CPUINFO)
+        return copy.deepcopy(images.one(kinds.CPUINFO))
 
 
 @pytest.mark.skipif(not X86, reason="x86's features")

@@ -5,8 +5,10 @@ from copy import copy, deepcopy
 
 import pytest
 
+from torpor.images.frozen import freeze
 from torpor.images.schema.core import CoreEntry, TaskCoreEntry, TaskRlimitsEntry, ThreadCoreEntry, ThreadSasEntry
 from torpor.images.schema.rlimit import RlimitEntry
+from torpor.images.schema.torpor import ThreadExtraEntry
 
 
 def core() -> CoreEntry:
@@ -55,3 +57,12 @@ def test_copies_can_be_changed() -> None:
         assert clone is not None and clone == read.tc
         clone.comm = "b"
         assert read.tc.comm == "a"
+
+
+def test_lists_of_copies_are_their_own() -> None:
+    """deepcopy() copies an object that is in two places once; empty lists of frozen messages are one object."""
+    read = ThreadExtraEntry(tid=1)
+    freeze(read)
+    clone = deepcopy(read)
+    clone.cpu_timers.append(1)
+    assert clone.registers == [] and read.cpu_timers == []

@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ class Saved:
 
     def restore(self, change: Callable[[FileEntry], None] | None = None, **options: Any) -> "Made":
         made = Made(self, options)
+        if change:
+            made.restore.files = deepcopy(made.restore.files)  # messages that are alike are shared, and frozen
         for entry in made.restore.files.values():
             if change:
                 change(entry)

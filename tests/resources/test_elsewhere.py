@@ -262,7 +262,7 @@ def test_without_droppable_memory(tmp_path: Path) -> None:
 
 def another_boot(tree: Clockwork, jump: int) -> None:
     """As if the dump came from a machine that has been up for `jump` seconds longer."""
-    entry = ImageReader(os.open(tree.images, os.O_RDONLY)).one(kinds.TIMENS, 0)
+    entry = deepcopy(ImageReader(os.open(tree.images, os.O_RDONLY)).one(kinds.TIMENS, 0))
     change(tree.images, "TORPOR_HOST", None, boot_id="another")
     for clock in (entry.monotonic, entry.boottime):
         clock.tv_sec += jump

@@ -124,8 +124,9 @@ int main(void)
 		wl_skip("this C library registers no rseq");
 	for (intptr_t i = 0; i < threads; i++)
 		MUST0(pthread_create(&ids[i], NULL, body, (void *)i));
-	while (!*(volatile uint64_t *)&done[0] || !*(volatile uint64_t *)&done[threads - 1])
-		usleep(1000);
+	for (int i = 0; i < threads; i++)
+		while (!*(volatile uint64_t *)&done[i])
+			usleep(1000);
 	wl_ready_wait();
 	uint64_t before = *(volatile uint64_t *)&done[0], sum = 0, counted = 0;
 	for (int i = 0; i < 5000 && *(volatile uint64_t *)&done[0] == before; i++)

@@ -56,7 +56,11 @@ def _make(cls: Any) -> Any:
     fields = [field for field in cls._fields.values() if field.is_message]
 
     def __reduce_ex__(self: Any, _: Any) -> Any:
-        return _thaw, (cls, self.__dict__)
+        # Lists of their own already here: deepcopy() copies a list that two fields share, as empty ones do, only once.
+        return _thaw, (
+            cls,
+            {name: [*value] if type(value) is FrozenList else value for name, value in self.__dict__.items()},
+        )
 
     more = {
         "__slots__": (), "__setattr__": _refuse, "__delattr__": _refuse, "__reduce_ex__": __reduce_ex__,
@@ -69,5 +73,4 @@ def _make(cls: Any) -> Any:
 
 
 def _thaw(cls: Any, values: dict[str, Any]) -> Any:
-    copy = {name: list(value) if type(value) is FrozenList else value for name, value in values.items()}
-    return cls(**copy)
+    return cls(**{name: [*value] if type(value) is list else value for name, value in values.items()})

@@ -71,6 +71,7 @@ def watch(counters: Counters, wrong: list[str]) -> None:
 
 def busy(counters: Counters, ended: list[int]) -> list[str]:
     wrong: list[str] = []
+    cpus = range(os.cpu_count() or 1)
     last = {which: read(which, True) for which in (*FINE.values(), *COARSE.values())}
     while not ended and len(wrong) < 20:
         for name, which in {**FINE, **COARSE}.items():
@@ -83,8 +84,8 @@ def busy(counters: Counters, ended: list[int]) -> list[str]:
         before, now_in_seconds, after = read(0, False), time.time(), read(0, False)
         if not before / 1e9 - 1e-3 <= now_in_seconds <= after / 1e9 + 1e-3:
             wrong.append(f"time() says {now_in_seconds}, the kernel {before} to {after}")
-        if libc.sched_getcpu() != 0:
-            wrong.append(f"getcpu() says {libc.sched_getcpu()}")
+        if (cpu := libc.sched_getcpu()) not in cpus:
+            wrong.append(f"getcpu() says {cpu}, of {cpus}")
     return wrong
 
 
