@@ -6,13 +6,15 @@ to something else, a name; entries doubled, lost, three thousand times there; a 
 so that what comes after the decoder sees nonsense, too.
 """
 
+import os
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from torpor.errors import ImageError
@@ -240,3 +242,26 @@ def _change_bytes(data: bytes, where: int, what: int, dice: random.Random) -> tu
         (f"noise from {at}", data[:at] + dice.randbytes(rest)),
         (f"noise of {size} bytes behind the end", data + dice.randbytes(size)),
     ][what % 8]
+
+
+def for_each_mutated(mutator: Mutator, count: int, look: Callable[[], None]) -> None:
+    """Call `look` for so many mutated checkpoints; others each time where TORPOR_MUTATIONS is set."""
+
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        derandomize="TORPOR_MUTATIONS" not in os.environ,
+        phases=(Phase.generate,),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(mutations)
+    def one(chosen: list[Mutation]) -> None:
+        told = mutator.apply(chosen)
+        try:
+            look()
+        except BaseException as error:
+            error.add_note(f"the mutation: {told}")
+            raise
+
+    one()

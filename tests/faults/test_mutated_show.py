@@ -14,9 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
 
-from faults.mutations import Entry, Mutation, Mutator, Site, _encoded, _sites, mutations
+from faults.mutations import Entry, Mutator, Site, _encoded, _sites, for_each_mutated
 from faults.trees import Checkpoint
 from torpor.cli.show import show
 from torpor.errors import TorporError
@@ -67,27 +66,13 @@ def shown(path: Path, as_json: bool) -> str:
 def test_mutated(mutator: Mutator, bounded: None, capsys: pytest.CaptureFixture[str]) -> None:
     outcomes: Counter[str] = Counter()
 
-    @settings(
-        max_examples=COUNT,
-        deadline=None,
-        database=None,
-        derandomize="TORPOR_MUTATIONS" not in os.environ,
-        phases=(Phase.generate,),
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(mutations)
-    def one(chosen: list[Mutation]) -> None:
-        told = mutator.apply(chosen)
-        try:
-            for path in (mutator.target, *(mutator.target / name for name in mutator.changed)):
-                for as_json in (False, True):
-                    shown(path, as_json)
-                    outcomes["a checkpoint" if path == mutator.target else "an image"] += 1
-        except BaseException as error:
-            error.add_note(f"the mutation: {told}")
-            raise
+    def one() -> None:
+        for path in (mutator.target, *(mutator.target / name for name in mutator.changed)):
+            for as_json in (False, True):
+                shown(path, as_json)
+                outcomes["a checkpoint" if path == mutator.target else "an image"] += 1
 
-    one()
+    for_each_mutated(mutator, COUNT, one)
     with capsys.disabled():
         print(f"\nmutated and shown, for people and as JSON: {dict(outcomes)}")
     assert outcomes["a checkpoint"] >= COUNT

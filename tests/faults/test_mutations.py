@@ -14,9 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
 
-from faults.mutations import Mutation, Mutator, mutations
+from faults.mutations import Mutator, for_each_mutated
 from faults.trees import Checkpoint
 from torpor.check_images import ImagesReport, look
 from torpor.options import Options
@@ -78,27 +77,13 @@ def test_as_they_are(mutator: Mutator, template: None) -> None:
 def test_load_check_plan(mutator: Mutator, template: None, bounded: None, capsys: pytest.CaptureFixture[str]) -> None:
     outcomes: Counter[str] = Counter()
 
-    @settings(
-        max_examples=COUNT,
-        deadline=None,
-        database=None,
-        derandomize="TORPOR_MUTATIONS" not in os.environ,
-        phases=(Phase.generate,),
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(mutations)
-    def one(chosen: list[Mutation]) -> None:
-        told = mutator.apply(chosen)
-        try:
-            report = looked_at(mutator.target)
-            assert all(obstacle.what for obstacle in report.obstacles), report.obstacles
-            assert report.facts() and report.lines()
-        except BaseException as error:
-            error.add_note(f"the mutation: {told}")
-            raise
+    def one() -> None:
+        report = looked_at(mutator.target)
+        assert all(obstacle.what for obstacle in report.obstacles), report.obstacles
+        assert report.facts() and report.lines()
         outcomes[report.obstacles[0].code if report.obstacles else "could be restored"] += 1
 
-    one()
+    for_each_mutated(mutator, COUNT, one)
     with capsys.disabled():
         print(f"\n{sum(outcomes.values())} mutated checkpoints, each read, checked and planned; the first thing found:")
         for code, number in outcomes.most_common():

@@ -57,10 +57,8 @@ def _make(cls: Any) -> Any:
 
     def __reduce_ex__(self: Any, _: Any) -> Any:
         # Lists of their own already here: deepcopy() copies a list that two fields share, as empty ones do, only once.
-        return _thaw, (
-            cls,
-            {name: [*value] if type(value) is FrozenList else value for name, value in self.__dict__.items()},
-        )
+        values = {name: [*value] if type(value) is FrozenList else value for name, value in self.__dict__.items()}
+        return _thaw, (cls, values)
 
     more = {
         "__slots__": (), "__setattr__": _refuse, "__delattr__": _refuse, "__reduce_ex__": __reduce_ex__,
@@ -73,4 +71,4 @@ def _make(cls: Any) -> Any:
 
 
 def _thaw(cls: Any, values: dict[str, Any]) -> Any:
-    return cls(**{name: [*value] if type(value) is list else value for name, value in values.items()})
+    return cls(**values)

@@ -92,12 +92,9 @@ def look(fd: int, name: bytes, vfs: tuple[int, int] | None, pid: int) -> SocketF
     if there is None:
         place = place or Place(plain, _directory_by_text(plain, now, pid))
     facts = there or facts
-    if (
-        there is not None and there.st_nlink > 1
-    ):  # bind(2) makes a new inode: the others would go on leading to the old one
-        raise ValueError(
-            f"its file has {there.st_nlink} names, of which only this one would lead to the restored socket"
-        )
+    if there is not None and there.st_nlink > 1:  # bind(2) makes a new inode; the others would lead to the old one
+        names = f"its file has {there.st_nlink} names"
+        raise ValueError(f"{names}, of which only this one would lead to the restored socket")
     moved = None
     if there is None and now:
         moved = now if _is(now, inode) else _linked(now, inode, facts)
