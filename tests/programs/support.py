@@ -8,6 +8,7 @@ which restores is a parameter; `TORPOR_PROGRAM_TOOLS=criu-criu` runs the tests o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -255,8 +256,9 @@ class Checkpoint:
             return
         self.restorer.restore(self.images, "--leave-stopped", *options)
         after = procview.view(self.pid)
-        for one in tree_of(self.pid):
-            os.kill(one, signal.SIGCONT)
+        for one in reversed(tree_of(self.pid)):  # children first: who goes on may collect them
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, signal.SIGCONT)
         tolerances = [SIGSUSPEND, TOLD_OF_THE_STOP, *LEFT_BY[self.restorer.name], *LOST_IN_IMAGES_OF[self.dumper.name]]
         if "criu" in (self.dumper.name, self.restorer.name):
             tolerances += CRIU_LOSES

@@ -20,7 +20,8 @@
 #include <sys/un.h>
 
 enum { NEVER, RESTORED };
-static int pipes[8][2], sockets[2], epoll, listener, queue, semaphore, word;
+static int pipes[8][2], sockets[2], epoll, listener, queue, semaphore;
+static volatile int word;
 static pid_t child;
 static unsigned long long started;
 static volatile sig_atomic_t released;
@@ -123,14 +124,20 @@ static long do_epoll_timed(void)
 	return n == 1 && event.data.u64 == 0x1234567890 ? 0 : n == -1 ? -1 : n + 100;
 }
 static long do_recv_timed(void) { char byte; long n = syscall(SYS_recvfrom, sockets[0], &byte, 1L, 0L, NULL, NULL); return n == 1 && byte == 'x' ? 0 : n == -1 ? -1 : n + 100; }
+/* A wait that is begun again (also after SIGCONT) when the word has changed already ends with EAGAIN, as it should. */
+static long futex_wait(int operation, const struct timespec *t)
+{
+	long n = syscall(SYS_futex, &word, operation, 0L, t, NULL, 0xffffffffL);
+	return n == -1 && errno == EAGAIN && word ? 0 : n;
+}
 static long do_futex_until(void)
 {
 	int64_t end = now(CLOCK_MONOTONIC) + 600000000000LL;
 	struct timespec t = {end / 1000000000, end % 1000000000};
-	return syscall(SYS_futex, &word, FUTEX_WAIT_BITSET_PRIVATE, 0L, &t, NULL, 0xffffffffL);
+	return futex_wait(FUTEX_WAIT_BITSET_PRIVATE, &t);
 }
-static long do_futex(void) { return syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0L, NULL, NULL, 0L); }
-static long do_futex_timed(void) { struct timespec t = {600, 0}; return syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0L, &t, NULL, 0L); }
+static long do_futex(void) { return futex_wait(FUTEX_WAIT_PRIVATE, NULL); }
+static long do_futex_timed(void) { struct timespec t = {600, 0}; return futex_wait(FUTEX_WAIT_PRIVATE, &t); }
 static long do_wait4(void)
 {
 	int status = 0;
