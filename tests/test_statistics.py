@@ -15,22 +15,33 @@ from harness.events import Nursery, tree_of
 from torpor.images.directory import ImageReader
 from torpor.images.kinds import STATS
 
+# How the tree is left, and the phase in which it is told so.
+LEFT = {"goes-on": ({"leave_running": True}, "cure"), "stopped": ({"leave_stopped": True}, "stop"), "ends": ({}, "end")}
+
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-@pytest.mark.parametrize("goes_on", [True, False], ids=["goes-on", "ends"])
-def test_frozen_time(goes_on: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", LEFT)
+def test_frozen_time(how: str, tmp_path: Path) -> None:
+    """It ends when the tree is told to go on, to stop or to end: with -R before the disk is waited for; never with what
+    the end of the tree takes."""
+    options, last = LEFT[how]
     victim = subprocess.Popen(["sleep", "1000"], start_new_session=True, stdin=subprocess.DEVNULL)
     try:
-        result = torpor.dump(victim.pid, tmp_path, leave_running=goes_on)
+        result = torpor.dump(victim.pid, tmp_path, **options)
         with ImageReader.open(str(tmp_path)) as images:
             stats = images.one(STATS, "dump").dump
         assert stats is not None
         assert abs(stats.frozen_time / 1e6 - result.frozen_seconds) < 1e-5
         assert 0 < stats.freezing_time <= stats.frozen_time
-        if goes_on:
-            assert victim.poll() is None
-        else:
+        names = list(result.phases)
+        assert names[0] == "freeze"
+        assert names[names.index(last) + 1 :] == {"cure": ["write", "sync"], "stop": [], "end": ["gone"]}[last]
+        counted = [result.phases[name] for name in names[: names.index(last) + 1]]
+        assert abs(sum(counted) - result.frozen_seconds) < 1e-6
+        if how == "ends":
             assert victim.wait(10) == -signal.SIGKILL
+        else:
+            assert victim.poll() is None
     finally:
         victim.kill()
         victim.wait()

@@ -7,9 +7,11 @@
     ask      programs in all tasks: what only they can tell
     files    each open file description once, through our own descriptor
     memory   the tasks write their pages
-    cure     tasks that go on are let go here: the frozen time ends
-    write    all other images; fsync; inventory.img last
-    end      only now is the original ended, unless it goes on
+    cure     tasks that go on are let go here: their frozen time ends
+    write    all other images
+    sync     fsync; inventory.img last
+    end      only now is the original ended (here its frozen time ends), unless it goes on
+    gone     the kernel has taken it apart
 
 Everything until `write` happens in the engine process.  Whatever fails, and whoever dies, the tasks are put back.
 """
@@ -24,6 +26,7 @@ from torpor.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.engine.process import Report
+    from torpor.memory.dump import AddressSpace
     from torpor.options import Options
     from torpor.resources.context import Dump
 
@@ -32,7 +35,12 @@ PF_KTHREAD = 0x200000
 
 class DumpResult(NamedTuple):
     """What was dumped.  Times in seconds; `phases` says where they went, `kinds` how many times something was done for
-    a kind of object while the tree stood still, and how long it took (only with display_stats)."""
+    a kind of object while the tree stood still, and how long it took (only with display_stats).
+
+    `frozen_seconds`: from before the first thread is asked to stop until the tree goes on; or, where it is to stop or
+    to end, until it has been told so, which is when its images are on the disk.  What its end takes (the kernel has to
+    take its memory apart) is not counted: nobody waits for that.
+    """
 
     tasks: int
     threads: int
@@ -136,11 +144,21 @@ def _open_images(path: str) -> int:
 
 
 class _Clock:
-    """Where the time goes, by phase."""
+    """Where the time goes, by phase; `frozen`: how long the tree stood still."""
 
     def __init__(self) -> None:
         self.phases: dict[str, float] = {}
+        self.frozen = 0.0
         self.at = time.monotonic()
+
+    def freeze(self) -> None:
+        """The tree is about to be stopped."""
+        self.at = self._frozen_at = time.monotonic()
+
+    def thaw(self, name: str) -> None:
+        """A phase is over, and with it the tree's standing still."""
+        self.lap(name)
+        self.frozen = self.at - self._frozen_at
 
     def lap(self, name: str) -> None:
         now = time.monotonic()
@@ -157,93 +175,117 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
     # that copies it, 3 µs.  So it is forked before the engine imports what it needs in the freeze: 100 faults, not 700.
     guardian = Guardian.start()
 
-    from torpor import dump_collect as collect
     from torpor import dump_write as write
-    from torpor.engine.freeze import freeze
-    from torpor.engine.waiting import Cancelled
     from torpor.images.directory import ImageWriter
-    from torpor.memory.dump import prepare as prepare_pages
     from torpor.resources.context import Dump
-    from torpor.survey import foresee
 
-    assert options.tree is not None
     images = ImageWriter(dir_fd)
     session = Dump(options, images)
     session.state["guardian"] = guardian
     try:
-        collect.prepare(session)
-        alive = foresee(session, options.tree)
-        collect.allow_descriptors(len(alive))
-        try:
-            prepare_pages(images, alive)
-        except OSError as error:
-            raise _explain(error, session) from error
-        log.info(f"freezing process {options.tree} and all below it")
-        log.hold()  # the log may be served by the tree: the engine's end releases it, too
+        _look(session)
         clock = _Clock()
-        tree = freeze(options.tree, timeout=options.timeout)
-    except BaseException:
-        if images.names:
-            images.discard()
-        guardian.finish()
-        raise
-    frozen_at = clock.at
-    clock.lap("freeze")
-    memory: list[Any] = []
-    try:
-        collect.tasks(session, tree)
-        clock.lap("tasks")
-        memory = collect.areas(session)
-        clock.lap("areas")
-        report("memory", sum(end - start for space in memory for start, end, _ in space.runs))
-        collect.install(session)
-        clock.lap("infect")
-        answers = collect.gather(session, memory)
-        clock.lap("gather")
-        if options.leave_running:
-            collect.cure(session)
-            clock.lap("cure")
-            log.release()
-        frozen = clock.at - frozen_at
-        write.everything(session, answers, memory)
-        report("sync", None)
-        write.finish(session)
-        clock.lap("write")
-        if not options.leave_running:
-            if options.leave_stopped:
-                collect.cure(session, stop=True)
-            else:
-                _end(session)
-            frozen = time.monotonic() - frozen_at
-            clock.lap("end")
+        memory = _save(session, clock, report)
     except BaseException as error:
-        collect.cure_all(session, tree)
-        for undo in session.state.get("undo", ()):
-            undo()
-        images.discard()
+        _undo(session)
         guardian.finish()
-        if isinstance(error, Exception) and not isinstance(error, (Cancelled, DumpFailed)):
-            if not isinstance(error, Refusal):  # that has said all there is to say
-                import traceback
-
-                log.debug(traceback.format_exc())
-            if gone := _gone(session):  # then whatever was read of it was nonsense
-                raise gone from error
-            if isinstance(error, OSError):
-                raise _explain(error, session) from error
+        if isinstance(error, Exception) and (told := _in_words(error, session)):
+            raise told from error
         raise
+    # From here on nothing is undone: the images are the tree.
+    if not options.leave_running and not options.leave_stopped:
+        _kill(session)
+        clock.thaw("end")
+        _await_end(session)
+        clock.lap("gone")
     guardian.finish()
-    write.stats(session, clock.phases, frozen, memory)  # last, as the frozen time ends only with the original
+    write.stats(session, clock.phases, clock.frozen, memory)  # last, as the frozen time ends only with the original
     return DumpResult(
         tasks=len(session.tasks),
         threads=sum(len(task.threads) for task in session.tasks.values()),
         files=len(session.file_entries),
         bytes=sum(space.bytes for space in memory) + images.bytes_written,
         seconds=0.0,
-        frozen_seconds=frozen,
+        frozen_seconds=clock.frozen,
         phases=clock.phases,
         kinds=session.costs.kinds if session.costs else {},
     )
+
+
+def _look(session: "Dump") -> None:
+    """All that can be done before the freeze."""
+    from torpor import dump_collect as collect
+    from torpor.memory.dump import prepare as prepare_pages
+    from torpor.survey import foresee
+
+    assert session.options.tree is not None
+    collect.prepare(session)
+    alive = foresee(session, session.options.tree)
+    collect.allow_descriptors(len(alive))
+    prepare_pages(session.images, alive)
+
+
+def _save(session: "Dump", clock: _Clock, report: "Report") -> "list[AddressSpace]":
+    """Freeze the tree and write all images; a tree that is not to end is let go.  Returns what memory it has."""
+    from torpor import dump_collect as collect
+    from torpor import dump_write as write
+    from torpor.engine.freeze import freeze
+
+    options = session.options
+    assert options.tree is not None
+    log.info(f"freezing process {options.tree} and all below it")
+    log.hold()  # the log may be served by the tree: the engine's end releases it, too
+    clock.freeze()
+    session.tree = freeze(options.tree, timeout=options.timeout)
+    clock.lap("freeze")
+    collect.tasks(session, session.tree)
+    clock.lap("tasks")
+    memory = collect.areas(session)
+    clock.lap("areas")
+    report("memory", sum(end - start for space in memory for start, end, _ in space.runs))
+    collect.install(session)
+    clock.lap("infect")
+    answers = collect.gather(session, memory)
+    clock.lap("gather")
+    if options.leave_running:
+        collect.cure(session)
+        clock.thaw("cure")
+        log.release()
+    write.everything(session, answers, memory)
+    clock.lap("write")
+    report("sync", None)
+    write.finish(session)
+    clock.lap("sync")
+    if options.leave_stopped and not options.leave_running:
+        collect.cure(session, stop=True)
+        clock.thaw("stop")
+    return memory
+
+
+def _undo(session: "Dump") -> None:
+    """The dump failed: the tree goes on as it was, and no image is left."""
+    from torpor import dump_collect as collect
+
+    if session.tree is not None:  # else the freeze has let go of whatever it held
+        collect.cure_all(session, session.tree)
+    for undo in session.state.get("undo", ()):
+        undo()
+    session.images.discard()
+
+
+def _in_words(error: Exception, session: "Dump") -> TorporError | None:
+    """What to say of a failure instead of what was raised; None: that says it."""
+    from torpor.engine.waiting import Cancelled
+
+    if isinstance(error, (Cancelled, DumpFailed)):
+        return None
+    if not isinstance(error, Refusal):  # that has said all there is to say
+        import traceback
+
+        log.debug(traceback.format_exc())
+    if gone := _gone(session):  # then whatever was read of it was nonsense
+        return gone
+    return _explain(error, session) if isinstance(error, OSError) else None
 
 
 def _gone(session: "Dump") -> TorporError | None:
@@ -271,14 +313,17 @@ def _explain(error: OSError, session: "Dump") -> TorporError:
     return DumpFailed("the dump failed", f"{why}{where}", "see the log (-v4 -o FILE)")
 
 
-def _end(session: "Dump") -> None:
+def _kill(session: "Dump") -> None:
     """Kill the tree: its images are safe.  All get the signal before any can run on."""
     for task in session.tasks.values():
         try:
             os.kill(task.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-    # Threads that we trace must be waited for, or they stay zombies until the engine ends.
+
+
+def _await_end(session: "Dump") -> None:
+    """Threads that we trace must be waited for, or they stay zombies until the engine ends."""
     for task in session.tasks.values():
         for thread in reversed(task.threads):
             try:

@@ -29,9 +29,12 @@ def run(options: Options, voice: Voice) -> int:
     if options.display_stats:
         facts["kinds"] = {kind: {"number": each[0], "seconds": each[1]} for kind, each in result.kinds.items()}
     lines = [times(result.phases), kinds(result.kinds)] if options.display_stats else []
+    frozen = f"frozen {duration(result.frozen_seconds)}"
+    if not options.leave_running:
+        frozen += f", {duration(result.phases['sync'])} of it for the disk"
     lines.append(
         f"dumped {count(result.tasks, 'task')}, {count(result.files, 'file')}, {quantity(result.bytes)} in "
-        f"{duration(result.seconds)} (frozen {duration(result.frozen_seconds)}) → {where}"
+        f"{duration(result.seconds)} ({frozen}) → {where}"
     )
     voice.result("\n".join(lines), facts)
     return 0

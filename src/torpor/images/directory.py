@@ -128,7 +128,9 @@ class ImageWriter:
         write_small(self.dir_fd, INVENTORY, inventory)
 
     def discard(self) -> None:
-        """Remove what was written: the dump failed."""
+        """Remove what was written: the dump failed.  (A checkpoint that lay there before the first image stays.)"""
+        if not self.names:
+            return
         for name in [INVENTORY.pattern, *self.names]:
             try:
                 self._unlink(name)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from torpor.engine.executor import Executor
-    from torpor.engine.freeze import FrozenProcess
+    from torpor.engine.freeze import FrozenProcess, FrozenTree
     from torpor.engine.program import Program, Result
     from torpor.engine.stepper import Stepper
     from torpor.engine.team import ThreadTeam
@@ -154,6 +154,7 @@ class Dump:
     def __init__(self, options: "Options", images: "ImageWriter") -> None:
         self.options, self.images = options, images
         _names.clear()
+        self.tree: FrozenTree | None = None  # as soon as it stands still
         self.tasks: dict[int, DumpTask] = {}  # parents before children
         self.file_entries: list[FileEntry] = []
         self.state: dict[str, Any] = {}
