@@ -74,6 +74,7 @@ def save(dump: Dump, subject: str, id: int, name: str, stat: os.stat_result, pat
                 "close it first",
             ) from None
     made.append(link)
+    dump.setdefault("directories changed", set()).add(directory)
     if len(made) == 1:
         dump.setdefault("undo", []).append(lambda: remove(dump))
     reg = RegFileEntry(id=number, flags=0, pos=0, fown=NOBODY, name=link, mode=0)
