@@ -43,27 +43,25 @@ def refuse(dump: "Dump", task: "DumpTask", own: dict[str, int]) -> None:
 def refuse_threads(dump: "Dump", task: "DumpTask") -> None:
     """Refuse threads in other namespaces than their process (unshare, setns).
 
-    It takes 25 µs a thread, so those that were looked at before the freeze are believed not to have left since.
+    It takes 25 µs a thread, also in the freeze: a thread may have left since it was looked at before.
     """
     if len(task.threads) < 2:
         return
-    seen: set[int] = dump.setdefault("threads seen", set())
-    new = [thread.tid for thread in task.threads[1:] if thread.tid not in seen]
-    theirs = _of_thread(task.leader.tid) if new else ()
-    for tid in new:
-        found = _of_thread(tid)
-        if found != theirs:
-            found = _of_thread(tid)  # it may have ended in the middle of the first look
+    theirs = _of_thread(task.leader.tid)
+    for thread in task.threads[1:]:
+        found = _of_thread(thread.tid)
+        if found == theirs:
+            continue
+        found = _of_thread(thread.tid)  # it may have ended in the middle of the first look
         if _has_left(found, theirs):
             continue
         for name, inode, expected in zip(OF_A_THREAD, found, theirs, strict=True):
             if inode != expected:
                 spelled = _SPELLED.get(name, name)
-                why = f"its thread {tid} has another {spelled} namespace than the process"
+                why = f"its thread {thread.tid} has another {spelled} namespace than the process"
                 if name in FOR_CHILDREN:
                     why += " for its children"
                 dump.refuse(task.refusal(why, "Torpor cannot save that yet; end that thread first", code="namespace"))
-        seen.add(tid)
 
 
 def _has_left(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
