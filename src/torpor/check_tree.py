@@ -180,6 +180,7 @@ def check(options: Options) -> TreeReport:
         threads=sum(task.threads for task in facts),
         areas=memory.areas,
         descriptors=files.descriptors,
+        files=dict(Counter(files.seen)),
         memory=sum(stored for _, stored in kinds.values()),
         ghosts=sum((memory.ghosts | files.ghosts).values()),
     )
@@ -188,7 +189,7 @@ def check(options: Options) -> TreeReport:
         tasks=tuple(facts),
         memory=kinds,
         areas=memory.areas,
-        files=dict(Counter(files.seen)),
+        files=amounts.files,
         descriptors=files.descriptors,
         obstacles=tuple(survey.refusals),
         image_bytes=costs.image_bytes(amounts),

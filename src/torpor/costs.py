@@ -1,25 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a dump costs, for estimates: bytes of images, and seconds for which the tree stands still.
+"""What a dump costs, for estimates: bytes of images, and seconds for which the tree stands still (with -R).
 
-The times are those of docs/benchmarks.md (``make bench``; table "Growth": what one more of a thing costs), less what
-is counted apart, as measured on a busy virtual machine with two processors; others need less.  The sizes were measured
-with 200 threads, 2,000 areas, 2,000 files and 20 processes, each less a program that only sleeps.
+Both were measured with a small C program that owns one sort of thing a thousandfold (300 threads, 50 processes, 4,000
+areas, 1,000 descriptors, 300 MB), each less the same program without: x86_64, two processors of a virtual machine,
+Linux 6.18, Python 3.11, 2026-11.  The program and Torpor ran before all others (chrt -f), so the times are those of a
+machine that has nothing else to do; where it has, everything takes longer.  tests/check/test_estimates.py compares
+sizes, and the amounts below, with those of dumps.
 """
 
 from torpor.typed import NamedTuple
 
-BASE = 8e-3  # a small process, whatever it has
-PROCESS = 4e-3
-THREAD = 300e-6
-AREA = 28e-6
-FILE = 80e-6
-GIB = 0.57  # writing memory
+BASE = 6.5e-3  # a small process, whatever it has
+PROCESS = 1.6e-3
+THREAD = 380e-6
+AREA = 11e-6
+DESCRIPTOR = 35e-6
+GIB = 0.25  # writing memory
 
-BASE_BYTES = 6_000  # inventory, statistics, and what every tree has
-PROCESS_BYTES = 2_700
-THREAD_BYTES = 2_000  # more where large vector registers are in use
-AREA_BYTES = 32
-FILE_BYTES = 68
+BASE_BYTES = 1_500  # inventory, statistics, and what every tree has
+PROCESS_BYTES = 1_700
+THREAD_BYTES = 800  # more where large vector registers are in use
+AREA_BYTES = 44
+DESCRIPTOR_BYTES = 13
+
+# Of an open file description, by its registry key: seconds, bytes.
+FILE = 60e-6, 50
+FILES = {
+    "fd:regular": (50e-6, 60),
+    "fd:pipe": (20e-6, 45),
+    "fd:eventfd": (120e-6, 30),
+    "fd:timerfd": (200e-6, 45),
+    "fd:unix": (180e-6, 110),
+    "fd:inet": (180e-6, 110),
+}
 
 
 class Amounts(NamedTuple):
@@ -29,6 +42,7 @@ class Amounts(NamedTuple):
     threads: int  # leaders too
     areas: int
     descriptors: int
+    files: dict[str, int]  # open file descriptions, by registry key
     memory: int  # bytes to be written
     ghosts: int = 0  # bytes of deleted files
 
@@ -39,7 +53,8 @@ def frozen_seconds(amounts: Amounts) -> float:
         + PROCESS * max(amounts.processes - 1, 0)
         + THREAD * max(amounts.threads - amounts.processes, 0)
         + AREA * amounts.areas
-        + FILE * amounts.descriptors
+        + DESCRIPTOR * amounts.descriptors
+        + sum(number * FILES.get(key, FILE)[0] for key, number in amounts.files.items())
         + GIB * (amounts.memory + amounts.ghosts) / 2**30
     )
 
@@ -50,7 +65,8 @@ def image_bytes(amounts: Amounts) -> int:
         + PROCESS_BYTES * amounts.processes
         + THREAD_BYTES * amounts.threads
         + AREA_BYTES * amounts.areas
-        + FILE_BYTES * amounts.descriptors
+        + DESCRIPTOR_BYTES * amounts.descriptors
+        + sum(number * FILES.get(key, FILE)[1] for key, number in amounts.files.items())
         + amounts.memory
         + amounts.ghosts
     )
