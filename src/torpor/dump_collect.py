@@ -4,13 +4,14 @@
 import os
 import time
 from errno import EIO
-from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+from resource import RLIMIT_NOFILE
 
 from torpor import dump_files
 from torpor import signals as signal
 from torpor.arch import native
 from torpor.arch.base import NT_PRSTATUS
 from torpor.engine import stops
+from torpor.engine.descriptors import raise_limit, shortage
 from torpor.engine.executor import CannotInstall, Executor, blob
 from torpor.engine.program import Program
 from torpor.engine.stepper import Stepper
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 VDSO_STEPS = 5000  # instructions; a call takes a hundred or two, unless the kernel changes the clock meanwhile
 STOPPING_S = 5.0  # until every task has come to its stop
 AT_ONCE = 32  # tasks that run programs at the same time
-HELD = 3  # descriptors of a task that are held while it stands still: its memory, its pidfd, its executor's socket
-OTHERS = 48  # Torpor's own, and those that are open for a moment
 KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND = range(5)
 
 
@@ -63,19 +62,10 @@ def prepare(dump: "Dump") -> None:
 
 
 def allow_descriptors(number: int) -> None:
-    """Before the freeze: let the engine have the descriptors that so many tasks need.  Raises DumpFailed.
-
-    Neither the caller nor the tree gets the higher limit: the engine is a process of its own.
-    """
-    soft, hard = getrlimit(RLIMIT_NOFILE)
-    if hard != soft:
-        setrlimit(RLIMIT_NOFILE, (hard, hard))
-    needed = HELD * number + 2 * min(number, AT_ONCE) + OTHERS
-    if 0 <= hard < needed:
-        raise DumpFailed(
-            f"cannot dump {number} tasks", f"that takes {needed} descriptors, and Torpor's own hard limit is {hard}",
-            f"raise it: ulimit -Hn {needed}", code="no-descriptors",
-        )  # fmt: skip
+    """Before the freeze: let the engine have the descriptors that so many tasks need.  Raises DumpFailed."""
+    short = shortage(number, 2 * min(number, AT_ONCE), raise_limit())
+    if short is not None:
+        raise DumpFailed(f"cannot dump {number} tasks", *short, code="no-descriptors")
 
 
 def tasks(dump: "Dump", tree: "FrozenTree") -> None:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from torpor.engine.process import Report
     from torpor.engine.spawn import Spawner
     from torpor.engine.stub import Cradle
-    from torpor.engine.tracee import Tracee
     from torpor.model.restore_plan import Plan
     from torpor.options import Options
     from torpor.resources.base import Attribute
@@ -186,14 +185,14 @@ class _Work:
     """One restore, phase by phase."""
 
     def __init__(self, options: "Options", dir_fd: int, restore: "Restore | None" = None) -> None:
-        from torpor import restore_load
+        from torpor.engine.descriptors import raise_limit
         from torpor.images.directory import ImageReader
         from torpor.resources.context import Restore
 
         self.restore = restore or Restore(options, ImageReader(dir_fd))
         self.phases: dict[str, float] = {}
         self._at = time.monotonic()
-        self.limit = restore_load.raise_limit()
+        self.limit = raise_limit()
         self.spawner: Spawner | None = None
         self._pidfile = ""
         self._hooked: dict[str, list[Attribute]] = {}
@@ -267,6 +266,7 @@ class _Work:
         from torpor.memory import segments, sysv
         from torpor.resources import fdtable
 
+        assert self.spawner is not None
         restore = self.restore
         living = self._living()
         run_together((task.executor, self.spaces.finish(task)) for task in living)
@@ -290,9 +290,14 @@ class _Work:
                 self._place_thread(task, task.pid, programs[task.pid])
         run_together((task.executor, iter([programs[task.pid]])) for task in living)
         self.lap("settings")
-        for task in several:
-            check_cancelled()
-            self._threads(task)
+        if several:
+            from torpor import restore_threads
+
+            for task in several:
+                check_cancelled()
+                restore_threads.bring_back(
+                    task, self.spawner, self.files, self.limit, self._place_thread, self._with("in_turn")
+                )
         self.lap("threads")
         programs = {task.pid: Program() for task in living}
         for task in living:
@@ -304,47 +309,6 @@ class _Work:
             for attribute in self._with("outside"):
                 attribute.outside(task, restore)
         self.lap("last")
-
-    def _threads(self, task: Any) -> None:
-        """Make the other threads; then everything that is a thread's own, the leader's last."""
-        from torpor.engine.program import Program
-        from torpor.engine.team import ThreadTeam
-        from torpor.resources.fdtable import thread_tables
-
-        assert self.spawner is not None
-        others = task.threads[1:]
-        if others:
-            tables = thread_tables(self.restore, task)
-            threads = self.spawner.threads(task.runner, others)
-            programs: dict[Tracee, Program] = {}
-            runners = {task.pid: task.runner}
-            for thread in threads:
-                task.tracees[thread.tid] = thread
-                if thread.tid in tables:
-                    thread.share_memory(task.tracee)
-                    runner = runners[thread.tid] = self.spawner.enter_thread(task.runner, thread)
-                    program = self.files.fill_thread(task, runner, tables[thread.tid], self.limit)
-                    self._place_thread(task, thread.tid, program)
-                    runner.run(program)
-                else:
-                    programs[thread] = Program()
-                    self._place_thread(task, thread.tid, programs[thread])
-            team = ThreadTeam(task.runner)
-            team.run(programs)
-
-            def run(tid: int, program: Program) -> None:
-                if tid in runners:
-                    runners[tid].run(program)
-                else:
-                    team.run({task.tracees[tid]: program})
-
-            for attribute in self._with("in_turn"):
-                attribute.in_turn(task, run)
-            team.close()
-        if not task.leader_ended:
-            program = Program()
-            self._place_thread(task, task.pid, program)
-            task.runner.run(program)
 
     def _place_thread(self, task: Any, tid: int, program: Any) -> None:
         for attribute in self._with("place_thread"):

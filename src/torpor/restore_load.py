@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading and checking images before anything is created: what comes from here can be trusted to make sense."""
 
+from torpor.engine.descriptors import shortage
 from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
 from torpor.images.schema.constants import TaskState
@@ -22,8 +23,6 @@ _NAMESPACES = {
 }  # fmt: skip
 MAX_TASKS = 1 << 16
 MAX_THREADS = 1 << 16
-HELD = 3  # descriptors of a task that are held: its memory, its executor's socket, for a while its pages image
-OTHERS = 48  # Torpor's own, and those that are open for a moment
 
 
 def load(restore: "Restore") -> Plan:
@@ -164,19 +163,6 @@ def registers(restore: "Restore", arch: "Arch", template: "Registers") -> dict[i
 def check_descriptors(restore: "Restore", plan: Plan, limit: int) -> None:
     """Refuse where the engine could not hold what so many tasks and files need; `limit`: the hard one."""
     threads = sum(len(thread_tables(restore, task)) for task in restore.tasks.values() if not task.dead)
-    needed = HELD * (len(restore.tasks) + len(plan.helpers) + threads) + len(restore.files) + OTHERS
-    if 0 <= limit < needed:
-        restore.problem(Refusal(
-            f"these {len(restore.tasks)} tasks",
-            f"to restore them takes {needed} descriptors, and Torpor's own hard limit is {limit}",
-            f"raise it: ulimit -Hn {needed}", code="no-descriptors",
-        ))  # fmt: skip
-
-
-def raise_limit() -> int:
-    """Let the engine, and the tasks that come from it, have as many descriptors as they may."""
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
+    short = shortage(len(restore.tasks) + len(plan.helpers) + threads, len(restore.files), limit)
+    if short is not None:
+        restore.problem(Refusal(f"these {len(restore.tasks)} tasks", *short, code="no-descriptors"))
