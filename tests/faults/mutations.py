@@ -9,7 +9,9 @@ so that what comes after the decoder sees nonsense, too.
 import os
 import random
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ from torpor.images.container import encode_entries, parse_image, start_of
 from torpor.images.kinds import RAW, kind_of_file
 from torpor.images.message import Field, Message
 
+PATIENCE_S = 30.0  # a case takes 20 ms
 MANY, LARGE = 3000, 500_000  # times, bytes
 BITS = {"bool": 1, "int32": 32, "sint32": 32, "uint32": 32, "int64": 64, "sint64": 64, "uint64": 64, "fixed64": 64}
 NAMES = ["", "/", ".", "..", "/proc/self/mem", "a/../../b", "x" + chr(0) + "y", "/dev/mem", "n" * 5000, "%s%n", " "]
@@ -242,6 +245,16 @@ def _change_bytes(data: bytes, where: int, what: int, dice: random.Random) -> tu
         (f"noise from {at}", data[:at] + dice.randbytes(rest)),
         (f"noise of {size} bytes behind the end", data + dice.randbytes(size)),
     ][what % 8]
+
+
+@contextmanager
+def in_time() -> Iterator[None]:
+    """SIGALRM comes where this takes too long; what it does then is the fixture `bounded`'s."""
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def for_each_mutated(mutator: Mutator, count: int, look: Callable[[], None]) -> None:

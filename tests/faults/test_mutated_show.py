@@ -7,56 +7,32 @@ TORPOR_MUTATIONS sets how many, as in test_mutations.py.
 import io
 import json
 import os
-import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 import pytest
 
-from faults.mutations import Entry, Mutator, Site, _encoded, _sites, for_each_mutated
-from faults.trees import Checkpoint
+from faults.mutations import Entry, Mutator, Site, _encoded, _sites, for_each_mutated, in_time
 from torpor.cli.show import show
 from torpor.errors import TorporError
 
 COUNT = max(100, int(os.environ.get("TORPOR_MUTATIONS", "600")) // 6)
-PATIENCE_S = 30.0
 NASTY = "\x1b]0;owned\x07\x1b[2J\r\x9b31m\u202e"  # a title, a cleared screen, C1, right to left
-
-
-@pytest.fixture(scope="module")
-def mutator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mutator]:
-    place = tmp_path_factory.mktemp("mutations")
-    checkpoint = Checkpoint(place)
-    yield Mutator(checkpoint.images, place / "mutated")
-
-
-@pytest.fixture
-def bounded() -> Iterator[None]:
-    def late(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"still at it after {PATIENCE_S:g} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
 
 
 def shown(path: Path, as_json: bool) -> str:
     """What it shows, or says: fit for a terminal in any case."""
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
     out = io.StringIO()
     try:
-        show(str(path), as_json=as_json, out=out)
+        with in_time():
+            show(str(path), as_json=as_json, out=out)
         text = out.getvalue()
         if as_json:
             json.loads(text)
     except TorporError as error:
         text = str(error)
         assert text
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
     bad = {character for character in text if not character.isprintable() and character != "\n"}
     assert not bad, f"{path.name}: {bad}"
     text.encode()  # no lone surrogates, which a terminal's stream would refuse

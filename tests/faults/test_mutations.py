@@ -6,30 +6,17 @@ TORPOR_MUTATIONS=10000 sets how many mutations are tried; where it is set they a
 
 import importlib
 import os
-import resource
-import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 import pytest
 
-from faults.mutations import Mutator, for_each_mutated
-from faults.trees import Checkpoint
+from faults.mutations import Mutator, for_each_mutated, in_time
 from torpor.check_images import ImagesReport, look
 from torpor.options import Options
 
 COUNT = int(os.environ.get("TORPOR_MUTATIONS", "600"))
-PATIENCE_S = 30.0  # a case takes 20 ms
-MEMORY = 2 << 30  # more than any of these images can need
-
-
-@pytest.fixture(scope="module")
-def mutator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mutator]:
-    place = tmp_path_factory.mktemp("mutations")
-    checkpoint = Checkpoint(place)
-    yield Mutator(checkpoint.images, place / "mutated")
 
 
 @pytest.fixture(scope="module")
@@ -43,28 +30,10 @@ def template() -> Iterator[None]:
     patch.undo()
 
 
-@pytest.fixture
-def bounded() -> Iterator[None]:
-    """No hang, no memory without end: an exception where there would be."""
-
-    def late(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"still at it after {PATIENCE_S:g} s")
-
-    before, limits = signal.signal(signal.SIGALRM, late), resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, limits)
-    signal.signal(signal.SIGALRM, before)
-
-
 def looked_at(images: Path) -> ImagesReport:
     """Load, check and plan, in this process; what is wrong is in the report, anything else is raised."""
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
-    try:
+    with in_time():
         return look(Options(images_dir=str(images), manage_cgroups="ignore"))
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def test_as_they_are(mutator: Mutator, template: None) -> None:
