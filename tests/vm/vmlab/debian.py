@@ -94,7 +94,8 @@ class Archive:
         done.touch()
 
     def newest(self, pattern: str) -> str:
-        """The name of the newest package whose whole name matches `pattern`."""
+        """The name of the newest package whose whole name matches `pattern`, downloaded: a mirror's lists may name one
+        that it does not have (yet, or any more), and then it is the one before."""
         self._update()
         listed = self._apt("apt-cache", "search", "--names-only", "^linux-image-")
         names = [
@@ -104,7 +105,15 @@ class Archive:
             raise VmError(
                 f"{self.suite} has no package {pattern} for {self.arch}; remove {self.state} to fetch its lists anew"
             )
-        return max(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+        names.sort(key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+        while True:
+            try:
+                self.fetch((names[-1],))
+                return names[-1]
+            except VmError:
+                if len(names) == 1:
+                    raise
+                names.pop()
 
     def libraries(self, package: str) -> list[str]:
         """The library packages that `package` needs, and they in turn."""
