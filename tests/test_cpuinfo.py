@@ -13,11 +13,13 @@ import pytest
 
 import peer
 from torpor import cpuinfo
+from torpor.cpu_names import names
 from torpor.cpuinfo import CPU, FPU, INS
 from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
 from torpor.images.directory import ImageReader, write_small
 from torpor.images.schema.cpuinfo import CpuinfoEntry, CpuinfoPpc64Entry, CpuinfoS390Entry, CpuinfoX86Entry
+from torpor.images.schema.torpor_cpu import TorporCpuEntry
 from torpor.options import Options
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,7 +111,7 @@ def test_other_architectures() -> None:
     less = CpuinfoEntry(ppc64_entry=[CpuinfoPpc64Entry(endian=1, hwcap=[0b01])])
     big = CpuinfoEntry(ppc64_entry=[CpuinfoPpc64Entry(endian=0, hwcap=[0b11, 0b100])])
     mainframe = CpuinfoEntry(s390_entry=[CpuinfoS390Entry(hwcap=[0b11])])
-    assert cpuinfo.lacking(power, less, INS) == ["the features 0x2 of AT_HWCAP", "the features 0x4 of AT_HWCAP2"]
+    assert cpuinfo.lacking(power, less, INS) == ["the feature true_le", "the feature bit 2 of AT_HWCAP2"]
     assert cpuinfo.lacking(less, power, INS | FPU) == []
     assert cpuinfo.lacking(less, power, CPU) == [
         "the same AT_HWCAP (0x1, here 0x3)", "the same AT_HWCAP2 (0x0, here 0x4)",
@@ -119,6 +121,38 @@ def test_other_architectures() -> None:
         with pytest.raises(Refusal) as error:
             cpuinfo.lacking(theirs, ours, INS)
         assert error.value.code == "foreign-architecture"
+
+
+def test_arm() -> None:
+    """CRIU's image has nothing for ARM: torpor-cpu.img has."""
+    sve, aes, sve2 = 1 << 22, 1 << 3, 1 << 1
+    large = TorporCpuEntry(machine="aarch64", hwcap=[3 | aes | sve, sve2, 0, 0])
+    small = TorporCpuEntry(machine="aarch64", hwcap=[3 | aes, 0])  # of an older kernel, which had fewer words
+    assert cpuinfo.lacking(large, small, INS | FPU) == ["the feature sve", "the feature sve2"]
+    assert cpuinfo.lacking(small, large, INS | FPU) == []
+    assert cpuinfo.lacking(large, large, INS | FPU | CPU) == []
+    assert cpuinfo.lacking(small, large, CPU) == [
+        f"the same AT_HWCAP ({3 | aes:#x}, here {3 | aes | sve:#x})", "the same AT_HWCAP2 (0x0, here 0x2)",
+    ]  # fmt: skip
+    for theirs, ours in ((TorporCpuEntry(machine="arm", hwcap=[1]), small), (SAME, small), (small, SAME)):
+        with pytest.raises(Refusal) as error:
+            cpuinfo.lacking(theirs, ours, INS)
+        assert error.value.code == "foreign-architecture"
+
+
+@pytest.mark.parametrize(
+    "arch,word,bits,expected",
+    [
+        ("aarch64", 0, 1 << 22 | 1 << 31, ["sve", "pacg"]), ("aarch64", 1, 1 << 17 | 1 << 23, ["bti", "sme"]),
+        ("aarch64", 1, 1 << 63, ["poe"]), ("aarch64", 2, 1, ["bit 0 of AT_HWCAP3"]),
+        ("arm", 0, 1 << 12, ["neon"]), ("arm", 1, 1 << 4, ["crc32"]),
+        ("ppc64le", 0, 0x10000000 | 0x80, ["vsx", "altivec"]), ("ppc64le", 1, 0x800000 | 0x20000, ["mma", "arch_3_00"]),
+        ("ppc64le", 1, 0x80000000, ["arch_2_07"]), ("ppc64le", 0, 4, ["bit 2 of AT_HWCAP"]),
+        ("s390x", 0, 1 << 11 | 1 << 22, ["vx", "sie"]),
+    ],
+)  # fmt: skip
+def test_names(arch: str, word: int, bits: int, expected: list[str]) -> None:
+    assert names(arch, word, bits) == expected
 
 
 @pytest.mark.parametrize(

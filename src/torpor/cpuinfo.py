@@ -14,7 +14,8 @@ Facts, observed on CRIU 4.2.1: x86's 19 words are CPUID's registers in the order
 one holds what Linux makes up, bits 16, 20 and 25 where it was watched.  SSE does not count as a component.  The
 maker's name, family and model are written, and never compared.  Without --cpu-cap `cpuinfo check` compares ins and
 fpu.  CRIU compares the two together and wants areas of equal size even for a CPU that has more; here more will do.  On
-ppc64le and s390x the words are AT_HWCAP and AT_HWCAP2; CRIU's format has nothing for ARM.
+ppc64le and s390x the words are AT_HWCAP and AT_HWCAP2; CRIU's format has nothing for ARM, whose words are in
+torpor-cpu.img, which CRIU does not read.
 """
 
 import struct
@@ -23,9 +24,13 @@ from torpor.arch import native
 from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
 from torpor.images.schema.cpuinfo import CpuinfoEntry, CpuinfoPpc64Entry, CpuinfoS390Entry, CpuinfoX86Entry
+from torpor.images.schema.torpor_cpu import TorporCpuEntry
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
+    from torpor.images.kinds import ImageKind
     from torpor.kernel.cpuid import Cpu
     from torpor.options import Options
     from torpor.resources.context import Dump, Restore
@@ -59,7 +64,8 @@ _INSTRUCTIONS = {
     "24 amx_tile 25 amx_int8",
 }  # fmt: skip
 _FPU = {0: "0 fpu 24 fxsr", 4: "26 xsave 27 osxsave", 10: "0 xsaveopt 1 xsavec 2 xgetbv1"}
-_AT_HWCAP, _AT_HWCAP2 = 16, 26
+_HWCAPS = 16, 26, 29, 30  # AT_HWCAP, AT_HWCAP2, AT_HWCAP3, AT_HWCAP4
+_ARM = ("aarch64", "arm")
 
 
 def chosen(options: "Options", default: int = 0) -> int:
@@ -77,23 +83,23 @@ def chosen(options: "Options", default: int = 0) -> int:
 # -- what this CPU has ------------------------------------------------------------------------------------------------
 
 
-def record() -> CpuinfoEntry:
-    """This CPU, as in cpuinfo.img.  Raises Refusal where the format has nothing for it, KernelError."""
+def kind() -> "ImageKind[Any]":
+    """The image that tells of CPUs of this architecture."""
+    return kinds.TORPOR_CPU if native().name in _ARM else kinds.CPUINFO
+
+
+def record() -> CpuinfoEntry | TorporCpuEntry:
+    """This CPU, as in its image.  Raises KernelError."""
     name = native().name
+    if name in _ARM:
+        return TorporCpuEntry(machine=name, hwcap=hwcaps())
     if name == "x86_64":
         from torpor.kernel.cpuid import Cpu
 
         return CpuinfoEntry(x86_entry=[_x86(Cpu())])
     if name == "ppc64le":
-        return CpuinfoEntry(ppc64_entry=[CpuinfoPpc64Entry(endian=1, hwcap=_hwcaps())])
-    if name == "s390x":
-        return CpuinfoEntry(s390_entry=[CpuinfoS390Entry(hwcap=_hwcaps())])
-    raise Refusal(
-        "the CPU's features",
-        f"images have no room for those of {name}",
-        "compare the Features in /proc/cpuinfo of both machines, and leave out --cpu-cap",
-        code="no-cpuinfo",
-    )
+        return CpuinfoEntry(ppc64_entry=[CpuinfoPpc64Entry(endian=1, hwcap=hwcaps()[:2])])
+    return CpuinfoEntry(s390_entry=[CpuinfoS390Entry(hwcap=hwcaps()[:2])])
 
 
 def _x86(cpu: "Cpu") -> CpuinfoX86Entry:
@@ -125,30 +131,40 @@ def _x86(cpu: "Cpu") -> CpuinfoX86Entry:
     return entry
 
 
-def _hwcaps() -> list[int]:
+def hwcaps() -> list[int]:
     from torpor.kernel.proc import parse_auxv
 
     with open("/proc/self/auxv", "rb") as file:
         vector = dict(parse_auxv(file.read()))
-    return [vector.get(_AT_HWCAP, 0), vector.get(_AT_HWCAP2, 0)]
+    return [vector.get(word, 0) for word in _HWCAPS]
 
 
 # -- comparing --------------------------------------------------------------------------------------------------------
 
 
-def lacking(theirs: CpuinfoEntry, ours: CpuinfoEntry, caps: int) -> list[str]:
+def _foreign(image: str) -> Refusal:
+    return Refusal(
+        image, "it is of another architecture than this machine's",
+        "restore on a machine like the one that it comes from", code="foreign-architecture",
+    )  # fmt: skip
+
+
+def lacking(theirs: CpuinfoEntry | TorporCpuEntry, ours: CpuinfoEntry | TorporCpuEntry, caps: int) -> list[str]:
     """Why the CPU `ours` will not do for a checkpoint from `theirs`, in words; empty: it will.  Raises ImageError,
     Refusal (of another architecture)."""
+    if isinstance(ours, TorporCpuEntry) or isinstance(theirs, TorporCpuEntry):
+        if not (
+            isinstance(ours, TorporCpuEntry) and isinstance(theirs, TorporCpuEntry) and ours.machine == theirs.machine
+        ):
+            raise _foreign("torpor-cpu.img")
+        return _hwcaps_lacking(ours.machine, theirs.hwcap, ours.hwcap, caps)
     for one, other in (
         (theirs.x86_entry, ours.x86_entry),
         (theirs.ppc64_entry, ours.ppc64_entry),
         (theirs.s390_entry, ours.s390_entry),
     ):
         if other and not one and (theirs.x86_entry or theirs.ppc64_entry or theirs.s390_entry):
-            raise Refusal(
-                "cpuinfo.img", "it is of another architecture than this machine's",
-                "restore on a machine like the one that it comes from", code="foreign-architecture",
-            )  # fmt: skip
+            raise _foreign("cpuinfo.img")
         if other and len(one) != 1:
             raise ImageError("cpuinfo.img is mangled", f"it describes {len(one)} CPUs")
     if ours.x86_entry:
@@ -156,8 +172,8 @@ def lacking(theirs: CpuinfoEntry, ours: CpuinfoEntry, caps: int) -> list[str]:
     if ours.ppc64_entry:
         if theirs.ppc64_entry[0].endian != ours.ppc64_entry[0].endian:
             raise Refusal("cpuinfo.img", "it is of a big-endian machine", code="foreign-architecture")
-        return _hwcaps_lacking(theirs.ppc64_entry[0].hwcap, ours.ppc64_entry[0].hwcap, caps)
-    return _hwcaps_lacking(theirs.s390_entry[0].hwcap, ours.s390_entry[0].hwcap, caps)
+        return _hwcaps_lacking("ppc64le", theirs.ppc64_entry[0].hwcap, ours.ppc64_entry[0].hwcap, caps)
+    return _hwcaps_lacking("s390x", theirs.s390_entry[0].hwcap, ours.s390_entry[0].hwcap, caps)
 
 
 def _named(table: dict[int, str], theirs: list[int], ours: list[int]) -> list[str]:
@@ -195,14 +211,16 @@ def _x86_lacking(theirs: CpuinfoX86Entry, ours: CpuinfoX86Entry, caps: int) -> l
     return found
 
 
-def _hwcaps_lacking(theirs: list[int], ours: list[int], caps: int) -> list[str]:
+def _hwcaps_lacking(arch: str, theirs: list[int], ours: list[int], caps: int) -> list[str]:
     found = []
     width = max(len(theirs), len(ours))
     pairs = zip([*theirs, *[0] * (width - len(theirs))], [*ours, *[0] * (width - len(ours))], strict=True)
     for number, (their, our) in enumerate(pairs):
         name = "AT_HWCAP" + ("" if number == 0 else str(number + 1))
         if caps & (INS | FPU) and their & ~our:
-            found.append(f"the features {their & ~our:#x} of {name}")
+            from torpor.cpu_names import names
+
+            found += [f"the feature {one}" for one in names(arch, number, their & ~our)]
         elif caps & CPU and their != our:
             found.append(f"the same {name} ({their:#x}, here {our:#x})")
     return found
@@ -213,7 +231,7 @@ def _hwcaps_lacking(theirs: list[int], ours: list[int], caps: int) -> list[str]:
 
 def save(dump: "Dump") -> None:
     if chosen(dump.options):
-        dump.images.write(kinds.CPUINFO, [record()])
+        dump.images.write(kind(), [record()])
 
 
 def check(restore: "Restore") -> None:
@@ -221,19 +239,19 @@ def check(restore: "Restore") -> None:
     caps = chosen(restore.options)
     if not caps:
         return
-    theirs = restore.images.find(kinds.CPUINFO)
+    theirs = restore.images.find(kind())
     if theirs is None:
         if caps == FPU:
             return  # the registers themselves are in the images
         raise ImageError(
-            "cpuinfo.img is missing", "the dump was made without --cpu-cap",
+            f"{kind().file_name()} is missing", "the dump was made without --cpu-cap",
             "say --cpu-cap here only where it was said there", code="missing-image",
         )  # fmt: skip
     for problem in problems(theirs, caps):
         restore.problem(problem)
 
 
-def problems(theirs: CpuinfoEntry, caps: int) -> list[Refusal]:
+def problems(theirs: CpuinfoEntry | TorporCpuEntry, caps: int) -> list[Refusal]:
     missing = lacking(theirs, record(), caps)
     remedy = "restore on a CPU that has them, or say --cpu-cap=none if the programs use none of them"
     shown = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")

@@ -89,6 +89,41 @@ def test_registers_survive_the_core_message(name: str) -> None:
     assert (back.general, dict(back.others), clear_child_tid) == (registers.general, dict(registers.others), 0xBEEF)
 
 
+def test_s390x_moves_vector_registers_only_to_where_they_are() -> None:
+    """Before z13 there are none: a thread that holds something in them is refused, others are not."""
+    arch, held = ARCHES["s390x"], sample("s390x")
+    lesser = Registers(held.general, {2: held.others[2]})
+    core = CoreEntry(mtype=0)
+    arch.to_core(core, held, 0)
+    with pytest.raises(Refusal) as error:
+        arch.from_core(core, lesser)
+    assert error.value.code == "cpu-feature" and "the vector facility" in error.value.why
+    arch.to_core(core, Registers(held.general, {**held.others, 0x309: bytes(128), 0x30A: bytes(256)}), 0)
+    assert arch.from_core(core, lesser)[0] == lesser
+    arch.to_core(core, lesser, 0)
+    assert core.ti_s390 is not None and core.ti_s390.vxrs_low is None and core.ti_s390.vxrs_high is None
+    assert arch.from_core(core, held)[0].others[2] == held.others[2]
+    longer, shorter = (len(arch.signal_frame(registers, 0, 0x1000)[0]) for registers in (held, lesser))
+    assert longer == shorter
+
+
+def _sve(length: int, most: int, live: bool) -> bytes:
+    content = bytes(range(1, 33)) * length if live else b""
+    return struct.pack("<IIHHHH", 16 + len(content), 0, length, most, int(live), 0) + content
+
+
+@pytest.mark.parametrize("template,why", [(None, "SVE"), (_sve(16, 16, False), "vectors of 32 bytes")])
+def test_aarch64_refuses_vectors_that_the_cpu_does_not_have(template: bytes | None, why: str) -> None:
+    arch, found = ARCHES["aarch64"], sample("aarch64")
+    here = Registers(found.general, {**found.others, **({0x405: template} if template else {})})
+    with pytest.raises(Refusal) as error:
+        arch.with_extras(found, {0x405: _sve(32, 64, True)}, here)
+    assert error.value.code == "cpu-feature" and f"it uses {why}, which" in error.value.why
+    arch.with_extras(found, {0x405: _sve(32, 64, False)}, here)  # nothing is in them
+    same = Registers(found.general, {**found.others, 0x405: _sve(32, 32, False)})
+    assert arch.with_extras(found, {0x405: _sve(32, 64, True)}, same).others[0x405] == _sve(32, 64, True)
+
+
 @pytest.mark.parametrize("name", FOREIGN)
 def test_images_of_another_architecture_are_refused(name: str) -> None:
     other = FOREIGN[FOREIGN.index(name) - 1]

@@ -16,14 +16,31 @@ WAYS = {"there_and_back": ("6.1", "6.12", "6.1"), "back_and_there": ("6.12", "6.
 OWN_WAYS = {("ppc64le", "there_and_back"): ("6.1", "6.12", "6.12-64k", "6.1")}
 # Without CX16: vmlab/targets.py.
 NEW, OLD, OLDEST = "max,-cx16", "IvyBridge,-cx16", "max,-cx16,-avx"  # OLD has no AVX2, OLDEST no AVX
+LESS_AND_MORE = {
+    "aarch64": ("cortex-a72", "max,pauth-impdef=on"),  # without SVE, and with it
+    "ppc64le": ("power8", "power9"),
+    "s390x": ("max,vx=off", "max"),  # the vector facility
+}
+
+
+def _there_and_back(less: str, more: str) -> tuple[tuple[str, str], ...]:
+    return (less, "dump"), (more, "hop"), (less, "lacking"), (more, "restore")
+
+
+def _with_vectors(less: str, more: str) -> tuple[tuple[str, str], ...]:
+    return (more, "vectors"), (less, "refuse"), (more, "hold")
+
+
 # (CPU, step of guest/hosts.py)
 JOURNEYS = {
-    "to_more": ((OLD, "dump"), (NEW, "restore")),
-    "to_less": ((NEW, "dump"), (OLD, "lacking"), (NEW, "restore")),
-    "with_vectors": ((NEW, "vectors"), (OLDEST, "refuse"), (NEW, "hold")),
+    ("x86_64", "to_more"): ((OLD, "dump"), (NEW, "restore")),
+    ("x86_64", "to_less"): ((NEW, "dump"), (OLD, "lacking"), (NEW, "restore")),
+    ("x86_64", "with_vectors"): _with_vectors(OLDEST, NEW),
+    **{(arch, "to_more_and_less"): _there_and_back(*cpus) for arch, cpus in LESS_AND_MORE.items()},
+    **{(arch, "with_vectors"): _with_vectors(*LESS_AND_MORE[arch]) for arch in ("aarch64", "s390x")},
 }
 LEGS = {3: ("begin", "hop", "end"), 4: ("begin", "refuse", "hop", "end")}
-SECONDS = 200
+SECONDS = 400
 
 
 class Disk:
@@ -66,10 +83,10 @@ def test_update(traveller: Disk, arch: str, way: str) -> None:
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize("journey", JOURNEYS)
-def test_update_host(traveller: Disk, journey: str) -> None:
+@pytest.mark.parametrize("arch,journey", JOURNEYS)
+def test_update_host(traveller: Disk, arch: str, journey: str) -> None:
     try:
-        for cpu, step in JOURNEYS[journey]:
+        for cpu, step in JOURNEYS[arch, journey]:
             traveller.boot("6.12", "hosts.py", step, "-cpu", cpu)
     except VmError as error:
         pytest.fail(str(error), pytrace=False)

@@ -74,6 +74,12 @@ _MASK, _CONTEXT, _EXTENSIONS = 128 + 40, 128 + 176, 128 + 176 + 288
 _EXTENSIONS_ROOM = 4096  # of which the last 16 bytes end the list; what is larger lies behind, in an "extra" context
 _FPSIMD_MAGIC, _SVE_MAGIC, _EXTRA_MAGIC, _FPSIMD_SIZE = 0x46508001, 0x53564501, 0x45585401, 528
 
+_NAMES = {
+    NT_ARM_SVE: "SVE", NT_ARM_SSVE: "streaming SVE (SME)", NT_ARM_ZA: "SME's array ZA", NT_ARM_ZT: "SME2's ZT0",
+    NT_ARM_TAGGED_ADDR_CTRL: "tagged addresses", NT_ARM_FPMR: "FPMR", NT_ARM_POE: "permission overlays",
+    NT_ARM_GCS: "a guarded control stack",
+}  # fmt: skip
+
 # struct user_sve_header (16 bytes), before the vectors Z0-31, the predicates P0-15 and FFR, as in struct sve_context.
 _SVE_HEADER = struct.Struct("<IIHHHH")
 _SVE_REGISTERS = 1  # flag: scalable registers follow, not just the 128 bits that NT_PRFPREG shows
@@ -117,6 +123,7 @@ class AArch64(Arch):
         NT_ARM_TAGGED_ADDR_CTRL,
         NT_ARM_GCS,
     )
+    register_names = _NAMES
     call_stop_keeps_all = False  # the kernel puts back what x7 was, over what the tracer has set
 
     def is_live(self, which: int, data: bytes) -> bool:
@@ -239,8 +246,7 @@ class AArch64(Arch):
         if info.pac_keys is not None:
             keys = _pac_regsets(info.pac_keys)
             if keys.keys() - template.others.keys():
-                self.refuse("the program's pointers are signed, which this processor cannot do",
-                            "restore them on one that can")  # fmt: skip
+                self.lacks("pointer authentication")
             others |= keys
         return Registers(_GENERAL.pack(*g.regs, g.sp, g.pc, g.pstate), others), info.clear_tid_addr
 
@@ -266,12 +272,15 @@ class AArch64(Arch):
 
     def with_extras(self, registers: Registers, stored: Mapping[int, bytes], template: Registers) -> Registers:
         made = super().with_extras(registers, stored, template)
+        for which in (NT_ARM_SVE, NT_ARM_SSVE, NT_ARM_ZA):
+            if which in stored and which in template.others and self.is_lost_without(which, stored[which]):
+                length, most = stored[which][8:10], template.others[which][10:12]
+                if int.from_bytes(length, "little") > int.from_bytes(most, "little"):
+                    self.lacks(f"vectors of {int.from_bytes(length, 'little')} bytes")
         if (tls := stored.get(NT_ARM_TLS)) is None:
             return made
         if len(tls) != len(template.others[NT_ARM_TLS]):
-            self.refuse(
-                "a thread uses TPIDR2, which this CPU or kernel does not have", "restore them on one that has it"
-            )
+            self.lacks("TPIDR2")
         return Registers(made.general, {**made.others, NT_ARM_TLS: tls})
 
     def is_lost_without(self, which: int, data: bytes) -> bool:

@@ -68,6 +68,7 @@ class Arch:
     o_largefile = 0o100000
     volatile: Sequence[int] = ()  # NT_* numbers, where the CPU has them, of what any system call destroys (`is_live`)
     untag_mask = (1 << 64) - 1  # what /proc/PID/status shows of a task for which no bits of addresses are ignored
+    register_names: Mapping[int, str] = {}  # NT_* numbers that not every CPU has, in words
     thread_area = 0  # NT_* number under which the word of PTRACE_GET_THREAD_AREA is kept (arm: the thread pointer)
     call_stop_keeps_all = True  # False: some of the registers that are set in a system-call stop are lost
     single_step = True  # PTRACE_SINGLESTEP can be relied on
@@ -175,8 +176,7 @@ class Arch:
             data = stored[which]
             if which not in template.others:
                 if self.is_lost_without(which, data):
-                    self.refuse(f"a thread uses registers that this CPU does not have (set {which:#x})",
-                                "restore them on a CPU that has them")  # fmt: skip
+                    self.lacks(self.register_names.get(which, f"register set {which:#x}"))
                 continue
             self.expect(0 < len(data) <= MAX_REGISTER_SET and len(data) % 4 == 0, "a register set has no such size")
             others.pop(which, None)
@@ -207,3 +207,10 @@ class Arch:
 
     def refuse(self, why: str, remedy: str) -> NoReturn:
         raise Refusal("these images", why, remedy)
+
+    def lacks(self, what: str) -> NoReturn:
+        """A thread holds something in registers that this CPU lacks."""
+        raise Refusal(
+            "a thread in these images", f"it uses {what}, which this CPU does not have",
+            "restore it on a CPU that has it", code="cpu-feature",
+        )  # fmt: skip

@@ -93,7 +93,8 @@ class S390x(Arch):
     SYSCALLS = numbers(_CALLS + FROM_424)
     instruction = b"\x0a\x00"
     instruction_alignment = 2
-    regsets = (NT_PRFPREG, NT_S390_VXRS_LOW, NT_S390_VXRS_HIGH)
+    regsets = (NT_PRFPREG,)
+    optional = (NT_S390_VXRS_LOW, NT_S390_VXRS_HIGH)  # before z13 there are none
     extra = (NT_S390_GS_CB, NT_S390_GS_BC, NT_S390_RI_CB)  # there only for threads that use them
     vdso_names = ("[vdso]", "[vvar]")
     single_step = False
@@ -166,12 +167,13 @@ class S390x(Arch):
 
     def signal_frame(self, registers: Registers, mask: int, address: int) -> tuple[bytes, int]:
         frame = bytearray(_VECTORS)
-        struct.pack_into(">Q", frame, _UCONTEXT, _UC_VXRS)
+        if NT_S390_VXRS_LOW in registers.others:
+            struct.pack_into(">Q", frame, _UCONTEXT, _UC_VXRS)
         state = registers.general[: _GENERAL.size - 8] + registers.others[NT_PRFPREG]  # without orig_gpr2
         frame[_REGISTERS : _REGISTERS + len(state)] = state
         struct.pack_into(">Q", frame, _MASK, mask)
-        vectors = registers.others[NT_S390_VXRS_LOW] + registers.others[NT_S390_VXRS_HIGH]
-        return bytes(frame) + vectors + bytes(128), address
+        vectors = (registers.others.get(which, b"") for which in self.optional)
+        return bytes(frame) + b"".join(vectors).ljust(128 + 256, b"\0") + bytes(128), address
 
     def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
         from torpor.images.schema.core_s390 import (
@@ -192,9 +194,11 @@ class S390x(Arch):
                 orig_gpr2=r[ORIG_R2], system_call=0,
             ),
             fpregs=UserS390FpregsEntry(fpc=control, fprs=floats),
-            vxrs_low=UserS390VxrsLowEntry(regs=list(struct.unpack(">16Q", registers.others[NT_S390_VXRS_LOW]))),
-            vxrs_high=UserS390VxrsHighEntry(regs=list(struct.unpack(">32Q", registers.others[NT_S390_VXRS_HIGH]))),
         )  # fmt: skip
+        if NT_S390_VXRS_LOW in registers.others:
+            low, high = (registers.others[which] for which in self.optional)
+            core.ti_s390.vxrs_low = UserS390VxrsLowEntry(regs=list(struct.unpack(">16Q", low)))
+            core.ti_s390.vxrs_high = UserS390VxrsHighEntry(regs=list(struct.unpack(">32Q", high)))
 
     def extras(self, registers: Registers) -> dict[int, bytes]:
         # No machine was at hand to try these on: QEMU emulates neither.
@@ -216,6 +220,10 @@ class S390x(Arch):
         for which, entry, count in ((NT_S390_VXRS_LOW, info.vxrs_low, 16), (NT_S390_VXRS_HIGH, info.vxrs_high, 32)):
             if entry is not None:
                 self.expect(len(entry.regs) == count, "wrong number of vector registers")
+                if which not in template.others:
+                    if any(entry.regs):
+                        self.lacks("the vector facility")
+                    continue
                 others[which] = struct.pack(f">{count}Q", *entry.regs)
         general = _GENERAL.pack(g.psw_mask, g.psw_addr, *g.gprs, *g.acrs, g.orig_gpr2)
         return Registers(general, others), info.clear_tid_addr

@@ -6,7 +6,6 @@ import os
 from torpor import cpuinfo
 from torpor.cli.say import Voice
 from torpor.errors import ImageError, UsageError
-from torpor.images import kinds
 from torpor.images.directory import ImageReader, write_small
 from torpor.options import Options
 
@@ -16,14 +15,15 @@ def run(action: str, options: Options, voice: Voice) -> int:
         raise UsageError(f"cpuinfo needs a word more, dump or check{f', not {action}' if action else ''}")
     fd = os.open(options.images_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        name = cpuinfo.kind().file_name()
         if action == "dump":
-            write_small(fd, kinds.CPUINFO, cpuinfo.record())
-            voice.result(f"wrote {options.images_dir}/cpuinfo.img".replace("//", "/"), {"ok": True})
+            write_small(fd, cpuinfo.kind(), cpuinfo.record())
+            voice.result(f"wrote {options.images_dir}/{name}".replace("//", "/"), {"ok": True})
             return 0
-        theirs = ImageReader(fd).find(kinds.CPUINFO)
+        theirs = ImageReader(fd).find(cpuinfo.kind())
         if theirs is None:
             raise ImageError(
-                f"there is no cpuinfo.img in {options.images_dir}",
+                f"there is no {name} in {options.images_dir}",
                 remedy="make one on the other machine: torpor cpuinfo dump -D DIR",
                 code="missing-image",
             )

@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from torpor.images.schema.timer import ItimerEntry, PosixTimerEntry
     from torpor.images.schema.timerfd import TimerfdEntry
     from torpor.images.schema.torpor import TorporTaskEntry
+    from torpor.images.schema.torpor_cpu import TorporCpuEntry
     from torpor.images.schema.torpor_file import TorporFileEntry
     from torpor.images.schema.torpor_host import TorporHostEntry
     from torpor.images.schema.tty import TtyDataEntry, TtyFileEntry, TtyInfoEntry
@@ -297,6 +298,9 @@ TORPOR_FILES: ImageKind[TorporFileEntry] = _kind(
 )
 TORPOR_HOST: ImageKind[TorporHostEntry] = _kind(
     "TORPOR_HOST", "torpor-host.img", 0x54525048, "torpor_host.TorporHostEntry", ONE
+)
+TORPOR_CPU: ImageKind[TorporCpuEntry] = _kind(
+    "TORPOR_CPU", "torpor-cpu.img", 0x54525043, "torpor_cpu.TorporCpuEntry", ONE
 )
 
 # What older CRIU wrote and 4.2 still reads.
