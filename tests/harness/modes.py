@@ -172,6 +172,28 @@ def leave_stopped(case: Case) -> None:
     _finish_then_restore(case)
 
 
+def same_images(case: Case) -> None:
+    """Stopped, the tree is dumped by one tool, then by the other: the images must say the same (same_images.py)."""
+    from harness import same_images
+
+    tree = tree_of(case.pid)
+    for pid in tree:
+        os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 10
+    while moving := [pid for pid in tree if _state(pid) not in "TZ"]:
+        assert time.monotonic() < deadline, f"not stopped by SIGSTOP: {moving}"
+        time.sleep(0.01)
+    images = [case.images / tool.name for tool in (case.dumper, case.restorer)]
+    for tool, directory in zip((case.dumper, case.restorer), images, strict=True):
+        tool.dump(case.pid, directory, "-R", *case.workload.options("dump"))
+    compared = same_images.compare(*images)
+    print(compared)
+    assert not compared.wrong, "\n".join(["the images differ (Torpor's value / CRIU's):", *compared.wrong])
+    for pid in tree:
+        os.kill(pid, signal.SIGKILL)
+    case.ended()
+
+
 def _finish_then_restore(case: Case) -> None:
     case.running.finish()
     case.nursery.sweep(case.nursery.grace)
@@ -210,6 +232,8 @@ MODES: dict[str, Mode] = {
     "leave-stopped": Mode(leave_stopped),
     "from-criu": Mode(dump_and_restore, dumper="criu", excused=True),
     "to-criu": Mode(dump_and_restore, restorer="criu", excused=True),
+    # Torpor dumps first: CRIU's dump leaves traces in the tree.
+    "same-images": Mode(same_images, restorer="criu", excused=True),
     # Not part of a normal run: the first half of leave-running; CRIU alone, the oracle, also to test the harness.
     "goes-on": Mode(goes_on),
     "criu": Mode(dump_and_restore, dumper="criu", restorer="criu"),

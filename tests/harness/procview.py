@@ -101,14 +101,19 @@ class Viewer:
         pids = tree_of(self.root)
         self.view[("tree", "tasks")] = tuple(sorted(pids))
         for pid in pids:
-            try:
-                self.task(pid)
-            except (FileNotFoundError, ProcessLookupError):
-                if os.path.exists(f"/proc/{pid}"):
-                    raise
-                # It ended while we looked: half of it is worse than nothing.
-                self.view = {key: value for key, value in self.view.items() if key[0] != f"task {pid}"}
-                self.files = [file for file in self.files if file[0][0] != f"task {pid}"]
+            for again in (True, True, False):
+                try:
+                    self.task(pid)
+                    break
+                except (FileNotFoundError, ProcessLookupError):
+                    there = os.path.exists(f"/proc/{pid}")
+                    if there and not again:
+                        raise
+                    # It, or a thread of it, ended while we looked: half of it is worse than nothing.
+                    self.view = {key: value for key, value in self.view.items() if key[0] != f"task {pid}"}
+                    self.files = [file for file in self.files if file[0][0] != f"task {pid}"]
+                    if not there:
+                        break
         self.descriptions()
         return self.view
 

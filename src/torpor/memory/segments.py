@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MEMFD = 18  # FdTypes
 F_ADD_SEALS, F_GET_SEALS = 1033, 1034
+F_SEAL_SEAL = 1
 MFD_EXEC = 0x10
 MAX_SEGMENT = 1 << 46
 FIRST_SHMID = 1 << 30  # of memfds: IPC ids, which name pagemaps too, are far below
@@ -39,7 +40,7 @@ class Segment:
 
     def __init__(self, fd: int, name: str, shmid: int, stat: os.stat_result, is_sysv: bool) -> None:
         self.fd, self.name, self.shmid, self.stat, self.is_sysv = fd, name, shmid, stat, is_sysv
-        self.seals = 0
+        self.seals = F_SEAL_SEAL  # what anonymous memory has
         self.files: dict[int, int] = {}  # open flags → id in files.img, for areas
         self.bytes = 0
 
@@ -157,7 +158,7 @@ def save_inodes(dump: Dump) -> None:
                 shmid=segment.shmid,
                 seals=segment.seals,
                 inode_id=segment.shmid,
-                mode=segment.stat.st_mode & 0o7777,
+                mode=segment.stat.st_mode,
             )
             for segment in of(dump).by_inode.values()
             if not segment.is_sysv

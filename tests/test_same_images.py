@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One stopped tree dumped by Torpor and by CRIU: the images say the same, but for what differs by nature.  And the
+comparison sees what does not."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from harness import same_images
+from harness.checkpoint_view import AS_IN_FILE, View
+from harness.modes import MODES
+from harness.same_images import EINTR
+from harness.workload import all_workloads
+from test_workloads import test_workload as run_workload
+
+NAMES = ("cpu_registers", "fd_epoll", "mem_shared_anon", "py_threads", "sys_interrupted", "time_posix", "tty_session")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("name", NAMES)
+def test_same_images(name: str, tmp_path: Path) -> None:
+    (workload,) = (one for one in all_workloads() if one.name == name)
+    assert "same-images" in MODES
+    run_workload(workload, "same-images", tmp_path)
+
+
+def compared(monkeypatch: pytest.MonkeyPatch, ours: View, theirs: View) -> same_images.Compared:
+    views = iter((ours, theirs))
+    monkeypatch.setattr(same_images, "view", lambda directory: next(views))
+    return same_images.compare(Path("ours"), Path("theirs"))
+
+
+PAGE = bytes(range(256)) * 16
+RSEQ = {"core-7 thread_core rseq_entry rseq_abi_pointer": 0x1000}
+TIMER = "2c00000000000000feffffff000000000f000000{}000000770000000000000{}0000000000"
+
+
+@pytest.mark.parametrize(
+    "ours,theirs,wrong",
+    [
+        ({"core-7 tc blk_sigset": 1}, {"core-7 tc blk_sigset": 2}, ["core-7 tc blk_sigset = 1 / 2"]),
+        ({"core-7 tc blk_sigset": 1}, {}, ["core-7 tc blk_sigset = 1 / (absent)"]),
+        ({}, {"core-7 tc blk_sigset": 1}, ["core-7 tc blk_sigset = (absent) / 1"]),
+        ({"mm-7 mm_brk": 0}, {}, []),
+        ({"torpor-7 x": 5}, {}, []),
+        ({}, {"torpor-7 x": 5}, ["torpor-7 x = (absent) / 5"]),
+        ({"pagemap-7 0x1000": PAGE}, {"pagemap-7 0x1000": PAGE[:8] + b"1234" + PAGE[12:]},
+         ["pagemap-7 0x1008 = b'\\x08\\t\\n\\x0b' / b'1234'"]),
+        ({"pagemap-7 0x1000": PAGE}, {}, ["pagemap-7 0x1000 = 4096 bytes / (absent)"]),
+        ({}, {"pagemap-7 0x1000": AS_IN_FILE}, []),
+        ({"pagemap-7 0x1000": AS_IN_FILE}, {}, ["pagemap-7 0x1000 = as in the file / (absent)"]),
+        ({**RSEQ, "pagemap-7 0x1000": PAGE}, {**RSEQ, "pagemap-7 0x1000": b"1234" + PAGE[4:]}, []),
+        ({**RSEQ, "pagemap-7 0x1000": PAGE}, {**RSEQ, "pagemap-7 0x1000": PAGE[:16] + b"1234" + PAGE[20:]},
+         ["rseq of 7 16 = b'\\x10\\x11\\x12\\x13' / b'1234'"]),
+        ({"core-7 tc timers real remaining": 5 * 10**9}, {"core-7 tc timers real remaining": 4 * 10**9}, []),
+        ({"core-7 tc timers real remaining": 5 * 10**9}, {"core-7 tc timers real remaining": 500 * 10**9},
+         ["core-7 tc timers real remaining = 5000000000 / 500000000000"]),
+        ({"core-7 thread_info gpregs ip": 8}, {"core-7 thread_info gpregs ip": 10}, []),
+        ({"core-7 thread_info gpregs ip": 8}, {"core-7 thread_info gpregs ip": 9},
+         ["core-7 thread_info gpregs ip = 8 / 9"]),
+        ({"core-7 thread_info gpregs ax": 128}, {"core-7 thread_info gpregs ax": EINTR}, []),
+        ({"core-7 thread_info gpregs ax": 128}, {"core-7 thread_info gpregs ax": 0},
+         ["core-7 thread_info gpregs ax = 128 / 0"]),
+        ({"core-7 thread_info gpregs orig_ax": 0x202_00000080}, {"core-7 thread_info gpregs orig_ax": 0x80}, []),
+        ({"core-7 thread_info gpregs orig_ax": 0x202_00000081}, {"core-7 thread_info gpregs orig_ax": 0x80},
+         ["core-7 thread_info gpregs orig_ax = 2207613190273 / 128"]),
+        ({"core-7 tc signals_s signals 0 siginfo": TIMER.format("4c", 0)},
+         {"core-7 tc signals_s signals 0 siginfo": TIMER.format("00", 0)}, []),
+        ({"core-7 tc signals_s signals 0 siginfo": TIMER.format("4c", 0)},
+         {"core-7 tc signals_s signals 0 siginfo": TIMER.format("00", 1)},
+         [f"core-7 tc signals_s signals 0 siginfo = {TIMER.format('4c', 0)} / {TIMER.format('00', 1)}"]),
+    ],
+)  # fmt: skip
+def test_what_differs(monkeypatch: pytest.MonkeyPatch, ours: View, theirs: View, wrong: list[str]) -> None:
+    found = compared(monkeypatch, ours, theirs)
+    assert found.wrong == wrong
+    assert bool(found.by_nature) == (not wrong)
