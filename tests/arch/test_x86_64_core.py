@@ -41,6 +41,8 @@ def area(features: int, size: int, in_use: int = 0, seed: int = 1) -> bytes:
     for bit, offset in layout(features, size).items():
         if in_use >> bit & 1 and bit in sizes:
             data[offset : offset + sizes[bit]] = noise.randbytes(sizes[bit])
+            if bit == 9:  # the register has 32 bits; the kernel gives zeros for the rest
+                data[offset + 4 : offset + 8] = bytes(4)
     return bytes(data)
 
 
