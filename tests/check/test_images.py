@@ -118,6 +118,19 @@ def test_what_is_taken_is_named_at_once(dumped: Dumped) -> None:
     assert report.lines()[-1] == "Cannot be restored here and now."
 
 
+def test_a_terminal_whose_number_is_taken(tmp_path: Path) -> None:
+    program = "import os, time; ends = os.openpty(); print(os.ttyname(ends[1]), flush=True); time.sleep(1000)"
+    with Victim(tmp_path, sys.executable, "-c", program) as victim:
+        images = tmp_path / "images"
+        images.mkdir()
+        torpor.dump(victim.pid, images, leave_running=True, manage_cgroups="ignore")
+        report = torpor.check(images=images, manage_cgroups="ignore")
+        (one,) = [one for one in report.obstacles if one.code != "pid-taken"]
+        assert (one.what, one.why) == (f"the terminal {victim.first}", "its number is in use here")
+    report = torpor.check(images=images, manage_cgroups="ignore")
+    assert report.ok or os.path.exists(victim.first), report.obstacles  # somebody else's by now
+
+
 def test_connections_and_jobs(tmp_path: Path) -> None:
     it = Dumped(tmp_path, "connected", tcp_close=True)
     try:

@@ -45,14 +45,12 @@ def test_a_running_process_is_named_at_once() -> None:
         assert time.monotonic() - start < pids.PATIENCE / 2
     assert f"PID {pid} is taken (" in text
     assert "end that process" in text
-    assert not pids.in_use(pid)
     assert list(pids.taken([pid])) == []
 
 
 def test_what_has_ended_gets_a_moment() -> None:
     with child(lambda: os._exit(0)) as pid:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        assert pids.in_use(pid)
         reaper = threading.Timer(0.05, os.waitpid, (pid, 0))
         reaper.start()
         assert list(pids.taken([pid])) == []
@@ -66,23 +64,32 @@ def test_whose_zombie_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"its parent {os.getpid()} (" in words(pid)
 
 
-def test_a_group_without_its_leader() -> None:
+@pytest.mark.parametrize("what", ["group", "session"])
+def test_without_its_leader(what: str) -> None:
+    """A member keeps the number of its group, or that of its session where it has a group of its own, as the job of a
+    shell has that is gone."""
     told, tell = os.pipe()
 
     def lead() -> None:
-        os.setpgid(0, 0)
+        (os.setsid if what == "session" else os.setpgrp)()
         member = os.fork()
         if member == 0:
+            if what == "session":
+                os.setpgrp()
+            os.write(tell, b"%d" % os.getpid())
             signal.pause()
-        os.write(tell, b"%d" % member)
+        os.read(wait, 1)
 
+    wait, go = os.pipe()
     with child(lead) as pid:
         member = int(os.read(told, 20))
+        os.write(go, b"g")
         os.waitpid(pid, 0)
         try:
-            assert pids.in_use(pid)
             text = words(pid)
             assert f"the process group or session of {member} (" in text
             assert "end them" in text
         finally:
             os.kill(member, signal.SIGKILL)
+    for fd in (told, tell, wait, go):
+        os.close(fd)

@@ -9,6 +9,7 @@ after a dump these are often what is left of the original, and they go by themse
 import os
 import time
 from collections.abc import Iterable, Iterator
+from fcntl import F_SETOWN, fcntl
 
 from torpor.errors import RestoreFailed
 from torpor.kernel.proc import Stat, parse_stat
@@ -23,29 +24,34 @@ _ELSEWHERE = "or restore in a PID namespace of its own (unshare -fp --mount-proc
 def taken(pids: Iterable[int]) -> Iterator[RestoreFailed]:
     """A refusal for each of these PIDs that is in use."""
     deadline = time.monotonic() + PATIENCE
-    for pid in pids:
-        while in_use(pid):
-            holders = _holders(pid)
-            if holders and (time.monotonic() > deadline or not all(holder.ended for holder in holders)):
-                yield refusal(pid, holders)
-                break
-            if not holders and time.monotonic() > deadline:  # we may not see who it is (hidepid)
-                yield refusal(pid, [])
-                break
-            time.sleep(_AWHILE)
+    probe, other = os.pipe2(os.O_CLOEXEC)
+    try:
+        for pid in pids:
+            while _is_known(pid, probe):
+                holders = _holders(pid)
+                if holders and (time.monotonic() > deadline or not all(holder.ended for holder in holders)):
+                    yield refusal(pid, holders)
+                    break
+                if not holders and time.monotonic() > deadline:  # we may not see who it is (hidepid)
+                    yield refusal(pid, [])
+                    break
+                time.sleep(_AWHILE)
+    finally:
+        os.close(probe)
+        os.close(other)
 
 
-def in_use(pid: int) -> bool:
-    """As the number of a process, a thread or a process group."""
-    for target in (pid, -pid):
-        try:
-            os.kill(target, 0)
-        except ProcessLookupError:
-            continue
-        except PermissionError:
-            pass
-        return True
-    return False
+def _is_known(pid: int, probe: int) -> bool:
+    """Whether it is the number of a process, a thread, a process group or a session; `probe`: any descriptor of ours.
+
+    fcntl(2), F_SETOWN looks a number up whatever it stands for (fs/fcntl.c, f_setown), and needs no rights; kill(2)
+    knows of no sessions.
+    """
+    try:
+        fcntl(probe, F_SETOWN, pid)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class _Holder(NamedTuple):

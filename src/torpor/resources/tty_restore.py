@@ -37,6 +37,9 @@ MAX_NUMBER = 1 << 16  # more are not tried
 AT_FDCWD = (1 << 64) - 100
 
 
+_HERE = ("/dev/ptmx", "/dev/pts/ptmx")  # masters of the terminals in /dev/pts
+
+
 def terminals(restore: "Restore") -> "Terminals":
     """The one set of terminals of a restore."""
     if "terminals" not in restore.state:
@@ -63,6 +66,14 @@ def _run_with(runner: "Executor", fd: int, request: int, argument: int | None) -
     runner.run(program)
 
 
+def _in_use(number: int) -> Refusal:
+    return Refusal(
+        f"the terminal /dev/pts/{number}",
+        "its number is in use here",
+        "close the terminal that has it, or restore where there are fewer",
+    )
+
+
 class Terminals:
     """All terminals of a restore."""
 
@@ -76,6 +87,7 @@ class Terminals:
         self._slaves: dict[int, int] = {}  # a slave of our own for each, by number
         self._names: dict[int, str] = {}  # how a master was opened, by number
         self._entries: list[FileEntry] = []
+        self._looked_for: set[int] = set()
         self._made = self._finished = self._given = self._shared = False
 
     # -- check --------------------------------------------------------------------------------------------------------
@@ -105,6 +117,10 @@ class Terminals:
                     "its place is to be taken by Torpor's own standard input, which is no terminal",
                     "run the restore in a terminal",
                 )
+        elif info.type == PTY and number not in self._looked_for:
+            self._looked_for.add(number)
+            if self._names.get(number, "/dev/ptmx") in _HERE and os.path.exists(f"/dev/pts/{number}"):
+                raise _in_use(number)
 
     @staticmethod
     def number(info: "TtyInfoEntry") -> int:
@@ -164,11 +180,7 @@ class Terminals:
                     continue
                 spare.append(fd)
                 if number > max(missing):
-                    raise Refusal(
-                        f"the terminal /dev/pts/{min(missing)}",
-                        "its number is in use here",
-                        "close the terminal that has it, or restore where there are fewer",
-                    )
+                    raise _in_use(min(missing))
         finally:
             for fd in spare:
                 os.close(fd)
