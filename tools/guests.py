@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs/guests.md"
@@ -24,12 +25,15 @@ HEAD = """\
 # Objects in guests
 
 What `make test-vm` found: each workload of `tests/workloads` is dumped and restored inside guests with Debian's own
-kernels of each architecture, under QEMU's emulation, and compared with what it was. ppc64le has pages of 64 KiB in 6.1
-and of 4 KiB in 6.12. Written by `tools/guests.py` from the guests' results, of each case the newest.
+kernels of each architecture, under QEMU's emulation, and compared with what it was; and it is dumped with
+`--leave-running`, goes on, and is compared, too. ppc64le has pages of 64 KiB in 6.1 and of 4 KiB in 6.12. Written by
+`tools/guests.py` from the guests' results, of each case the newest.
 
-`+` comes back · `r` is refused in words (below) · `-` cannot be had on that machine · `F` fails · empty: not run
+The first sign is the restore's: `+` comes back · `r` is refused in words (below) · `-` cannot be had on that machine ·
+`F` fails · empty: not run. The second is of the one that goes on.
 """
-Result = dict[str, str]
+Result = dict[str, Any]
+MODES = ("restore", "leave-running")
 
 
 def results(arch: str, kernel: str) -> dict[str, Result]:
@@ -42,6 +46,12 @@ def results(arch: str, kernel: str) -> dict[str, Result]:
     return found
 
 
+def newest(found: dict[str, Result], name: str, mode: str) -> Result | None:
+    """The latest result of a mode: of a case of its own, or of one that has both."""
+    several = [found[case] for case in (f"{name}-{mode}", f"{name}-both") if case in found]
+    return max(several, key=lambda result: result.get("at", 0), default=None)
+
+
 def about(workload: Workload) -> str:
     """The first sentence of its comment."""
     text = re.sub(r"\s*\n \*\s*", " ", workload.path.read_text()[:1500])
@@ -49,7 +59,7 @@ def about(workload: Workload) -> str:
     return found[1].rstrip(".:").replace("|", "/") if found else workload.name
 
 
-def mark(result: Result | None) -> str:
+def mark_of(result: Result | None) -> str:
     if result is None:
         return ""
     refused = result["output"].startswith("refused: ")
@@ -63,11 +73,14 @@ def main() -> int:
     lines.append("|---|---|" + "---|" * len(columns))
     words: dict[str, list[str]] = {}
     for workload in all_workloads():
-        found = {column: known[column].get(f"{workload.name}-restore") for column in columns}
-        marks = [mark(result) for result in found.values()]
+        found = {column: newest(known[column], workload.name, "restore") for column in columns}
+        marks = [
+            mark_of(result) + mark_of(newest(known[column], workload.name, "leave-running"))
+            for column, result in found.items()
+        ]
         lines.append(f"| {workload.name} | {about(workload)} | {' | '.join(marks)} |")
         for (arch, kernel), result in found.items():
-            if result is not None and mark(result) in ("r", "-"):
+            if result is not None and mark_of(result) in ("r", "-"):
                 why = re.sub(r"^(refused|cannot run here): ", "", result["output"].strip().splitlines()[0])
                 words.setdefault(f"{workload.name}: {why}", []).append(f"{arch} {kernel}")
     lines += ["", "## Refused, or not to be had", ""]
@@ -76,12 +89,14 @@ def main() -> int:
         "",
         "## In numbers",
         "",
-        "| kernel | come back | refused | not to be had | fail |",
-        "|---|---|---|---|---|",
+        "| kernel | mode | passed | refused | not to be had | fail |",
+        "|---|---|---|---|---|---|",
     ]
     for (arch, kernel), found_there in known.items():
-        marks = [mark(result) for case, result in found_there.items() if case.endswith("-restore")]
-        lines.append(f"| {arch} {kernel} | " + " | ".join(str(marks.count(one)) for one in "+r-F") + " |")
+        for mode in MODES:
+            marks = [mark_of(newest(found_there, workload.name, mode)) for workload in all_workloads()]
+            numbers = " | ".join(str(marks.count(one)) for one in "+r-F")
+            lines.append(f"| {arch} {kernel} | {mode} | {numbers} |")
     TARGET.write_text("\n".join(lines) + "\n")
     return 0
 

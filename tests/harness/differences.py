@@ -106,12 +106,11 @@ class Tolerance(NamedTuple):
         return int(after, 16) & ~self.bits == int(before, 16) & ~self.bits
 
 
-def _with_areas(seen: View, ignored: frozenset[str]) -> View:
-    """The view with each area as entries of its own."""
-    spread: View = {}
+def _with_areas(seen: View, ignored: frozenset[str], alike: set[Key]) -> View:
+    """The view with each area as entries of its own; without the tasks whose areas are `alike`."""
+    spread = {key: value for key, value in seen.items() if type(value) is not Areas}
     for key, value in seen.items():
-        if not isinstance(value, Areas):
-            spread[key] = value
+        if type(value) is not Areas or key in alike:
             continue
         for area in value.merged(ignored):
             at = (key[0], f"area {area.start:x}-{area.end:x}")
@@ -164,7 +163,11 @@ def differences(before: View, after: View, tolerate: Iterable[Tolerance] = ()) -
     """What changed, one sentence a change; [] when nothing did."""
     tolerate = list(tolerate)
     ignored = frozenset().union(*(one.flags for one in tolerate))
-    before, after = _with_areas(before, ignored), _with_areas(after, ignored)
+    alike = {
+        key for key, value in before.items()
+        if type(value) is Areas and value == after.get(key) and all(type(area.file) is str for area in value.areas)
+    }  # fmt: skip
+    before, after = _with_areas(before, ignored, alike), _with_areas(after, ignored, alike)
     names = {key[0]: value for key, value in before.items() if key[1:] == ("comm",)}
     renaming = Renaming()
     found: list[str] = []
@@ -177,7 +180,9 @@ def differences(before: View, after: View, tolerate: Iterable[Tolerance] = ()) -
         if not any(one.covers(sentence, before.get(key), after.get(key)) for one in tolerate):
             found.append(sentence)
 
-    here, there = _prefixes(before), _prefixes(after)
+    here = there = set[Key]()
+    if before.keys() != after.keys():
+        here, there = _prefixes(before), _prefixes(after)
     told: set[Key] = set()
     for key, value in before.items():
         if key not in after:
@@ -188,14 +193,16 @@ def differences(before: View, after: View, tolerate: Iterable[Tolerance] = ()) -
             told.add(whole)
             continue
         now = after[key]
-        if isinstance(value, Same) and isinstance(now, Same):
+        if type(value) is Same and type(now) is Same:
             if not renaming.agrees(value, now):
                 tell(key, _change(value, now))
         elif value != now:
             tell(key, _change(value, now))
     for key, value in after.items():
+        if key in before:
+            continue
         whole = next((key[:n] for n in range(1, len(key)) if key[:n] not in here), key)
-        if key not in before and whole not in told:
+        if whole not in told:
             tell(key, f"is new: {_text(value)}")
             told.add(whole)
     return found

@@ -147,6 +147,19 @@ def leave_running(case: Case) -> None:
     _finish_then_restore(case)
 
 
+def both(case: Case) -> None:
+    """Restore and leave-running with one start: dump, the original ends, restore; the restored one, which is as it was,
+    is dumped with --leave-running, goes on as it was, and passes."""
+    case.dump()
+    case.ended()
+    case.restore()
+    case.compare_restored()
+    case.images = case.images.with_name("images-again")
+    case.dump("-R")
+    case.compare("while the restored one goes on", *LEFT_BY[case.restorer.name])
+    case.running.finish()
+
+
 def goes_on(case: Case) -> None:
     """Dump with --leave-running, and no restore: does the original notice?"""
     case.dump("-R")
@@ -234,6 +247,7 @@ MODES: dict[str, Mode] = {
     "to-criu": Mode(dump_and_restore, restorer="criu", excused=True),
     # Torpor dumps first: CRIU's dump leaves traces in the tree.
     "same-images": Mode(same_images, restorer="criu", excused=True),
+    "both": Mode(both),
     # Not part of a normal run: the first half of leave-running; CRIU alone, the oracle, also to test the harness.
     "goes-on": Mode(goes_on),
     "criu": Mode(dump_and_restore, dumper="criu", restorer="criu"),

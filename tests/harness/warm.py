@@ -27,7 +27,8 @@ def become(command: list[str], environment: dict[str, str]) -> None:
 
 
 def import_all() -> None:
-    """Import what the commands import while they run."""
+    """Import what the commands import while they run, and make the tables of all messages, which a command makes for
+    those that it meets."""
     import importlib
     import pkgutil
 
@@ -36,3 +37,13 @@ def import_all() -> None:
     for module in pkgutil.walk_packages(torpor.__path__, "torpor."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+
+    from torpor.images import decoder, frozen, message
+
+    for cls in message.Message.__subclasses__():
+        cls._compile_encoder()
+        cls._decoder = decoder._Decoder(cls)
+        frozen._make(cls)
+        for field in cls.fields().values():
+            if field.is_message:
+                field.load()

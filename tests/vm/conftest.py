@@ -1,92 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests in guests run only when asked for: ``-m vm`` (they fetch hundreds of megabytes the first time).
 
-All cases of one architecture and kernel run in one boot; two guests (``TORPOR_VM_JOBS``) run at a time.  What may wreck
-a kernel has a boot of its own: `ALONE`, and whatever is left when a guest's kernel says that it has come to harm.
+All cases of one architecture and kernel run in one boot (vmlab/session.py); two guests (``TORPOR_VM_JOBS``) run at a
+time, from the beginning of the run on.  A line tells of each that has come to its end; the summary counts per kernel.
 """
 
-import json
-import os
+import re
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import pytest
-from vmlab import VmError, cache_dir, criu, machine, programs
-from vmlab.targets import CPUS, TARGETS
-
-BOOTS = 3
-ALONE = (
-    "mem_cow",
-    "threads_1000",
-    "tree_wide",
-)  # take much of the guest's memory: the last ones, in a boot of their own
-CASE_TIMEOUT = 300  # seconds without a result after which a guest is given up
-Key = tuple[str, str, str, str]
+from vmlab import VmError
+from vmlab.session import Guests, Key
 
 
-def _remember(arch: str, version: str, module: str, found: dict[str, dict[str, Any]]) -> None:
-    """Add results to those of earlier runs in the file from which tools/guests.py makes docs/guests.md."""
-    path = cache_dir() / "results" / f"{arch}-{version}-{module}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text()) if path.exists() else {}
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(known | found, indent=1))
-    partial.rename(path)
+class Checked:
+    """What the tests get: the guests, and a test's failure or skip for what a case has come to."""
 
-
-class Guests:
-    """Starts each guest once, with all cases that this session selected, and hands out their results."""
-
-    def __init__(self, wanted: dict[Key, list[str]]) -> None:
-        self.exercised: list[str] = []  # a line for each guest of test_exercised_registers.py
-        self._pool = ThreadPoolExecutor(int(os.environ.get("TORPOR_VM_JOBS", "2")))
-        self._outcomes: dict[Key, Future[dict[str, dict[str, Any]]]] = {
-            key: self._pool.submit(self._boot, key, cases) for key, cases in wanted.items()
-        }
-
-    def _boot(self, key: Key, cases: list[str]) -> dict[str, dict[str, Any]]:
-        """Every case's result.  A guest that dies or hangs is booted again, without the case that it was at."""
-        arch, version, module, cpu = key
-        target = TARGETS[arch]
-        found: dict[str, dict[str, Any]] = {}
-        files: dict[str, Path] = {}
-        if module in ("workloads", "exchange"):
-            files, broken = programs.build(target, sorted({case.partition("-")[0] for case in cases} | {"fd_pipe"}))
-            files.update(programs.sources())
-            for case in cases:
-                if case.partition("-")[0] in broken:
-                    found[case] = {"outcome": "failed", "output": broken[case.partition("-")[0]]}
-        for boot in range(BOOTS + 1):
-            left = [case for case in cases if case not in found]
-            if boot == 0 and module == "workloads":
-                left = [case for case in left if case.partition("-")[0] not in ALONE] or left
-            if not left:
-                break
-            outcome = machine.run(
-                target, version, ["/t/runner.py", module, *left],
-                files=files, extra=CPUS.get((arch, cpu), ("-cpu", cpu)) if cpu else (), timeout=CASE_TIMEOUT,
-                disk=2048 if module == "workloads" else 0,
-                archives=[criu.archive(target)] if module == "exchange" else [],
-            )  # fmt: skip
-            for result in outcome.results:
-                found[result["case"]] = result
-            text = str(machine.describe_failure(outcome))
-            for case in outcome.unfinished or ([] if outcome.results else left):
-                found[case] = {"outcome": "failed", "output": text}
-        _remember(arch, version, f"{module}-{cpu}" if cpu else module, found)
-        return found
+    def __init__(self, guests: Guests) -> None:
+        self._guests = guests
+        self.exercised = guests.exercised
 
     def check(self, arch: str, kernel: str, module: str, case: str, cpu: str = "") -> str:
         """What the case printed.  Fails the test with what went wrong."""
         try:
-            results = self._outcomes[arch, kernel, module, cpu].result()
+            result = self._guests.result(Key(arch, kernel, module, cpu), case)
         except VmError as error:
             pytest.fail(str(error), pytrace=False)
-        if case not in results:
-            pytest.fail(f"the guest died {BOOTS} times before it came to this case", pytrace=False)
-        result = results[case]
         text = str(result["output"])
         if result["outcome"] == "failed":
             pytest.fail(f"in the guest:\n{text}", pytrace=False)
@@ -94,19 +34,30 @@ class Guests:
             pytest.skip(f"{arch} {kernel}: {text.strip()}")
         return text
 
-    def close(self) -> None:
-        """Whatever still runs is not wanted any more: Ctrl-C, or --exitfirst."""
-        machine.end_all()
-        self._pool.shutdown(cancel_futures=True)
 
-
-REPORT = pytest.StashKey[list[str]]()  # lines for the end of the run
+GUESTS = pytest.StashKey[Guests]()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if lines := config.stash.get(REPORT, []):
+    per_kernel: dict[str, Counter[str]] = {}
+    for outcome in ("passed", "failed", "error", "skipped", "xfailed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            if name := re.search(r"/vm/.*\[(\w+)-(?:.*-)?(6\.\d+)-", report.nodeid):
+                per_kernel.setdefault(f"{name[1]} {name[2]}", Counter())[outcome] += 1
+    if per_kernel:
+        terminalreporter.section("tests of each kernel")
+        for where, counts in sorted(per_kernel.items()):
+            numbers = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+            terminalreporter.line(f"{where:14} {numbers}")
+    guests = config.stash.get(GUESTS, None)
+    if guests is None:
+        return
+    terminalreporter.section("guests")
+    for boot in guests.boots.values():
+        terminalreporter.line(str(boot))
+    if guests.exercised:
         terminalreporter.section("registers and features that were exercised")
-        for line in sorted(lines):
+        for line in sorted(guests.exercised):
             terminalreporter.line(line)
 
 
@@ -121,20 +72,44 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if guests:
             items[:] = [item for item in items if item not in set(guests)]
             config.hook.pytest_deselected(items=guests)
+        return
+    # Those that boot guests of their own come first: the others wait for guests that run meanwhile.
+    items.sort(key=lambda item: "case" in getattr(getattr(item, "callspec", None), "params", ()))
 
 
-@pytest.fixture(scope="session")
-def guests(request: pytest.FixtureRequest) -> Iterator[Guests]:
-    wanted: dict[Key, list[str]] = {}
+@pytest.fixture(scope="session", autouse=True)
+def _running(request: pytest.FixtureRequest) -> Iterator[Guests | None]:
+    wanted: list[tuple[Key, str]] = []
     for item in request.session.items:
         where = getattr(item, "callspec", None)
         if item.get_closest_marker("vm") and where and {"arch", "kernel", "case"} <= where.params.keys():
-            parameters = where.params
-            key = (parameters["arch"], parameters["kernel"], item.module.MODULE, parameters.get("cpu", ""))
-            for case in where.params["case"].split():
-                if case not in wanted.setdefault(key, []):
-                    wanted[key].append(case)
-    running = Guests(wanted)
-    request.config.stash[REPORT] = running.exercised
+            given = where.params
+            key = Key(given["arch"], given["kernel"], item.module.MODULE, given.get("cpu", ""))
+            wanted += [(key, case) for case in given["case"].split()]
+    if not wanted:
+        yield None
+        return
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    terminal = request.config.pluginmanager.getplugin("terminalreporter")
+
+    def tell(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            terminal.ensure_newline()
+            terminal.write_line(line, flush=True)
+
+    running = Guests(wanted, tell)
+    request.config.stash[GUESTS] = running
     yield running
     running.close()
+
+
+@pytest.fixture(scope="session")
+def guests(_running: Guests) -> Checked:
+    return Checked(_running)
+
+
+@pytest.fixture(autouse=True)
+def _progress(_running: Guests | None) -> Iterator[None]:
+    yield
+    if _running is not None:
+        _running.tell()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every workload, dumped and restored by guests: test_guest_workloads.py::test_in_guest[ARCH-KERNEL-NAME-MODE].
 
-The cases are run by guest/workloads.py.  TORPOR_MODES chooses modes, as for tests/test_workloads.py; else all workloads
-are restored, and those of `SUBSET` also go on.  ``-m vm_subset`` is a few minutes on all kernels.
+The cases are run by guest/workloads.py.  TORPOR_MODES chooses modes, as for tests/test_workloads.py; else each workload
+is restored, and goes on after a dump: in one case (the mode `both`), or in two where it is of `SUBSET` or of what
+test_exercised_registers.py needs.  ``-m vm_subset`` is a few minutes on all kernels.
 """
 
 import os
@@ -37,7 +38,8 @@ def cases() -> Iterator[Any]:
     yield pytest.param("command_line", marks=pytest.mark.vm_subset)
     chosen = selected() if os.environ.get("TORPOR_MODES") else []
     for workload in all_workloads():
-        for mode in chosen or (["restore", "leave-running"] if workload.name in SUBSET else ["restore"]):
+        singly = workload.name in SUBSET or workload.name.startswith("cpu_")
+        for mode in chosen or (["restore", "leave-running"] if singly else ["both"]):
             few = workload.name in SUBSET and mode == "restore"
             yield pytest.param(f"{workload.name}-{mode}", marks=[pytest.mark.vm_subset] if few else [])
 

@@ -287,7 +287,8 @@ class Names:
         return handle
 
     def bind_unseen(self, fd: int, name: bytes) -> int:
-        """Bind to a path that nobody can find.  Returns a handle (O_PATH).  Raises OSError."""
+        """Bind to a path that nobody can find, and remove it, so that the next dump finds it removed.  Returns a handle
+        (O_PATH).  Raises OSError."""
         if self._scratch < 0:
             self._scratch = _detached_tmpfs()
         plain = name.rstrip(b"\0")
@@ -297,12 +298,10 @@ class Names:
                     _directories(b"%d" % level)
                     os.chdir(b"%d" % level)
             _directories(os.path.dirname(plain))
-            try:
-                os.unlink(plain)
-            except FileNotFoundError:
-                pass
             bind(fd, plain)
-            return os.open(plain, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            handle = os.open(plain, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            os.unlink(plain)
+            return handle
 
 
 def mask_of(mode: int) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs test cases inside a guest: ``runner.py MODULE [CASE...]``, each in a fork of this one process.
+"""Runs test cases inside a guest: ``runner.py MODULE [CASE...] [-- MODULE ...]``, each in a fork of this one process.
 
 Starting Python costs seconds under emulation, a fork nothing.  A case is a function without arguments in the module's
 ``CASES``; it fails by an exception; exit status 77 says that it cannot run here.  What it prints is reported with its
@@ -126,11 +126,20 @@ def sweep() -> None:
 
 
 def main() -> None:
-    module = importlib.import_module(sys.argv[1])
-    waiting = sys.argv[2:] or list(module.CASES)
+    kernel = Kernel()
+    words = sys.argv[1:]
+    while words:
+        end = words.index("--") if "--" in words else len(words)
+        run(words[0], words[1:end], kernel)
+        words = words[end + 1 :]
+
+
+def run(name_of_module: str, cases: list[str], kernel: Kernel) -> None:
+    """All cases of one module, or those that are named."""
+    module = importlib.import_module(name_of_module)
+    waiting = cases or list(module.CASES)
     waiting.reverse()
     running: list[Case] = []
-    kernel = Kernel()
     at_once, seconds = getattr(module, "AT_ONCE", 1), getattr(module, "CASE_SECONDS", CASE_SECONDS)
     while waiting or running:
         while waiting and len(running) < at_once:

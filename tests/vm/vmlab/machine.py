@@ -10,12 +10,14 @@ that started it ends.  It has a session of its own, so that Ctrl-C reaches only 
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import re
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -34,7 +36,8 @@ _GUEST = Path(__file__).parent.parent / "guest"
 _PROJECT = Path(__file__).parents[3]
 BOOT_SECONDS = 180
 # Guards against what processors leak cost emulated ones most: aarch64 would change page tables at every system call.
-FASTER = "mitigations=off nokaslr kpti=off"
+# To zero all memory before it is given out is a guard, too.
+FASTER = "mitigations=off nokaslr kpti=off init_on_alloc=0 randomize_kstack_offset=off"
 _SLOTS = threading.Semaphore(int(os.environ.get("TORPOR_VM_JOBS", "2")))
 _LEAVE_WITH_ME = ("setpriv", "--pdeathsig", "KILL", "--")
 _MARK = re.compile(r"@@(READY|BEGIN|RESULT|EXIT) (.*)")
@@ -134,26 +137,48 @@ def _make_disk(path: Path, size: int) -> Path:
     return path
 
 
-def _overlay(path: Path, argv: Sequence[str], modules: Sequence[str], files: dict[str, Path], disk: bool) -> None:
-    """Pack what changes from run to run: init, the project's sources, the test's own files."""
-    with tempfile.TemporaryDirectory(prefix="torpor-vm-") as scratch:
-        top = Path(scratch)
-        ignored = shutil.ignore_patterns("__pycache__")
+@functools.cache
+def _kept() -> tempfile.TemporaryDirectory[str]:
+    """A directory that lives as long as this process."""
+    return tempfile.TemporaryDirectory(prefix="torpor-vm-")
+
+
+_packing = threading.Lock()
+_packed: dict[tuple[str, Path], Path] = {}
+
+
+def _pack(name: str, source: Path) -> Path:
+    """An archive that unpacks the directory `source` as `name`, its Python compiled; made once for all guests."""
+    with _packing:
+        if (name, source) not in _packed:
+            where = Path(_kept().name, str(len(_packed)))
+            goal = where / "tree" / name
+            shutil.copytree(source, goal, ignore=shutil.ignore_patterns("__pycache__"))
+            image.compile_into(goal, "/" + name)
+            with open(where / "archive.cpio", "wb") as file:
+                archive = CpioWriter(file)
+                archive.tree(where / "tree")
+                archive.close()
+            shutil.rmtree(where / "tree")
+            _packed[name, source] = where / "archive.cpio"
+        return _packed[name, source]
+
+
+def _overlay(path: Path, argv: Sequence[str], modules: Sequence[str], files: dict[str, Path], disk: bool) -> list[Path]:
+    """Pack what changes from run to run: init, the project's sources, the test's own files.  The archives, in order."""
+    parts = []
+    job = {"argv": list(argv), "modules": list(modules), "pythonpath": "/torpor/src:/torpor/tests:/t", "disk": disk}
+    with open(path, "wb") as file:
+        archive = CpioWriter(file)
         for name, source in {"t": _GUEST, "torpor/src": _PROJECT / "src", **files}.items():
-            goal = top / name
             if source.is_dir():
-                shutil.copytree(source, goal, ignore=ignored, dirs_exist_ok=True)
-                image.compile_into(goal, "/" + name)
+                parts.append(_pack(name, source))
             else:
-                goal.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(source, goal)
-        job = {"argv": list(argv), "modules": list(modules), "pythonpath": "/torpor/src:/torpor/tests:/t", "disk": disk}
-        with open(path, "wb") as file:
-            archive = CpioWriter(file)
-            archive.tree(top)
-            archive.file("job.json", json.dumps(job).encode())
-            archive.file("init", (_GUEST / "init.py").read_bytes(), 0o755)
-            archive.close()
+                archive.file(name, source.read_bytes(), stat.S_IMODE(source.stat().st_mode))
+        archive.file("job.json", json.dumps(job).encode())
+        archive.file("init", (_GUEST / "init.py").read_bytes(), 0o755)
+        archive.close()
+    return [*parts, path]
 
 
 def _ensure_executor(target: Target) -> None:
@@ -190,16 +215,19 @@ def run(
     timeout: float = 600,
     extra: Sequence[str] = (),
     echo: Callable[[str], object] | None = None,
+    heard: Callable[[dict[str, Any]], object] | None = None,
     disk: int = 0,
+    memory: int = 512,
     archives: Sequence[Path] = (),
     cut: Callable[[str], float | None] | None = None,
 ) -> Outcome:
     """Boot `target` with Linux `version` and run ``python3.11 argv`` in it.
 
     `files` maps paths in the guest to files or directories here; tests/vm/guest is always at /t, src at /torpor/src.
-    `disk` MiB, if not 0, are a new ext4 file system at /tmp, which may be larger than memory.
+    `disk` MiB, if not 0, are a new ext4 file system at /tmp, which may be larger than its `memory` (MiB).
     `archives` are unpacked before `files`.
     `timeout` counts from the guest being ready and from each result; booting has a limit of its own.
+    `heard` gets each result when it comes; "cpu" in it is the processor time, in seconds, that QEMU took for the case.
     `cut` sees each line, and may say after how many seconds the power fails: QEMU is killed then.
     """
     require((_LEAVE_WITH_ME[0], "util-linux"))
@@ -211,15 +239,15 @@ def run(
             modules = ["virtio_pci", "virtio_blk", "ext4", *modules]
             drive = f"file={_make_disk(directory / 'disk', disk)},if=virtio,format=raw,cache=unsafe"
             extra = [*extra, "-drive", drive]
-        _overlay(overlay, argv, modules, files or {}, bool(disk))
+        parts = _overlay(overlay, argv, modules, files or {}, bool(disk))
         with open(initrd, "wb") as whole:
-            for part in (*prepared.archives, *archives, overlay):
+            for part in (*prepared.archives, *archives, *parts):
                 with open(part, "rb") as source:
                     shutil.copyfileobj(source, whole, 1 << 20)
         begun = time.monotonic()
-        qemu = _running.start(command(target, prepared.kernel, initrd, extra=extra))
+        qemu = _running.start(command(target, prepared.kernel, initrd, memory=memory, extra=extra))
         try:
-            outcome = _listen(qemu, begun, timeout, echo, cut)
+            outcome = _listen(qemu, begun, timeout, echo, heard, cut)
         finally:
             cpu = _running.end(qemu)
             assert qemu.stdout is not None
@@ -227,18 +255,25 @@ def run(
         return outcome._replace(cpu=cpu)
 
 
+def _cpu(pid: int) -> float:
+    """Seconds of processor time that a process of ours has taken so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _listen(
     qemu: "subprocess.Popen[bytes]",
     begun: float,
     timeout: float,
     echo: Callable[[str], object] | None,
+    heard: Callable[[dict[str, Any]], object] | None,
     cut: Callable[[str], float | None] | None,
 ) -> Outcome:
     assert qemu.stdout is not None
     deadline = time.monotonic() + BOOT_SECONDS
     lines: list[str] = []
     results: list[dict[str, Any]] = []
-    begun_cases: set[str] = set()
+    begun_cases: dict[str, float] = {}  # when each began, in seconds of processor time
     status: int | None = None
     pending = b""
     while True:
@@ -257,10 +292,13 @@ def _listen(
             if mark == "READY":
                 deadline = time.monotonic() + timeout
             elif mark == "BEGIN":
-                begun_cases.add(rest)
+                begun_cases[rest] = _cpu(qemu.pid)
             elif mark == "RESULT":
-                results.append(json.loads(rest))
-                begun_cases.discard(results[-1]["case"])
+                result = json.loads(rest)
+                result["cpu"] = round(_cpu(qemu.pid) - begun_cases.pop(result["case"], 0.0), 2)
+                results.append(result)
+                if heard is not None:
+                    heard(result)
                 deadline = time.monotonic() + timeout
             elif mark == "EXIT":
                 status, deadline = int(rest), time.monotonic() + 20

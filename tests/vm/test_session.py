@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of the cases when a guest dies, without a guest: vmlab/session.py with a machine that is made up."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vmlab import machine, session
+from vmlab.session import Boot, Guests, Key
+
+KEY = Key("s390x", "6.12", "injection")
+Made = Callable[[list[str], Callable[[dict[str, Any]], object]], set[str]]
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Made], list[list[str]]]:
+    """Set what guests do: given their cases, and whom to tell of results, they return what they were at when they died.
+    The answer is the list of boots, each with its cases."""
+    monkeypatch.setattr(session, "cache_dir", lambda: tmp_path)
+
+    def use(guest: Made) -> list[list[str]]:
+        boots: list[list[str]] = []
+
+        def run(_target: object, _version: str, argv: Sequence[str], **more: Any) -> machine.Outcome:
+            cases = [word for word in argv[1:] if word not in ("--", "injection", "scalable")]
+            boots.append(cases)
+            results: list[dict[str, Any]] = []
+
+            def heard(result: dict[str, Any]) -> None:
+                results.append(result)
+                more["heard"](result)
+
+            dead = guest(cases, heard)
+            return machine.Outcome(None if dead else 0, results, "console", 1.0, 1.0, frozenset(dead))
+
+        monkeypatch.setattr(machine, "run", run)
+        return boots
+
+    return use
+
+
+def boot_of(*cases: str) -> Boot:
+    boot = Boot(KEY.boot)
+    boot.cases = dict.fromkeys(cases, KEY)
+    return boot
+
+
+def passed(case: str) -> dict[str, Any]:
+    return {"case": case, "outcome": "passed", "output": ""}
+
+
+def test_a_dying_guest_costs_its_case_only(made: Any) -> None:
+    def guest(cases: list[str], heard: Callable[[dict[str, Any]], object]) -> set[str]:
+        for case in cases:
+            if case == "deadly":
+                return {case}
+            heard(passed(case))
+        return set()
+
+    boots = made(guest)
+    boot = boot_of("a", "deadly", "b", "c")
+    found = boot.run()
+    assert {case: result["outcome"] for case, result in found.items()} == {
+        "a": "passed", "deadly": "failed", "b": "passed", "c": "passed",
+    }  # fmt: skip
+    assert "console" in found["deadly"]["output"]
+    assert boots == [["a", "deadly", "b", "c"], ["b", "c"]]
+    assert json.loads(KEY.file.read_text()) == found
+
+
+def test_of_several_at_once_the_guilty_one_is_found(made: Any) -> None:
+    def guest(cases: list[str], heard: Callable[[dict[str, Any]], object]) -> set[str]:
+        if "deadly" in cases:
+            return set(cases[:3])
+        for case in cases:
+            heard(passed(case))
+        return set()
+
+    boots = made(guest)
+    found = boot_of("a", "deadly", "b", "c").run()
+    assert {case for case, result in found.items() if result["outcome"] == "failed"} == {"deadly"}
+    assert boots == [["a", "deadly", "b", "c"], ["c"], ["a"], ["deadly"], ["b"]]
+
+
+def test_a_guest_that_never_comes_to_a_case(made: Any) -> None:
+    boots = made(lambda cases, heard: set())
+    found = boot_of("a", "b").run()
+    assert {result["outcome"] for result in found.values()} == {"failed"}
+    assert len(boots) == 1
+
+
+def test_modules_share_a_boot_and_each_end_is_told(made: Any) -> None:
+    def guest(cases: list[str], heard: Callable[[dict[str, Any]], object]) -> set[str]:
+        for case in cases:
+            heard(passed(case))
+        return set()
+
+    boots = made(guest)
+    told: list[str] = []
+    other = KEY._replace(module="scalable")
+    guests = Guests([(KEY, "a"), (other, "b"), (KEY, "a")], told.append)
+    assert guests.result(other, "b")["outcome"] == "passed"
+    guests.tell()
+    assert boots == [["a", "b"]]
+    assert [line.partition(" in ")[0] for line in told] == [
+        "s390x 6.12, injection, scalable: 2 passed, 0 skipped, 0 failed"
+    ]
+    assert other.file.exists() and KEY.file.exists()
+    with pytest.raises(ValueError, match="both have a case a"):
+        Guests([(KEY, "a"), (other, "a")], told.append)
