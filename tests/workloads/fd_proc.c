@@ -39,7 +39,7 @@ int main(void)
 	CHECK(number_after(other, "\nPid:\t") == pid, "the child's status is of %d", number_after(other, "\nPid:\t"));
 	volatile int value = 42;
 	int seen = 0;
-	CHECK(pread(memory, &seen, sizeof seen, (off_t)(uintptr_t)&value) == sizeof seen && seen == 42, "mem shows %d", seen);
+	CHECK(pread64(memory, &seen, sizeof seen, (off64_t)(uintptr_t)&value) == sizeof seen && seen == 42, "mem shows %d", seen);
 	MUST(faccessat(directory, "maps", R_OK, 0));
 	CHECK(read(uptime, text, sizeof text) > 0, "uptime: %s", strerror(errno));
 	wl_end(pid);

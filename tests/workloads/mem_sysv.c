@@ -30,6 +30,9 @@ int main(void)
 	doomed = MUST(shmat(gone, NULL, 0));
 	char *readonly = MUST(shmat(id, NULL, SHM_RDONLY));
 	MUST(shmctl(gone, IPC_RMID, NULL));
+	MUST(shmctl(id, IPC_STAT, &facts));
+	facts.shm_perm.uid = 100001, facts.shm_perm.gid = 100002;
+	MUST(shmctl(id, IPC_SET, &facts));
 	wl_fill(kept, size, 1);
 	wl_fill(doomed, size, 2);
 	pid_t pid = wl_child(child, NULL);
@@ -37,6 +40,7 @@ int main(void)
 	MUST(shmctl(id, IPC_STAT, &facts));
 	CHECK(facts.shm_nattch == 4, "%lu attachments, were 4", (unsigned long)facts.shm_nattch);
 	CHECK(facts.shm_segsz == size && (facts.shm_perm.mode & 0777) == 0600, "size %zu, mode 0%o", facts.shm_segsz, facts.shm_perm.mode);
+	CHECK(facts.shm_perm.uid == 100001 && facts.shm_perm.gid == 100002, "belongs to %d:%d", facts.shm_perm.uid, facts.shm_perm.gid);
 	CHECK(shmget(key, 0, 0) == id, "the key leads elsewhere");
 	MUST(shmctl(gone, IPC_STAT, &facts));
 	CHECK(facts.shm_perm.mode & SHM_DEST, "no longer marked for removal");

@@ -122,6 +122,8 @@ class Arm(Arch):
     user_end = 0xC0000000
     stub_layout = (0x18000000, 0xC0000000)
     o_largefile = 0o400000
+    shmlba = 4 * 4096
+    ipc_version = 0x100  # IPC_64
     untag_mask = (1 << 32) - 1
     elf_machine = 40
     elf_flags = 0x5000000  # EABI 5

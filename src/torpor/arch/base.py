@@ -66,6 +66,8 @@ class Arch:
     map_locked, map_noreserve = 0x2000, 0x4000  # flags of mmap(2)
     mcl_future, mcl_onfault = 2, 4  # of mlockall(2)
     o_largefile = 0o100000
+    shmlba = 4096  # shmat(2) takes only multiples of this as addresses
+    ipc_version = 0  # to be added to the commands of shmctl(2), for structures whose user ids have 32 bits
     volatile: Sequence[int] = ()  # NT_* numbers, where the CPU has them, of what any system call destroys (`is_live`)
     untag_mask = (1 << 64) - 1  # what /proc/PID/status shows of a task for which no bits of addresses are ignored
     register_names: Mapping[int, str] = {}  # NT_* numbers that not every CPU has, in words

@@ -5,12 +5,18 @@ A segment outlives its processes.  At restore it may still be there, under its i
 with what it held at the dump, unless others use it now.  Otherwise it is made anew with its old id, which
 /proc/sys/kernel/shm_next_id grants (Linux 3.8).  One that was marked to be removed is marked again at the end.
 CRIU only dumps these in an IPC namespace of the tree's own; the image is the same: ipcns-shm-ID.
+
+On 32-bit ARM the kernel chooses addresses for attachments that it does not take when they are asked for: shmat wants
+multiples of SHMLBA there, four pages, even where the cache does not need it (__ARCH_FORCE_SHMLBA).  There a segment is
+attached anywhere and moved.  And struct shmid_ds is the old one, with user ids of 16 bits, unless IPC_64 asks for the
+other (ARCH_WANT_IPC_PARSE_VERSION).
 """
 
 from __future__ import annotations
 
 import os
 
+from torpor.arch import native
 from torpor.errors import ImageError, KernelError, Refusal
 from torpor.images.kinds import IPCNS_SHM
 from torpor.images.pages import PAGE_SIZE as PAGE
@@ -30,8 +36,9 @@ IPC_RMID, IPC_SET, IPC_STAT = 0, 1, 2
 SHM_RDONLY, SHM_EXEC = 0o10000, 0o100000
 SHM_DEST = 0o1000
 PROT_WRITE, PROT_EXEC = 2, 4
+MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 _KEY = "memory:sysv"
-_DS_SIZE, _UID, _GID, _MODE = 256, 4, 8, 20  # struct shmid64_ds of 64-bit machines
+_DS_SIZE, _UID, _MODE = 256, 4, 20  # struct shmid64_ds: key, uid, gid, cuid, cgid, mode
 
 
 class Shm(NamedTuple):
@@ -157,16 +164,22 @@ def _own(shmid: int, entry: IpcShmEntry) -> None:
     import struct
 
     buffer = ctypes.create_string_buffer(_DS_SIZE)
-    call("shmctl", shmid, IPC_STAT, ctypes.addressof(buffer))
+    version = native().ipc_version
+    call("shmctl", shmid, IPC_STAT | version, ctypes.addressof(buffer))
     struct.pack_into("=II", buffer, _UID, entry.desc.uid, entry.desc.gid)
     struct.pack_into("=I", buffer, _MODE, entry.desc.mode & 0o777)
-    call("shmctl", shmid, IPC_SET, ctypes.addressof(buffer))
+    call("shmctl", shmid, IPC_SET | version, ctypes.addressof(buffer))
 
 
 def attach(program: Program, area: VmaEntry) -> None:
     """Append the shmat of an area."""
     flags = (0 if area.prot & PROT_WRITE else SHM_RDONLY) | (SHM_EXEC if area.prot & PROT_EXEC else 0)
-    program.call("shmat", area.shmid, area.start, flags)
+    if area.start % native().shmlba == 0:
+        program.call("shmat", area.shmid, area.start, flags)
+        return
+    size = area.end - area.start
+    at = program.call("shmat", area.shmid, 0, flags)
+    program.call("mremap", at, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, area.start)
 
 
 def remove_marked(restore: Restore) -> None:
