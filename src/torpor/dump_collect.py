@@ -103,6 +103,8 @@ def refuse_session(dump: "Dump", tasks: dict[int, DumpTask]) -> None:
     root = next(iter(tasks.values()))
     if root.sid not in tasks and not dump.options.shell_job:
         why = f"its session {root.sid} is led by a process outside of the tree"
+        if root.sid and not os.path.exists(f"/proc/{root.sid}"):  # a daemon that has forked once more after setsid()
+            why = f"its session {root.sid} was led by a process outside of the tree, which has ended"
         remedy = "say --shell-job, here and at restore, where it joins the session that it is restored from"
         dump.refuse(root.refusal(why, remedy, code="shell-job"))
 

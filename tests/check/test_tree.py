@@ -98,6 +98,22 @@ def test_the_session_of_a_shell(tmp_path: Path) -> None:
         os.kill(child, signal.SIGKILL)
 
 
+def test_the_session_of_a_daemon_that_forked_twice(tmp_path: Path) -> None:
+    with Victim(tmp_path, "sh", "-c", "sleep 1000 & echo $!") as victim:
+        child = int(victim.first)
+        victim.process.wait()
+        try:
+            (one,) = check(child).obstacles
+            assert one.code == "shell-job" and "which has ended" in one.why
+            assert check(child, shell_job=True).ok
+        finally:
+            os.kill(child, signal.SIGKILL)
+            try:
+                os.waitpid(child, 0)  # it was given to us: the tests' process adopts orphans
+            except ChildProcessError:
+                pass
+
+
 def test_foreign_namespaces(tmp_path: Path) -> None:
     with Victim(tmp_path, "unshare", "-niu", "sh", "-c", "echo ready; exec sleep 1000") as victim:
         why = [one.why for one in check(victim.pid).obstacles if one.code == "namespace"]
