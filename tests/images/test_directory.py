@@ -113,6 +113,33 @@ def test_an_old_checkpoint_ends_when_the_new_one_begins(folder: int, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+def test_the_old_inventory_is_off_the_disk_before_anything_is_written(
+    folder: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ImageWriter(folder)
+    first.write(PSTREE, TREE)
+    first.finish(INVENTORY_ENTRY)
+    calls: list[tuple[str, object]] = []
+
+    def noted(name: str) -> Any:
+        real = getattr(os, name)
+
+        def note(what: Any, *rest: Any, **where: Any) -> Any:
+            calls.append((name, what))
+            return real(what, *rest, **where)
+
+        return note
+
+    for name in ("unlink", "fsync", "open"):
+        monkeypatch.setattr(os, name, noted(name))
+    second = ImageWriter(folder)
+    second.write(PSTREE, TREE)
+    assert calls[:3] == [("unlink", "inventory.img"), ("fsync", folder), ("open", "pstree.img")]
+    calls.clear()
+    second.write(FDINFO, [FdinfoEntry(id=1, flags=0, type=1, fd=0)], 1)
+    assert [name for name, _ in calls] == ["open"]  # it waits for the disk once
+
+
 def test_nothing_is_written_through_a_link(folder: int, tmp_path: Path) -> None:
     victim = tmp_path.parent / f"{tmp_path.name}-victim"
     victim.write_text("mine")

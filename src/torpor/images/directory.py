@@ -139,15 +139,18 @@ class ImageWriter:
         self.names.clear()
 
     def _ready(self) -> None:
-        """Nothing is written before the old checkpoint stops being one."""
-        if not self.names:
-            self._unlink(INVENTORY.pattern)
+        """Nothing is written before the old checkpoint stops being one, on the disk, too: a file system need not keep
+        the order in which names come and go, and an old inventory.img beside new images would call them complete."""
+        if not self.names and self._unlink(INVENTORY.pattern):
+            os.fsync(self.dir_fd)
 
-    def _unlink(self, name: str) -> None:
+    def _unlink(self, name: str) -> bool:
+        """Whether there was one."""
         try:
             os.unlink(name, dir_fd=self.dir_fd)
         except FileNotFoundError:
-            pass
+            return False
+        return True
 
     def _create(self, name: str) -> int:
         self._ready()

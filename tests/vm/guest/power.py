@@ -1,31 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints, one after the other, until the power fails: ``power.py``, on the guest's disk.
+"""Checkpoints to the guest's disk, one after the other, until the power fails.
 
-First it looks at what the last power failure has left: of each checkpoint whether Torpor takes it for one, and the
-newest complete one is restored.  The program in it (`live`) says how far it had counted and whether its memory is
-whole.  It goes on, and is dumped again and again, each time into a new directory.
+The guest is saved before it has seen the disk and resumed for each failure (`vmlab.saved`); what must not be the same
+each time comes as a line of JSON on the console.  First it looks at what the last failure has left: of each checkpoint
+whether Torpor takes it for one; each of those that it takes for complete is restored, the newest last.  The program in
+it says which checkpoint it is, how far it had counted, and whether its memory is whole.  The newest goes on, and is
+dumped again and again, either into a new directory, after which the old one is removed, or into two in turn.
 """
 
-import json
 import mmap
 import os
-import shutil
 import signal
 import struct
 import sys
 import time
 
-import torpor
-
-DATA = "/data"
+DATA, ANSWER, NUMBER = "/data", "/run/answer", "/run/number"
 PID = 12000
 PAGES = 512
+RNDRESEEDCRNG = 0x5207
+VIRTIO = "/sys/bus/virtio"
 
 
 def live() -> None:
-    """Counts, and writes the count into every page of its memory; answers SIGUSR1 in DATA/answer."""
+    """Counts, and writes the count into every page of its memory.  At SIGUSR1 it says in ANSWER which number it was
+    given before, its count, and how many pages are wrong, and takes the number in NUMBER."""
     memory = mmap.mmap(-1, PAGES * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE)
-    count = 0
+    count = number = 0
     asked: list[int] = []
     signal.signal(signal.SIGUSR1, lambda *_: asked.append(1))
     while True:
@@ -36,19 +37,41 @@ def live() -> None:
             asked.clear()
             found = [struct.unpack_from("=QQ", memory, page * mmap.PAGESIZE + 2048) for page in range(PAGES)]
             wrong = [page for page, content in enumerate(found) if content != (count - 1, page)]
-            with open(f"{DATA}/answer.new", "w") as file:
-                json.dump({"count": count, "wrong": wrong}, file)
-            os.rename(f"{DATA}/answer.new", f"{DATA}/answer")
+            with open(ANSWER + ".new", "w") as file:
+                file.write(f"{number} {count} {len(wrong)}")
+            with open(NUMBER) as file:
+                number = int(file.read())
+            os.rename(ANSWER + ".new", ANSWER)
+        time.sleep(0.05)  # whoever dumps it has the same processor
 
 
-def say(mark: str, **facts: object) -> None:
-    sys.stdout.write(f"@@{mark} {json.dumps(facts)}\n")
-    sys.stdout.flush()
+if sys.argv[1:] == ["live"]:
+    live()
+
+import ctypes  # noqa: E402 - what follows is not for the program that is dumped
+import fcntl  # noqa: E402
+import gc  # noqa: E402
+import importlib  # noqa: E402
+import json  # noqa: E402
+import pkgutil  # noqa: E402
+import select  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+
+import phases  # noqa: E402
+from phases import say  # noqa: E402
+
+import torpor  # noqa: E402
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
 
 
 def start() -> None:
-    with open("/proc/sys/kernel/ns_last_pid", "w") as file:
-        file.write(str(PID - 1))
+    write("/proc/sys/kernel/ns_last_pid", str(PID - 1))
     pid = os.fork()
     if not pid:
         os.setsid()
@@ -56,58 +79,137 @@ def start() -> None:
         for fd in range(3):
             os.dup2(null, fd)
         os.closerange(3, 100)
-        live()
+        os.execv("/usr/bin/python3.11", ["python3.11", "-ISB", "/t/power.py", "live"])
     if pid != PID:
         sys.exit(f"the program has PID {pid}")
+    wait_for(lambda: int(_status().partition(b"SigCgt:")[2].split()[0], 16) >> (signal.SIGUSR1 - 1) & 1)
 
 
-def ask() -> dict[str, object]:
-    answer = f"{DATA}/answer"
-    if os.path.exists(answer):
-        os.unlink(answer)
-    os.kill(PID, signal.SIGUSR1)
+def _status() -> bytes:
+    with open(f"/proc/{PID}/status", "rb") as file:
+        return file.read()
+
+
+def wait_for(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 60
-    while not os.path.exists(answer):
+    while not condition():
         if time.monotonic() > deadline:
-            sys.exit("the program does not answer")
-        time.sleep(0.01)
-    with open(answer) as file:
-        found: dict[str, object] = json.load(file)
-    return found
+            sys.exit("the program does not do what it should")
+        time.sleep(0.005)
 
 
-def number(name: str) -> int:
-    return int(name.partition("-")[2])
+def ask(number: int) -> dict[str, int]:
+    """What the program says of itself; it is checkpoint `number` from now on."""
+    if os.path.exists(ANSWER):
+        os.unlink(ANSWER)
+    write(NUMBER, str(number))
+    os.kill(PID, signal.SIGUSR1)
+    wait_for(lambda: os.path.exists(ANSWER))
+    with open(ANSWER) as file:
+        return dict(zip(("number", "count", "wrong"), map(int, file.read().split()), strict=True))
+
+
+def end() -> None:
+    os.kill(PID, signal.SIGKILL)
+    wait_for(lambda: not os.path.exists(f"/proc/{PID}"))
+
+
+def remove(path: str) -> None:
+    """As rm -r does."""
+    for name in os.listdir(path):
+        os.unlink(f"{path}/{name}")
+    os.rmdir(path)
+
+
+def resumed() -> dict[str, object]:
+    """Whatever must not be as it was when the guest was saved; then the disk.  Returns what we are told."""
+    while not select.select([sys.stdin], [], [], 0.1)[0]:
+        say("SAVE")  # what is sent before the guest runs again is lost
+    told: dict[str, object] = json.loads(sys.stdin.readline())
+    time.clock_settime(time.CLOCK_REALTIME, float(str(told["time"])))
+    with open("/dev/urandom", "r+b", buffering=0) as file:
+        file.write(bytes.fromhex(str(told["entropy"])))
+        fcntl.ioctl(file, RNDRESEEDCRNG)
+    (device,) = os.listdir(VIRTIO + "/devices")
+    write(VIRTIO + "/drivers/virtio_blk/bind", device)
+    wait_for(lambda: os.path.exists("/dev/vda"))
+    os.mkdir(DATA)
+    if libc.mount(b"/dev/vda", DATA.encode(), b"ext4", 0, str(told["options"]).encode()):
+        sys.exit(f"mount: {os.strerror(ctypes.get_errno())}")
+    return told
+
+
+def newest_last() -> list[str]:
+    """The directories of checkpoints, by the time of their inventory.img, those without any first."""
+
+    def made(name: str) -> int:
+        path = f"{DATA}/{name}/inventory.img"
+        return os.stat(path).st_mtime_ns if os.path.exists(path) else 0
+
+    return sorted((name for name in os.listdir(DATA) if name.startswith("checkpoint-")), key=made)
+
+
+def look() -> None:
+    """At what the last failure has left; afterwards the program runs, and only complete checkpoints are there."""
+    found: dict[str, object] = {}
+    restored = ""
+    complete: list[str] = []
+    for name in newest_last():
+        report = torpor.check(images=f"{DATA}/{name}", allow_clock_jump=True)
+        if obstacles := report.facts()["obstacles"]:
+            found[name] = ",".join(str(one["code"]) for one in obstacles)
+        else:
+            complete.append(name)
+    for name in complete:
+        if restored:
+            end()
+        torpor.restore(f"{DATA}/{name}", restore_detached=True, allow_clock_jump=True)
+        found[name], restored = ask(0), name
+    if not restored:
+        start()
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        say("FOUND", found=found, restored=restored, boot=file.read().strip())
+    for name, what in found.items():
+        if isinstance(what, str):
+            remove(f"{DATA}/{name}")
+
+
+def checkpoint(number: int, replace: bool) -> None:
+    others = newest_last()
+    phases.enter(phases.BEGIN)
+    name = others[0] if replace and len(others) > 1 else f"checkpoint-{number}"
+    say("DUMPING", number=number, directory=name)
+    if name not in others:
+        os.mkdir(f"{DATA}/{name}", 0o700)
+    torpor.dump(PID, f"{DATA}/{name}", leave_running=True)
+    say("DUMPED", number=number)
+    if not replace:
+        for other in others:
+            say("REMOVING", directory=other)
+            phases.enter(phases.REMOVING)
+            remove(f"{DATA}/{other}")
+    phases.enter(phases.BETWEEN)
 
 
 def main() -> None:
-    found: dict[int, str] = {}
-    restored: dict[str, object] | None = None
-    for name in sorted((name for name in os.listdir(DATA) if name.startswith("checkpoint-")), key=number, reverse=True):
-        path = f"{DATA}/{name}"
-        report = torpor.check(images=path, allow_clock_jump=True)
-        obstacles = [one["code"] for one in report.facts()["obstacles"]]
-        # The program that is restored already has the PID; nothing else is in the way of an older checkpoint.
-        complete = not [code for code in obstacles if code != "pid-taken"]
-        found[number(name)] = "complete" if complete else ",".join(map(str, obstacles))
-        if complete and restored is None:
-            torpor.restore(path, restore_detached=True, allow_clock_jump=True)
-            restored = {"checkpoint": number(name), **ask()}
-        elif not complete:
-            shutil.rmtree(path)
-    if restored is None:
-        start()
-    for name in os.listdir(DATA):
-        if name.startswith("checkpoint-") and restored is not None and number(name) < int(str(restored["checkpoint"])):
-            shutil.rmtree(f"{DATA}/{name}")
-    say("RESULT", case="after", outcome="passed", found=found, restored=restored)
-    last = max(found, default=0)
+    for module in pkgutil.walk_packages(torpor.__path__, "torpor."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)  # once, and not after each failure
+    gc.freeze()
+    # The driver is there, but does not look at the disk before it is told to.
+    write(VIRTIO + "/drivers_autoprobe", "0")
+    pid = os.posix_spawn("/usr/sbin/modprobe", ["modprobe", "virtio_blk"], dict(os.environ))
+    if os.waitpid(pid, 0)[1]:
+        sys.exit("no virtio_blk")
+    told = resumed()
+    look()
+    pause = told["pause"]
+    phases.follow(tuple(pause) if isinstance(pause, list) else None, bool(told["sync"]))
+    number = int(str(told["number"]))
     while True:
-        last += 1
-        os.mkdir(f"{DATA}/checkpoint-{last}", 0o700)
-        say("DUMPING", number=last)
-        torpor.dump(PID, f"{DATA}/checkpoint-{last}", leave_running=True)
-        say("DUMPED", number=last)
+        number += 1
+        ask(number)
+        checkpoint(number, bool(told["replace"]))
 
 
 main()

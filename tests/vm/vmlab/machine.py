@@ -38,7 +38,7 @@ BOOT_SECONDS = 180
 # Guards against what processors leak cost emulated ones most: aarch64 would change page tables at every system call.
 # To zero all memory before it is given out is a guard, too.
 FASTER = "mitigations=off nokaslr kpti=off init_on_alloc=0 randomize_kstack_offset=off"
-_SLOTS = threading.Semaphore(int(os.environ.get("TORPOR_VM_JOBS", "2")))
+SLOTS = threading.Semaphore(int(os.environ.get("TORPOR_VM_JOBS", "2")))
 _LEAVE_WITH_ME = ("setpriv", "--pdeathsig", "KILL", "--")
 _MARK = re.compile(r"@@(READY|BEGIN|RESULT|EXIT) (.*)")
 
@@ -62,13 +62,13 @@ class _Running:
         self._guests: set[subprocess.Popen[bytes]] = set()
         self._ending = False
 
-    def start(self, command: Sequence[str]) -> "subprocess.Popen[bytes]":
+    def start(self, command: Sequence[str], stdin: int = subprocess.DEVNULL) -> "subprocess.Popen[bytes]":
         with self._lock:
             if self._ending:
                 raise VmError("the tests were ended before this guest was started")
             guest = subprocess.Popen(
                 [*_LEAVE_WITH_ME, *command],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+                stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
             self._guests.add(guest)
             return guest
@@ -91,8 +91,8 @@ class _Running:
                 os.kill(guest.pid, signal.SIGKILL)
 
 
-_running = _Running()
-end_all = _running.end_all
+running = _Running()
+end_all = running.end_all
 
 
 @contextlib.contextmanager
@@ -205,6 +205,31 @@ def command(target: Target, kernel: Path, initrd: Path, *, memory: int = 512, ex
     ]  # fmt: skip
 
 
+def prepare(
+    target: Target,
+    version: str,
+    directory: Path,
+    argv: Sequence[str],
+    *,
+    files: dict[str, Path] | None = None,
+    modules: Sequence[str] = (),
+    archives: Sequence[Path] = (),
+    disk: bool = False,
+    memory: int = 512,
+) -> list[str]:
+    """QEMU's command line for such a guest (see `run`), whose initramfs is made in `directory`; memory in MiB."""
+    require((_LEAVE_WITH_ME[0], "util-linux"))
+    prepared = image.prepare(target, version)
+    _ensure_executor(target)
+    overlay, initrd = directory / "overlay.cpio", directory / "initrd"
+    parts = _overlay(overlay, argv, modules, files or {}, disk)
+    with open(initrd, "wb") as whole:
+        for part in (*prepared.archives, *archives, *parts):
+            with open(part, "rb") as source:
+                shutil.copyfileobj(source, whole, 1 << 20)
+    return command(target, prepared.kernel, initrd, memory=memory)
+
+
 def run(
     target: Target,
     version: str,
@@ -219,7 +244,6 @@ def run(
     disk: int = 0,
     memory: int = 512,
     archives: Sequence[Path] = (),
-    cut: Callable[[str], float | None] | None = None,
 ) -> Outcome:
     """Boot `target` with Linux `version` and run ``python3.11 argv`` in it.
 
@@ -228,28 +252,22 @@ def run(
     `archives` are unpacked before `files`.
     `timeout` counts from the guest being ready and from each result; booting has a limit of its own.
     `heard` gets each result when it comes; "cpu" in it is the processor time, in seconds, that QEMU took for the case.
-    `cut` sees each line, and may say after how many seconds the power fails: QEMU is killed then.
     """
-    require((_LEAVE_WITH_ME[0], "util-linux"))
-    with _SLOTS, scratch_directory(f"{target.arch}-{version}-") as directory:
-        prepared = image.prepare(target, version)
-        _ensure_executor(target)
-        overlay, initrd = directory / "overlay.cpio", directory / "initrd"
+    with SLOTS, scratch_directory(f"{target.arch}-{version}-") as directory:
         if disk:
             modules = ["virtio_pci", "virtio_blk", "ext4", *modules]
             drive = f"file={_make_disk(directory / 'disk', disk)},if=virtio,format=raw,cache=unsafe"
             extra = [*extra, "-drive", drive]
-        parts = _overlay(overlay, argv, modules, files or {}, bool(disk))
-        with open(initrd, "wb") as whole:
-            for part in (*prepared.archives, *archives, *parts):
-                with open(part, "rb") as source:
-                    shutil.copyfileobj(source, whole, 1 << 20)
+        to_run = prepare(
+            target, version, directory, argv,
+            files=files, modules=modules, archives=archives, disk=bool(disk), memory=memory,
+        )  # fmt: skip
         begun = time.monotonic()
-        qemu = _running.start(command(target, prepared.kernel, initrd, memory=memory, extra=extra))
+        qemu = running.start([*to_run, *extra])
         try:
-            outcome = _listen(qemu, begun, timeout, echo, heard, cut)
+            outcome = _listen(qemu, begun, timeout, echo, heard)
         finally:
-            cpu = _running.end(qemu)
+            cpu = running.end(qemu)
             assert qemu.stdout is not None
             qemu.stdout.close()
         return outcome._replace(cpu=cpu)
@@ -267,7 +285,6 @@ def _listen(
     timeout: float,
     echo: Callable[[str], object] | None,
     heard: Callable[[dict[str, Any]], object] | None,
-    cut: Callable[[str], float | None] | None,
 ) -> Outcome:
     assert qemu.stdout is not None
     deadline = time.monotonic() + BOOT_SECONDS
@@ -305,9 +322,6 @@ def _listen(
             lines.append(line)
             if echo is not None:
                 echo(f"{time.monotonic() - begun:7.2f} {line}")
-            after = cut(line) if cut is not None else None
-            if after is not None:
-                timeout, deadline = after, time.monotonic() + after
     return Outcome(status, results, "\n".join(lines), time.monotonic() - begun, frozenset(begun_cases))
 
 

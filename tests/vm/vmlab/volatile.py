@@ -7,6 +7,9 @@ as they come, until the guest flushes; when the power fails, of those that were 
 image and some have not, in no order, and of a block that was written several times any of its contents.  A block of
 4096 bytes, a disk's physical sector, is written whole; ext4 relies on that.
 
+The power can be made to fail at a request (`fail_at`): a write whose blocks may then have reached the image or not, a
+flush of which only some may have.
+
 Facts: the NBD protocol's doc/proto.md, fixed newstyle handshake, simple replies.
 """
 
@@ -15,6 +18,7 @@ import random
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 SECTOR, BLOCK = 512, 4096
@@ -33,8 +37,9 @@ class VolatileDisk:
         self._image = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self.size = os.fstat(self._image).st_size
         self._cache: dict[int, list[bytes]] = {}  # blocks not flushed: all that was written to each, in order
-        self.writes = self.flushes = 0
-        self._last: int | None = None  # of the writes, before the disk stands still
+        self.requests = 0  # writes and flushes, so far
+        self._last: int | None = None  # of the requests, at which the power fails
+        self._cut: Callable[[], object] | None = None
         self.at = at
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(at))
@@ -49,9 +54,10 @@ class VolatileDisk:
             "-device", f"virtio-blk-pci,drive=disk,write-cache=on,physical_block_size={BLOCK}",
         ]  # fmt: skip
 
-    def stand_still(self, after: int) -> None:
-        """The power fails in the middle of a write, the so-manyth from now: nothing is answered any longer."""
-        self._last = self.writes + after
+    def fail_at(self, request: int, cut: Callable[[], object]) -> None:
+        """The power fails at the so-manyth request from now: `cut` is called, in a thread, and nothing is answered any
+        longer."""
+        self._cut, self._last = cut, self.requests + request
 
     def fail(self, chance: random.Random, share: float) -> tuple[int, int]:
         """The power fails; each block that was not flushed is written with the probability `share`.  Returns how many
@@ -119,19 +125,29 @@ class VolatileDisk:
             data = self._load(offset, length)
         elif kind == _WRITE:
             self._store(offset, self._read(stream, length))
-            if self._last is not None and self.writes >= self._last:
-                while stream.read(1 << 16):  # type: ignore[attr-defined]
-                    pass  # until QEMU has gone
+            if self._fails(stream):
                 return False
             if flags & _FUA:
                 self._flush()
         elif kind == _FLUSH:
+            if self._fails(stream):
+                return False
             self._flush()
         elif kind == _DISCONNECT:
             return False
         else:
             error = _EINVAL
         client.sendall(struct.pack(">IIQ", 0x67446698, error, handle) + data)
+        return True
+
+    def _fails(self, stream: object) -> bool:
+        """Count a request; whether the power fails at it."""
+        self.requests += 1
+        if self._cut is None or self._last is None or self.requests < self._last:
+            return False
+        self._cut()
+        while stream.read(1 << 16):  # type: ignore[attr-defined]
+            pass  # until QEMU has gone
         return True
 
     def _block(self, block: int) -> bytes:
@@ -149,7 +165,6 @@ class VolatileDisk:
 
     def _store(self, offset: int, data: bytes) -> None:
         assert offset % SECTOR == len(data) % SECTOR == 0
-        self.writes += 1
         at = 0
         while at < len(data):
             block, begin = divmod(offset + at, BLOCK)
@@ -164,7 +179,6 @@ class VolatileDisk:
 
     def _flush(self) -> None:
         """All that was written before is on the medium."""
-        self.flushes += 1
         for block, contents in self._cache.items():
             os.pwrite(self._image, contents[-1], block * BLOCK)
         self._cache.clear()
