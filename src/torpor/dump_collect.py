@@ -57,6 +57,8 @@ def prepare(dump: "Dump") -> None:
         dump.costs = costs = Costs()
         dump.state["attributes"] = [Timed(attribute, costs) for attribute in attributes]
     dump.state["own namespaces"] = namespaces.of(os.getpid())
+    if native().tags_memory():
+        from torpor.memory import tags  # noqa: F401
     blob(native())
     pagemap.abilities()
 
@@ -159,6 +161,10 @@ def areas(dump: "Dump") -> list[AddressSpace]:
     for space in spaces.values():
         check_cancelled()
         space.scan()
+    if native().tags_memory():
+        from torpor.memory import tags
+
+        tags.read(spaces.values())
     return list(spaces.values())
 
 

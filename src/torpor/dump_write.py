@@ -151,6 +151,8 @@ def _extras(dump: "Dump", task: "DumpTask", space: "AddressSpace | None") -> Non
                 threads=list(task.thread_extras.values()),
                 sealed=space.sealed if space else [],
                 guarded=space.guarded if space else [],
+                tagged=space.tagged if space else [],
+                tags=space.save_tags(dump.images) if space else [],
                 accounted=space.accounted if space else [],
                 lock_on_fault=space.lock_on_fault if space else [],
                 lock_future=(space.lock_future or None) if space else None,

@@ -16,7 +16,8 @@ _AARCH64 = "general registers, flags, FP/SIMD, FPSR, FPCR, TLS register, rseq, t
 EXPECTED = {
     ("x86_64", ""): "general registers, flags, SSE, x87, MXCSR, AVX, protection keys, FS base, GS base, rseq",
     ("aarch64", ""): _AARCH64,
-    ("aarch64", "max"): f"{_AARCH64}, address keys, generic key, SVE, FFR, SVE vector length, BTI, MTE (refused)",
+    ("aarch64", "max"): f"{_AARCH64}, address keys, generic key, SVE, FFR, SVE vector length, BTI, MTE, "
+    "tagged pointers, tagged rseq",
     ("arm", ""): "general registers, flags, Thumb state, VFP, NEON, FPSCR, TLS register, rseq",
     ("ppc64le", ""): "general registers, XER, LR, CR, FP, FPSCR, VMX, VSX, VRSAVE, TAR, TLS register, rseq",
     ("s390x", ""): "general registers, access registers, condition code, program mask, FP, FPC, vector registers, "

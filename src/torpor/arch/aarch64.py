@@ -15,6 +15,7 @@ run in a task that was interrupted elsewhere would destroy them: they are `volat
 CRIU's message has no place for SVE, SME (ZA, TPIDR2) and the control of tagged addresses: they are `extra`.
 """
 
+import os
 import struct
 from collections.abc import Mapping, Sequence
 
@@ -58,6 +59,10 @@ pkey_alloc pkey_free statx io_pgetevents rseq kexec_file_load
 NT_PRFPREG, NT_ARM_TLS, NT_ARM_SVE, NT_ARM_SSVE, NT_ARM_ZA, NT_ARM_ZT = 2, 0x401, 0x405, 0x40B, 0x40C, 0x40D
 NT_ARM_TAGGED_ADDR_CTRL, NT_ARM_FPMR, NT_ARM_POE, NT_ARM_GCS = 0x409, 0x40E, 0x40F, 0x410
 NT_ARM_PACA_KEYS, NT_ARM_PACG_KEYS, NT_ARM_PAC_ENABLED_KEYS = 0x407, 0x408, 0x40A
+
+# prctl(PR_SET_TAGGED_ADDR_CTRL): what concerns no memory tags; how they are checked (linux/prctl.h).
+_ADDRESSES, _TAGS_CHECKED = 1, 1 << 1 | 1 << 2
+_AT_HWCAP2, _HWCAP2_MTE = 26, 1 << 18
 
 _GENERAL = struct.Struct("<34Q")
 X0, X8, SP, PC, PSTATE = 0, 8, 31, 32, 33
@@ -124,7 +129,21 @@ class AArch64(Arch):
         NT_ARM_GCS,
     )
     register_names = _NAMES
+    _tags: bool | None = None
     call_stop_keeps_all = False  # the kernel puts back what x7 was, over what the tracer has set
+
+    def tags_memory(self) -> bool:
+        if self._tags is None:
+            from ctypes import CDLL, c_ulong
+
+            auxiliary = CDLL(None).getauxval
+            auxiliary.restype, auxiliary.argtypes = c_ulong, (c_ulong,)
+            self._tags = os.uname().machine == self.name and bool(auxiliary(_AT_HWCAP2) & _HWCAP2_MTE)
+        return self._tags
+
+    def checks_tags(self, registers: Registers) -> bool:
+        mode = registers.others.get(NT_ARM_TAGGED_ADDR_CTRL, bytes(8))
+        return bool(struct.unpack_from("<Q", mode)[0] & _TAGS_CHECKED)
 
     def is_live(self, which: int, data: bytes) -> bool:
         return len(data) > _SVE_HEADER.size and bool(_SVE_HEADER.unpack_from(data)[4] & _SVE_REGISTERS)
@@ -277,6 +296,9 @@ class AArch64(Arch):
                 length, most = stored[which][8:10], template.others[which][10:12]
                 if int.from_bytes(length, "little") > int.from_bytes(most, "little"):
                     self.lacks(f"vectors of {int.from_bytes(length, 'little')} bytes")
+        mode = stored.get(NT_ARM_TAGGED_ADDR_CTRL, b"").ljust(8, b"\0")
+        if struct.unpack_from("<Q", mode)[0] & ~_ADDRESSES and not self.tags_memory():
+            self.lacks("memory tags (MTE)")
         if (tls := stored.get(NT_ARM_TLS)) is None:
             return made
         if len(tls) != len(template.others[NT_ARM_TLS]):

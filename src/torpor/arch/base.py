@@ -77,6 +77,14 @@ class Arch:
     call_before_stop = False  # `resumed` needs what /proc/TID/syscall said before the task was stopped
     restarts_alike = True  # `again` makes the kernel itself begin the call again, unless a signal is to be caught first
 
+    def tags_memory(self) -> bool:
+        """Whether memory can be tagged (MTE of aarch64) on this machine, under this kernel."""
+        return False
+
+    def checks_tags(self, registers: Registers) -> bool:
+        """Whether a thread has its accesses to tagged memory checked: those that the kernel makes for it, too."""
+        return False
+
     def numbers_of(self, names: Sequence[str]) -> frozenset[int]:
         return frozenset(self.SYSCALLS[name] for name in names if name in self.SYSCALLS)
 

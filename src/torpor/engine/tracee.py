@@ -66,13 +66,14 @@ class Tracee:
 
     def read(self, address: int, length: int) -> bytes:
         """`length` bytes at `address`, PROT_NONE pages too.  Raises OSError (EIO: not mapped)."""
+        address &= self.arch.untag_mask  # pointers of the program's own may have something in their top byte
         data = os.pread(self.memory, length, address)
         if len(data) != length:
             raise OSError(errno.EIO, f"short read of task memory at {address:#x}")
         return data
 
     def write(self, address: int, data: bytes) -> None:
-        if os.pwrite(self.memory, data, address) != len(data):
+        if os.pwrite(self.memory, data, address & self.arch.untag_mask) != len(data):
             raise OSError(errno.EIO, f"short write of task memory at {address:#x}")
 
     # -- what was found ---------------------------------------------------------------------------------------------

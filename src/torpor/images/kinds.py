@@ -293,6 +293,7 @@ IRMAP_CACHE: ImageKind[IrmapCacheEntry] = _kind("IRMAP_CACHE", "irmap-cache", 0x
 TORPOR_TASK: ImageKind[TorporTaskEntry] = _kind(
     "TORPOR_TASK", "torpor-{id}.img", 0x54525052, "torpor.TorporTaskEntry", ONE
 )
+TORPOR_TAGS: ImageKind[Message] = _kind("TORPOR_TAGS", "torpor-tags-{id}.img", 0, "", RAW)
 TORPOR_FILES: ImageKind[TorporFileEntry] = _kind(
     "TORPOR_FILES", "torpor-files.img", 0x54525046, "torpor_file.TorporFileEntry", MANY
 )

@@ -38,16 +38,12 @@ REFUSED_FLAGS = {
     "pf": ("it maps device memory directly", "close the device first"),
     "io": ("it maps device memory", "close the device first"),
     "pkey": ("it has a protection key (pkey_mprotect), which Torpor does not restore yet", "run the program without"),
-    "mt": (
-        "its memory is tagged (PROT_MTE), which Torpor does not restore yet",
-        "run the program without: GLIBC_TUNABLES=glibc.mem.tagging=0",
-    ),
     "ht": ("it is made of hugetlb pages", "use transparent huge pages (madvise) instead"),
 }
 # Flags that need no care: rights, and what the kernel sets by itself or by the kind of file.
 KNOWN_FLAGS = frozenset({
     "rd", "wr", "ex", "sh", "mr", "mw", "me", "ms", "de", "ac", "ar", "sd", "mm", "sf", "lf", "gu", "nl", "bt",
-    "tp",
+    "tp", "mt",
 }) | frozenset(_MAP_FLAGS) | frozenset(ADVICE) | {"dp", "sl"}  # fmt: skip
 
 # 32-bit ARM has [sigpage] beside [vvar], and [vectors] beyond the end of user memory.

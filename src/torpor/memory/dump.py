@@ -31,6 +31,7 @@ from torpor.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.images.directory import ImageWriter
+    from torpor.images.schema.torpor import TagRunEntry
     from torpor.resources.context import Dump, DumpTask
 
 MAX_IOVECS = 1024  # UIO_MAXIOV
@@ -47,7 +48,7 @@ F_DUPFD_CLOEXEC = 1030
 PR_GET_DUMPABLE, PR_GET_THP_DISABLE = 3, 42
 O_RDONLY, O_RDWR = os.O_RDONLY, os.O_RDWR
 PROT_READ, PROT_WRITE = 1, 2
-_SELDOM = frozenset({"sl", "bt", "lf"})
+_SELDOM = frozenset({"sl", "bt", "lf", "mt"})
 
 
 def prepare(images: "ImageWriter", tasks: "list[DumpTask]") -> None:
@@ -117,6 +118,8 @@ class AddressSpace:
         self.lock_future = 0  # MCL_* flags of mlockall(2)
         self.sealed: list[int] = []  # starts of areas under mseal
         self.guarded: list[int] = []  # starts of areas into which jumps are guarded (PROT_BTI of aarch64)
+        self.tagged: list[int] = []  # starts of areas with PROT_MTE (aarch64)
+        self.tags: list[tuple[int, bytes, bool]] = []  # memory/tags.py
         self.lock_on_fault: list[int] = []
         self.accounted: list[int] = []  # starts of private areas that were writable once
         self.pieces: list[Piece] = []
@@ -168,6 +171,8 @@ class AddressSpace:
                     self.sealed.append(area.start)
                 if "bt" in marks:
                     self.guarded.append(area.start)
+                if "mt" in marks:
+                    self.tagged.append(area.start)
                 if "lf" in marks:
                     self.lock_on_fault.append(area.start)
             if "ac" in marks and not area.shared and not area.prot & PROT_WRITE:
@@ -254,6 +259,24 @@ class AddressSpace:
             for area, found in sorted([*zip(private, runs, strict=True), *vdso])
             for start, end in found
         ]
+
+    def leave_to_engine(self, spans: "list[tuple[int, int]]") -> None:
+        """After `scan`: these areas (sorted) cannot be written by the task itself."""
+        left = iter([*spans, (INFINITY, INFINITY)])
+        start, end = next(left)
+        for at, run in enumerate(self.runs):
+            while run[0] >= end:
+                start, end = next(left)
+            if run[0] >= start:
+                self.runs[at] = (run[0], run[1], False)
+
+    def save_tags(self, images: "ImageWriter") -> "list[TagRunEntry]":
+        """After the thaw: memory tags."""
+        if not self.tags:
+            return []
+        from torpor.memory import tags
+
+        return tags.save(images, self)
 
     def open(self, dump: "Dump", pages_id: int) -> None:
         """Frozen: make the pages image and lay out what goes into it."""

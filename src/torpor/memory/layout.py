@@ -17,6 +17,7 @@ LOWEST = 1 << 16  # vm.mmap_min_addr's default
 HOLE_FROM = 1 << 21
 MARGIN = 1 << 20  # stack_guard_gap: nothing is put closer than this below a growing stack
 MAX_AREAS = 1 << 20
+PROT_MTE = 0x20  # of aarch64; images have it elsewhere, see memory/tags.py
 
 Span = tuple[int, int]
 
@@ -99,4 +100,5 @@ def _alike(a: VmaEntry, b: VmaEntry) -> bool:
         and a.shmid == b.shmid
         and (a.pgoff == b.pgoff or not a.shmid)
         and a.status == b.status
+        and not (a.prot ^ b.prot) & PROT_MTE
     )

@@ -22,7 +22,7 @@ from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.schema.vma import VmaEntry
 from torpor.kernel.maps import kind, read_maps
 from torpor.memory import areas as vma
-from torpor.memory import cow, fill, layout, segments, sysv, vdso_place
+from torpor.memory import cow, fill, layout, segments, sysv, tags, vdso_place
 from torpor.memory.layout import Span
 from torpor.memory.space import (
     KEPT_FLAGS,
@@ -119,6 +119,15 @@ class AddressSpaces:
         if outside:
             assert task.tracee is not None
             fill.poke(task.tracee, outside)
+        if space.tags.runs or (inherits and parent is not None and parent.tags.runs):
+            self._put_tags(task, space, parent if inherits else None, [new for _, new in plan.keep])
+
+    def _put_tags(
+        self, task: "RestoreTask", space: AddressSpace, parent: AddressSpace | None, kept: Sequence[VmaEntry]
+    ) -> None:
+        """Memory tags of private areas; the task's executor waits."""
+        assert task.tracee is not None
+        tags.put(task.tracee, tags.private(space) if parent is None else tags.differences(space, parent, kept))
 
     def _clear(self, program: Program, task: "RestoreTask") -> None:
         """Append that everything goes which a fresh stub has, but the kernel's own areas."""
@@ -188,7 +197,7 @@ class AddressSpaces:
                 segments.fill_sysv(self.restore, area.shmid)
                 sysv.attach(program, area)
                 continue
-            prot = PROT_READ | PROT_WRITE if area.start in changing else area.prot
+            prot = PROT_READ | PROT_WRITE | area.prot & layout.PROT_MTE if area.start in changing else area.prot
             flags = area.flags & KEPT_FLAGS | MAP_FIXED_NOREPLACE | vma.MAP_ANONYMOUS
             program.call("mmap", area.start, span[-1].end - area.start, prot, flags, -1, 0)
             for one in span:
@@ -249,6 +258,18 @@ class AddressSpaces:
             return
         program = Program()
         self._map(program, task, [area for area in space.areas if is_shared_memory(area)])
+        if space.tags.runs:
+            tagged, stored = tags.shared(space)
+            for area in tagged:
+                if not area.prot & PROT_WRITE:
+                    program.call("mprotect", area.start, area.end - area.start, area.prot | PROT_READ | PROT_WRITE)
+            yield program
+            assert task.tracee is not None
+            tags.put(task.tracee, stored)
+            program = Program()
+            for area in tagged:
+                if not area.prot & PROT_WRITE:
+                    program.call("mprotect", area.start, area.end - area.start, area.prot)
         for area in space.private:
             if space.protection[area.start] != area.prot:
                 program.call("mprotect", area.start, area.end - area.start, area.prot)
@@ -269,7 +290,7 @@ class AddressSpaces:
             if area.flags & vma.MAP_LOCKED:
                 flags = MLOCK_ONFAULT if area.start in on_fault else 0
                 # What nobody may access is locked, and then the kernel says ENOMEM for it has no pages to fetch.
-                nothing = not area.prot
+                nothing = not area.prot & ~layout.PROT_MTE
                 program.call("mlock2", area.start, area.end - area.start, flags, may_fail=nothing)
         if space.extras and space.extras.names:
             ends = {area.start: area.end for area in space.areas}

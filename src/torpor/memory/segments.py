@@ -105,7 +105,7 @@ def store(dump: Dump, next_pages_id: int) -> int:
         out = writer.open_pages()
         try:
             os.ftruncate(out, 0)
-            for start, end in _data(segment.fd):
+            for start, end in data_runs(segment.fd):
                 writer.add(start, (end - start) // PAGE)
                 _copy(segment.fd, out, start, end - start)
                 segment.bytes += end - start
@@ -115,7 +115,7 @@ def store(dump: Dump, next_pages_id: int) -> int:
     return next_pages_id
 
 
-def _data(fd: int) -> list[tuple[int, int]]:
+def data_runs(fd: int) -> list[tuple[int, int]]:
     """Parts of a file that are not holes, in whole pages."""
     size = os.fstat(fd).st_size
     found: list[tuple[int, int]] = []

@@ -13,6 +13,7 @@ from torpor.images.schema.vma import VmaEntry
 from torpor.memory import areas as vma
 from torpor.memory import cow, layout
 from torpor.memory.layout import Span
+from torpor.memory.tags import Tags
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class AddressSpace:
         extras = restore.images.find(kinds.TORPOR_TASK, task.pid)
         self.extras = extras
         self.accounted = set(extras.accounted) if extras else set()
+        self.tags = Tags(restore.images, self)
         self._check_pages()
         self.with_pages = touched(self.private, [(r.vaddr, r.vaddr + r.nr_pages * PAGE) for r, _ in self.pages.pieces])
         self.protection: dict[int, int] = {}  # of private areas, by their starts: what it is for the moment
@@ -126,6 +128,7 @@ def together(areas: Sequence[VmaEntry], changing: "set[int]") -> list[list[VmaEn
             and last.start in changing
             and last.flags & KEPT_FLAGS == area.flags & KEPT_FLAGS
             and not area.flags & (vma.MAP_GROWSDOWN | vma.MAP_SHARED)
+            and not (last.prot ^ area.prot) & layout.PROT_MTE
         ):
             spans[-1].append(area)
         else:

@@ -21,6 +21,7 @@ from torpor.errors import ImageError, KernelError, Refusal
 from torpor.images.kinds import IPCNS_SHM
 from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.kernel.syscall import call
+from torpor.memory.layout import PROT_MTE
 from torpor.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -173,13 +174,16 @@ def _own(shmid: int, entry: IpcShmEntry) -> None:
 
 def attach(program: Program, area: VmaEntry) -> None:
     """Append the shmat of an area."""
-    flags = (0 if area.prot & PROT_WRITE else SHM_RDONLY) | (SHM_EXEC if area.prot & PROT_EXEC else 0)
+    readonly = not area.prot & (PROT_WRITE | PROT_MTE)  # tags have to be put into it
+    flags = (SHM_RDONLY if readonly else 0) | (SHM_EXEC if area.prot & PROT_EXEC else 0)
+    size = area.end - area.start
     if area.start % native().shmlba == 0:
         program.call("shmat", area.shmid, area.start, flags)
-        return
-    size = area.end - area.start
-    at = program.call("shmat", area.shmid, 0, flags)
-    program.call("mremap", at, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, area.start)
+    else:
+        at = program.call("shmat", area.shmid, 0, flags)
+        program.call("mremap", at, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, area.start)
+    if area.prot & PROT_MTE:
+        program.call("mprotect", area.start, size, area.prot)
 
 
 def remove_marked(restore: Restore) -> None:

@@ -76,6 +76,7 @@ OTHERS = {
     "vma:vsyscall": "memory/areas.py",
     "vma:sigpage": "memory/restore.py",
     "vma:vectors": "memory/areas.py",
+    "vma:tags": "memory/tags.py",
 }
 
 # Kinds that are recognised and refused, with the reason and what the user can do.

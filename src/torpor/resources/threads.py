@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
     from torpor.resources.context import DumpTask, Restore, RestoreTask
 
-PR_GET_TID_ADDRESS = 40
+PR_GET_TID_ADDRESS, PR_SET_TAGGED_ADDR_CTRL = 40, 55
 ROBUST_LIST_SIZE = 3 * native().word_size  # struct robust_list_head: three words; the kernel takes no other size
 RSEQ_CS_OFFSET = 8  # of rseq_cs in struct rseq
 _INFOS = (
@@ -86,6 +86,9 @@ class Rseq(Attribute):
         assert core.thread_core is not None
         entry = core.thread_core.rseq_entry
         if entry is not None and entry.rseq_abi_pointer:
+            if entry.rseq_abi_pointer & ~native().untag_mask:
+                # aarch64: from here on the kernel writes there.  The thread's own setting comes with its registers.
+                program.call("prctl", PR_SET_TAGGED_ADDR_CTRL, 1)
             program.call("rseq", entry.rseq_abi_pointer, entry.rseq_abi_size, 0, entry.signature)
 
     def outside(self, task: "RestoreTask", restore: "Restore") -> None:

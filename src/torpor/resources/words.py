@@ -129,6 +129,7 @@ OTHERS = {
     "vma:vsyscall": "vsyscall page",
     "vma:sigpage": "the kernel's signal trampolines (32-bit ARM)",
     "vma:vectors": "the kernel's helpers (32-bit ARM)",
+    "vma:tags": "memory tags (PROT_MTE of aarch64)",
 }
 
 

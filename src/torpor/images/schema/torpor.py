@@ -52,6 +52,14 @@ class TaskExtraEntry(Message):
     exit_signal: int | None = optional(11, UINT32, default=None)  # what its end brings its parent, if not SIGCHLD
 
 
+class TagRunEntry(Message):
+    """Memory tags (MTE of aarch64) of some pages.  They are in torpor-tags-PID.img, one run behind the other: two in a
+    byte, the first in its lower half, each for 16 bytes of memory."""
+
+    start: int = required(1, UINT64)
+    pages: int = required(2, UINT64)
+
+
 class TorporTaskEntry(Message):
     """Of one task."""
 
@@ -61,6 +69,8 @@ class TorporTaskEntry(Message):
     # Private areas that are not writable but were: their memory stays accounted for (VM_ACCOUNT).  By start.
     accounted: list[int] = repeated(7, UINT64, default_factory=list)
     guarded: list[int] = repeated(8, UINT64, default_factory=list)  # mprotect(PROT_BTI) of aarch64, by start
+    tagged: list[int] = repeated(9, UINT64, default_factory=list)  # areas with PROT_MTE of aarch64, by start
+    tags: list[TagRunEntry] = repeated(10, "torpor.TagRunEntry", default_factory=list)  # all others are 0
     lock_on_fault: list[int] = repeated(4, UINT64, default_factory=list)  # mlock2(MLOCK_ONFAULT), by start
     lock_future: int | None = optional(6, UINT32, default=None)  # MCL_FUTURE, MCL_ONFAULT of mlockall(2)
     process: TaskExtraEntry | None = optional(5, "torpor.TaskExtraEntry", default=None)
