@@ -33,7 +33,8 @@ def compared(monkeypatch: pytest.MonkeyPatch, ours: View, theirs: View) -> same_
 
 PAGE = bytes(range(256)) * 16
 RSEQ = {"core-7 thread_core rseq_entry rseq_abi_pointer": 0x1000}
-TIMER = "2c00000000000000feffffff000000000f000000{}000000770000000000000{}0000000000"
+# struct siginfo of a timer: id, overruns; value; what is the kernel's own.
+TIMER = "2c00000000000000feffffff000000000f000000{}000000770000000000000{}0{}00000000000000"
 
 
 @pytest.mark.parametrize(
@@ -65,11 +66,32 @@ TIMER = "2c00000000000000feffffff000000000f000000{}000000770000000000000{}000000
         ({"core-7 thread_info gpregs orig_ax": 0x202_00000080}, {"core-7 thread_info gpregs orig_ax": 0x80}, []),
         ({"core-7 thread_info gpregs orig_ax": 0x202_00000081}, {"core-7 thread_info gpregs orig_ax": 0x80},
          ["core-7 thread_info gpregs orig_ax = 2207613190273 / 128"]),
-        ({"core-7 tc signals_s signals 0 siginfo": TIMER.format("4c", 0)},
-         {"core-7 tc signals_s signals 0 siginfo": TIMER.format("00", 0)}, []),
-        ({"core-7 tc signals_s signals 0 siginfo": TIMER.format("4c", 0)},
-         {"core-7 tc signals_s signals 0 siginfo": TIMER.format("00", 1)},
-         [f"core-7 tc signals_s signals 0 siginfo = {TIMER.format('4c', 0)} / {TIMER.format('00', 1)}"]),
+        ({"core-7 tc signals_s signals 0 siginfo": TIMER.format("4c", 0, 0)},
+         {"core-7 tc signals_s signals 0 siginfo": TIMER.format("00", 0, 0)}, []),
+        ({"core-7 tc signals_s signals 0 siginfo": TIMER.format("4c", 0, 0)},  # seen on aarch64
+         {"core-7 tc signals_s signals 0 siginfo": TIMER.format("00", 0, 9)},
+         []),
+        # Seen on ppc64le.
+        ({"core-7 ti_ppc64 gpregs gpr 3": 70366602175128}, {"core-7 ti_ppc64 gpregs gpr 3": 4}, []),
+        ({"core-7 ti_ppc64 gpregs nip": 4426307728}, {"core-7 ti_ppc64 gpregs nip": 4426307732}, []),
+        ({"core-7 ti_ppc64 gpregs msr": 9223372036854829107}, {"core-7 ti_ppc64 gpregs msr": 9223372036896772147}, []),
+        ({"core-7 ti_ppc64 gpregs msr": 9223372036854829107}, {"core-7 ti_ppc64 gpregs msr": 9223372036896772146},
+         ["core-7 ti_ppc64 gpregs msr = 9223372036854829107 / 9223372036896772146"]),
+        # Seen on s390x.
+        ({"core-7 ti_s390 gpregs gprs 2": 4397358617784}, {"core-7 ti_s390 gpregs gprs 2": EINTR}, []),
+        ({"core-7 ti_s390 gpregs gprs 2": 1}, {"core-7 ti_s390 gpregs gprs 2": 2},
+         ["core-7 ti_s390 gpregs gprs 2 = 1 / 2"]),
+        ({"core-7 ti_s390 gpregs orig_gpr2": 4397358617784, "core-7 ti_s390 gpregs system_call": 0},
+         {"core-7 ti_s390 gpregs orig_gpr2": 0, "core-7 ti_s390 gpregs system_call": 196604}, []),
+        ({"core-7 ti_s390 gpregs psw_addr": 44}, {"core-7 ti_s390 gpregs psw_addr": 46}, []),
+        ({"core-7 ti_s390 vxrs_low regs 3": 44}, {"core-7 ti_s390 vxrs_low regs 3": 46},
+         ["core-7 ti_s390 vxrs_low regs 3 = 44 / 46"]),
+        ({"mm-7 mm_saved_auxv number": 40}, {"mm-7 mm_saved_auxv number": 42}, []),
+        ({"mm-7 mm_saved_auxv number": 42}, {"mm-7 mm_saved_auxv number": 40},
+         ["mm-7 mm_saved_auxv number = 42 / 40"]),
+        ({"core-7 tc signals_s signals 0 siginfo": TIMER.format("4c", 0, 0)},
+         {"core-7 tc signals_s signals 0 siginfo": TIMER.format("00", 1, 0)},
+         [f"core-7 tc signals_s signals 0 siginfo = {TIMER.format('4c', 0, 0)} / {TIMER.format('00', 1, 0)}"]),
     ],
 )  # fmt: skip
 def test_what_differs(monkeypatch: pytest.MonkeyPatch, ours: View, theirs: View, wrong: list[str]) -> None:

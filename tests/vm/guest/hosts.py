@@ -18,7 +18,7 @@ PR_SECONDS = 1
 # By machine: what the lesser CPU of tests/vm/test_update.py lacks, and what a thread that computes with it uses.
 LACKING = {
     "x86_64": ("avx2 instructions", "AVX"),
-    "aarch64": ("the feature sve", "SVE"),
+    "aarch64": ("the feature atomics", "SVE"),
     "ppc64le": ("the feature arch_3_00", ""),
     "s390x": ("the feature vx", "the vector facility"),
 }
