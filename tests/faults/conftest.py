@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """For the tests that give mutated images to Torpor, in the test's own process."""
 
+import importlib
 import resource
 import signal
 from collections.abc import Iterator
@@ -20,6 +21,17 @@ def mutator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mutator]:
     place = tmp_path_factory.mktemp("mutations")
     checkpoint = Checkpoint(place)
     yield Mutator(checkpoint.images, place / "mutated")
+
+
+@pytest.fixture(scope="module")
+def template() -> Iterator[None]:
+    """The registers of this machine's CPU are asked for once, not for each look."""
+    module = importlib.import_module("torpor.restore")
+    found = module._template()
+    patch = pytest.MonkeyPatch()
+    patch.setattr(module, "_template", lambda: found)
+    yield
+    patch.undo()
 
 
 @pytest.fixture

@@ -4,10 +4,8 @@
 TORPOR_MUTATIONS=10000 sets how many mutations are tried; where it is set they are others each time.
 """
 
-import importlib
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,17 +15,6 @@ from torpor.check_images import ImagesReport, look
 from torpor.options import Options
 
 COUNT = int(os.environ.get("TORPOR_MUTATIONS", "600"))
-
-
-@pytest.fixture(scope="module")
-def template() -> Iterator[None]:
-    """The registers of this machine's CPU are asked for once, not for each of the mutations."""
-    module = importlib.import_module("torpor.restore")
-    found = module._template()
-    patch = pytest.MonkeyPatch()
-    patch.setattr(module, "_template", lambda: found)
-    yield
-    patch.undo()
 
 
 def looked_at(images: Path) -> ImagesReport:

@@ -2,10 +2,10 @@
 """Images cut at every length, and things that are no images in their places: read, checked and planned without a
 kernel, each ends in sentences, with little memory.
 
-TORPOR_CUTS=all cuts at every length; else the short images at each of them, the long ones at some.
+TORPOR_CUTS=all cuts at every length (pages, where only the number of bytes counts, at each page's end and beside it:
+some 16,000 cuts); else the short images at each of them, the long ones at some.
 """
 
-import importlib
 import os
 import resource
 import shutil
@@ -17,9 +17,10 @@ import pytest
 
 from faults.trees import Checkpoint
 from torpor.check_images import ImagesReport, look
+from torpor.images.pages import PAGE_SIZE
 from torpor.options import Options
 
-AT_MOST = 1 << 30 if os.environ.get("TORPOR_CUTS") == "all" else 40  # cuts of one image
+ALL = os.environ.get("TORPOR_CUTS") == "all"
 MEMORY = 256 << 20  # beside what the test has already
 SPARSE = 1 << 40
 NOBODY = 65534
@@ -31,19 +32,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]
 
 
 @pytest.fixture
-def spoilt(checkpoint: Checkpoint, tmp_path: Path) -> Iterator[Path]:
+def spoilt(checkpoint: Checkpoint, template: None, tmp_path: Path) -> Iterator[Path]:
     """A copy of the images, and no more memory than a little."""
-    module = importlib.import_module("torpor.restore")
-    found = module._template()  # the registers of this machine's CPU: asked for once, not for each look
-    patch = pytest.MonkeyPatch()
-    patch.setattr(module, "_template", lambda: found)
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     target = Path(shutil.copytree(checkpoint.images, tmp_path / "spoilt"))
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, before[1]))
     yield target
     resource.setrlimit(resource.RLIMIT_AS, before)
-    patch.undo()
 
 
 def looked_at(images: Path) -> ImagesReport:
@@ -62,8 +58,12 @@ def images_of(place: Path) -> list[Path]:
     return sorted(path for path in place.iterdir() if path.suffix == ".img")
 
 
-def cuts(size: int) -> list[int]:
-    stride = max(1, size // AT_MOST)
+def cuts(size: int, pages: bool) -> list[int]:
+    if pages and ALL:
+        return sorted(
+            {at + near for at in range(0, size + 1, PAGE_SIZE) for near in (-1, 0, 1) if 0 <= at + near < size}
+        )
+    stride = 1 if ALL else max(1, size // 40)
     return sorted({*range(min(size, 16)), *range(0, size, stride), size - 1})
 
 
@@ -71,7 +71,7 @@ def test_cut(checkpoint: Checkpoint, spoilt: Path, capsys: pytest.CaptureFixture
     tried = refused = 0
     for path in images_of(spoilt):
         whole = path.read_bytes()
-        for length in cuts(len(whole)) if whole else []:
+        for length in cuts(len(whole), path.name.startswith("pages-")) if whole else []:
             path.write_bytes(whole[:length])
             try:
                 refused += bool(codes(looked_at(spoilt)))
