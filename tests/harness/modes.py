@@ -7,7 +7,6 @@ what it was at `ready`.  It returns when the workload has given its verdict; any
 
 import contextlib
 import os
-import re
 import signal
 import time
 from collections.abc import Callable
@@ -223,7 +222,7 @@ def _state(pid: int) -> str:
     for tid in os.listdir(f"/proc/{pid}/task"):
         text = Path(f"/proc/{pid}/task/{tid}/stat").read_text(errors="replace")
         states.append(text.rpartition(") ")[2][0])
-    return re.sub("Z", "", "".join(states))[:1] or "Z"
+    return "".join(states).replace("Z", "")[:1] or "Z"
 
 
 class Mode(NamedTuple):

@@ -31,6 +31,10 @@ from harness.terminal import Terminal
 DIRECTORY = Path(__file__).resolve().parent.parent / "workloads"
 CFLAGS = ["-O1", "-pthread", "-Wall", "-Wextra", "-Wno-unused-result", "-Wno-sign-compare"]
 CFLAGS += ["-Wno-missing-field-initializers"]
+# Compiled before anybody forks (procview.py).
+HEADER = re.compile(r"(?:/\*|#) wl:(.*?)(?:\*/|$)", re.MULTILINE)
+OWNED = re.compile(r"^owns (msg|sem|shm) (\d+)$", re.MULTILINE)
+OWNED_FILE = re.compile(r"^owns file (/dev/shm/.+)$", re.MULTILINE)
 KEYS = {"opts", "dump", "restore", "libs", "timeout", "same", "terminal", "refused"}
 
 
@@ -45,7 +49,7 @@ class Workload:
         self.path = path
         self.name = path.stem
         head = path.read_text()[:2000]
-        found = re.search(r"(?:/\*|#) wl:(.*?)(?:\*/|$)", head, re.MULTILINE)
+        found = HEADER.search(head)
         self.header: dict[str, str] = dict(word.split("=", 1) for word in (found[1] if found else "").split())
         if unknown := self.header.keys() - KEYS:
             raise ValueError(f"{path.name}: unknown word in the wl: comment: {', '.join(unknown)}")
@@ -232,7 +236,7 @@ def remove_owned(out: Path) -> None:
     """Remove what a workload said it owns beyond processes, if it failed to: lines "owns msg ID", "owns shm ID" ..."""
     libc = ctypes.CDLL(None)
     text = out.read_text(errors="replace") if out.exists() else ""
-    for kind, number in re.findall(r"^owns (msg|sem|shm) (\d+)$", text, re.MULTILINE):
+    for kind, number in OWNED.findall(text):
         if kind == "sem":
             libc.semctl(int(number), 0, 0)  # IPC_RMID
         else:
@@ -255,4 +259,4 @@ def make_owned(out: Path) -> None:
 def owned_files(out: Path) -> list[Path]:
     """What a workload said it owns outside its directory: lines "owns file PATH"."""
     text = out.read_text(errors="replace") if out.exists() else ""
-    return [Path(path) for path in re.findall(r"^owns file (/dev/shm/.+)$", text, re.MULTILINE)]
+    return [Path(path) for path in OWNED_FILE.findall(text)]

@@ -26,7 +26,6 @@ SKIPPED = 77
 WRECKED = 3  # exit status
 _HARM = (b"BUG: ", b"Oops", b"Internal error", b"general protection", b"kernel panic", b"Unable to handle kernel",
          b"soft lockup", b"blocked for more than")  # fmt: skip
-PF_KTHREAD = 0x200000
 
 
 class Case:
@@ -113,16 +112,20 @@ def sweep() -> None:
     """End whatever cases have left behind: all but init, this process, and the kernel's own.  Only in a guest."""
     if not in_guest():
         return
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) in (1, os.getpid()):
-            continue
+    tree = [1]
+    for pid in tree:
         try:
-            with open(f"/proc/{name}/stat") as file:
-                flags = int(file.read().rpartition(")")[2].split()[6])
-            if not flags & PF_KTHREAD:
-                os.kill(int(name), signal.SIGKILL)
-        except (OSError, ValueError):
+            for tid in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{tid}/children") as file:
+                    tree += map(int, file.read().split())
+        except OSError:  # it, or this thread, has just ended
             continue
+    for pid in tree:
+        if pid not in (1, os.getpid()):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
 
 
 def main() -> None:
