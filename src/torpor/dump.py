@@ -184,6 +184,7 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
     session.state["guardian"] = guardian
     try:
         _look(session)
+        guardian.await_ready()
         clock = _Clock()
         memory = _save(session, clock, report)
     except BaseException as error:

@@ -25,12 +25,12 @@ PR_SET_PTRACER = 0x59616D61
 class Guardian:
     """The engine's side."""
 
-    def __init__(self, pid: int, fd: int) -> None:
-        self.pid, self._fd = pid, fd
+    def __init__(self, pid: int, fd: int, ready: int) -> None:
+        self.pid, self._fd, self._ready = pid, fd, ready
 
     @classmethod
     def start(cls) -> "Guardian":
-        """Fork the guardian, and keep a journal.  To be called before the freeze."""
+        """Fork the guardian, and keep a journal.  Before the freeze `await_ready` is to be called, too."""
         from torpor.engine import rescue  # noqa: F401  (imported here, for the guardian)
         from torpor.kernel.process import prctl
 
@@ -52,15 +52,18 @@ class Guardian:
             prctl(PR_SET_PTRACER, pid)  # Yama lets nobody trace an ancestor else
         except OSError:
             pass
-        os.read(ready, 1)
-        os.close(ready)
-        return cls(pid, ours)
+        return cls(pid, ours, ready)
+
+    def await_ready(self) -> None:
+        """Wait until it watches: from here on the engine may die."""
+        os.read(self._ready, 1)
 
     def finish(self) -> None:
         """Everything is put back, or ended: the guardian has nothing to do any more."""
         journal.close_journal()
         os.kill(self.pid, signal.SIGKILL)
         os.close(self._fd)
+        os.close(self._ready)
         os.waitpid(self.pid, 0)
 
 
