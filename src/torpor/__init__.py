@@ -22,10 +22,10 @@ Importing this package imports next to nothing; each function imports what it ne
 import os
 import sys
 from _thread import allocate_lock
-from types import ModuleType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import ModuleType
     from typing import Unpack, overload
 
     from torpor.check import KernelReport, Report
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from torpor.keywords import CheckKeywords, DumpKeywords, RestoreKeywords
     from torpor.options import Options
     from torpor.restore import RestoreResult
+else:
+    ModuleType = type(sys)  # not worth importing `types`
 
 __version__ = "0.1.0"
 __all__ = [

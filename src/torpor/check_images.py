@@ -8,7 +8,6 @@ created; between the check and the restore, things can change.
 
 import socket
 import struct
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +16,7 @@ from torpor.images.directory import ImageReader
 from torpor.options import Options
 from torpor.progress import quantity
 from torpor.resources.context import Restore
+from torpor.typed import Iterator, Sequence
 
 if TYPE_CHECKING:
     from torpor.images.schema.fdinfo import FileEntry

@@ -13,11 +13,10 @@ whose value may be left out (``verbosity 4`` counts as ``-v``), Torpor takes it.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
 
 from torpor.errors import UsageError
 from torpor.options import FLAG, OPTIONAL, TABLE, VALUE, Option, Options
-from torpor.typed import NamedTuple
+from torpor.typed import Iterable, Iterator, Mapping, NamedTuple
 
 DEFAULT_FILES = ("/etc/criu/default.conf", "~/.criu/default.conf")  # ~ is $HOME
 ENVIRONMENT = "CRIU_CONFIG_FILE"

@@ -15,10 +15,9 @@ starts at 2 and ``-v`` adds one.  How options are spelled and abbreviated is `to
 """
 
 import os
-from collections.abc import Callable
 
 from torpor.errors import Refusal, UsageError
-from torpor.typed import Any, NamedTuple
+from torpor.typed import Any, Callable, NamedTuple
 
 GHOST_LIMIT = 1 << 20  # bytes of st_blocks, CRIU's default
 COLLECT_TIMEOUT = 10  # seconds
@@ -389,7 +388,7 @@ def _table() -> dict[str, Option]:
     for attribute, option in vars(Options).items():
         if isinstance(option, Option):
             name = attribute.replace("_", "-")
-            table[name] = option._replace(name=name)
+            table[name] = Option(*option[:-1], name)
     return table
 
 

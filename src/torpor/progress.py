@@ -9,7 +9,6 @@ is not served by the tree.
 
 import os
 import time
-from types import TracebackType
 
 from torpor import log
 
@@ -96,5 +95,5 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
         self.close()

@@ -15,13 +15,12 @@ whatever fails takes everything back: either the whole tree runs, or nothing is 
 
 import os
 import time
-from collections.abc import Callable
 from errno import EPERM
 
 from torpor import log
 from torpor import signals as signal
 from torpor.errors import RestoreFailed, TorporError
-from torpor.typed import TYPE_CHECKING, Any, NamedTuple
+from torpor.typed import TYPE_CHECKING, Any, Callable, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.arch.base import Registers

@@ -6,14 +6,13 @@ front watches over them (the report "let go").
 """
 
 import os
-from collections.abc import Iterable
 
 from torpor import log
 from torpor import signals as signal
 from torpor.arch.base import NT_PRSTATUS
 from torpor.errors import KernelError
 from torpor.kernel import ptrace
-from torpor.typed import TYPE_CHECKING
+from torpor.typed import TYPE_CHECKING, Iterable
 
 if TYPE_CHECKING:
     from torpor.arch.base import Registers

@@ -2,7 +2,6 @@
 """One file an architecture; `native()` is the one this machine runs.  See `base.Arch` for what a file must say."""
 
 import os
-from importlib import import_module
 
 from torpor.errors import Refusal
 from torpor.typed import TYPE_CHECKING
@@ -28,5 +27,5 @@ def native() -> "Arch":
         machine = os.uname().machine
         if machine not in MODULES:
             raise Refusal(f"machine {machine}", "Torpor does not know this architecture", f"use {', '.join(MODULES)}")
-        _native = import_module(f"torpor.arch.{MODULES[machine]}").ARCH
+        _native = __import__(f"torpor.arch.{MODULES[machine]}", fromlist=["ARCH"]).ARCH
     return _native

@@ -17,12 +17,11 @@ CRIU's message has no place for SVE, SME (ZA, TPIDR2) and the control of tagged 
 
 import os
 import struct
-from collections.abc import Mapping, Sequence
 
 from torpor.arch.base import EINTR, ENDED_BY_A_STOP, Arch, Registers
 from torpor.arch.numbers import FROM_424, numbers
 from torpor.errors import Refusal
-from torpor.typed import TYPE_CHECKING
+from torpor.typed import TYPE_CHECKING, Mapping, Sequence
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry

@@ -12,11 +12,10 @@ variants, and 64-bit offsets travel in two registers of which the first must be 
 """
 
 import struct
-from collections.abc import Mapping, Sequence
 
 from torpor.arch.base import EINTR, ENDED_BY_A_STOP, Arch, Registers
 from torpor.arch.numbers import FROM_424, numbers
-from torpor.typed import TYPE_CHECKING, TypeVar
+from torpor.typed import TYPE_CHECKING, Mapping, Sequence, TypeVar
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry

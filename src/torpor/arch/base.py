@@ -5,10 +5,8 @@ Registers are kept as the kernel gives them: one bytes object per regset.  All f
 return new bytes; engine/ moves them with PTRACE_GETREGSET and PTRACE_SETREGSET.
 """
 
-from collections.abc import Mapping, Sequence
-
 from torpor.errors import ImageError, Refusal
-from torpor.typed import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
+from torpor.typed import TYPE_CHECKING, Mapping, NamedTuple, NoReturn, Sequence, TypeVar
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
@@ -57,7 +55,8 @@ class Arch:
     instruction: bytes  # enters a system call; to be found in the vDSO
     instruction_alignment: int
     regsets: Sequence[int]  # NT_* numbers besides NT_PRSTATUS, where the CPU has them
-    substitutes: Mapping[int, int] = {}  # NT_* numbers that stand in for others where the CPU lacks these
+    # NT_* numbers that stand in for others where the CPU lacks these
+    substitutes: Mapping[int, int] = {}  # noqa: RUF012
     optional: Sequence[int] = ()  # more of them, which not every CPU has
     extra: Sequence[int] = ()  # the same, of which CRIU's message knows nothing; set in this order, after the others
     vdso_names: tuple[str, ...] = ("[vdso]", "[vvar]", "[vvar_vclock]")

@@ -12,12 +12,11 @@ condition code is lost.  Nothing tells an emulated machine from a real one, so n
 """
 
 import struct
-from collections.abc import Mapping, Sequence
 
 from torpor.arch.base import EINTR, ENDED_BY_A_STOP, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, Arch, Registers
 from torpor.arch.numbers import FROM_424, numbers
 from torpor.errors import Refusal
-from torpor.typed import TYPE_CHECKING
+from torpor.typed import TYPE_CHECKING, Mapping, Sequence
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry

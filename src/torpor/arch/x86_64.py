@@ -12,7 +12,6 @@ programs do not expect that catch none: poll, epoll_wait and their like are begu
 """
 
 import struct
-from collections.abc import Mapping, Sequence
 
 from torpor.arch.base import (
     EINTR,
@@ -24,7 +23,7 @@ from torpor.arch.base import (
     Arch,
     Registers,
 )
-from torpor.typed import TYPE_CHECKING
+from torpor.typed import TYPE_CHECKING, Mapping, Sequence
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry

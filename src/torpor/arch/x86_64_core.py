@@ -12,7 +12,6 @@ every component that the CPU has, an empty CET, and three unused TLS slots.
 """
 
 import struct
-from collections.abc import Sequence
 
 from torpor.errors import ImageError, KernelError, Refusal
 from torpor.images.schema.core_x86 import (
@@ -23,7 +22,7 @@ from torpor.images.schema.core_x86 import (
     UserX86RegsEntry,
     UserX86XsaveEntry,
 )
-from torpor.typed import TYPE_CHECKING
+from torpor.typed import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry

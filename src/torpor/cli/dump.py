@@ -2,14 +2,13 @@
 """``torpor dump``: freeze a tree, write it to images, end it."""
 
 import os
-from collections.abc import Mapping
 
 from torpor import log
 from torpor.cli.say import Voice, count
 from torpor.dump import Watcher, dump
 from torpor.options import Options
 from torpor.progress import Progress, duration, quantity
-from torpor.typed import Any
+from torpor.typed import Any, Mapping
 
 
 def run(options: Options, voice: Voice) -> int:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The help texts, made from the table of options."""
 
-import textwrap
-
 from torpor import __version__
 from torpor.options import OPTIONAL, TABLE, VALUE, Option
 
@@ -55,25 +53,26 @@ def verb(program: str, name: str) -> str:
     """The help of one command: what works, then what is accepted without effect, then what is not there yet."""
     if name not in SUMMARIES:
         return f"{name} is not implemented yet.\n\n{overview(program)}"
+    from textwrap import wrap  # which takes longer to import than --version takes without it
+
     usage, summary = SUMMARIES[name]
     options = [option for option in TABLE.values() if name in option.verbs]
     works = [option for option in options if not option.refused and not option.ignored]
     ignored = [f"--{option.name}" for option in options if option.ignored]
     refused = [f"--{option.name}" for option in options if option.refused]
-    lines = [f"Usage: {program} {usage}", "", *textwrap.wrap(summary, 110), ""]
+    lines = [f"Usage: {program} {usage}", "", *wrap(summary, 110), ""]
     for option in works:
-        lines += _entry(option)
+        lines += _entry(option, wrap(option.help, 72))
     for title, names in (("Accepted, without effect", ignored), ("Not implemented yet, refused", refused)):
         if names:
-            lines += ["", *textwrap.wrap(f"{title}: {', '.join(names)}.", 110, break_on_hyphens=False)]
+            lines += ["", *wrap(f"{title}: {', '.join(names)}.", 110, break_on_hyphens=False)]
     return "\n".join(lines)
 
 
-def _entry(option: Option) -> list[str]:
+def _entry(option: Option, words: list[str]) -> list[str]:
     short = f"-{option.short}, " if option.short else "    "
     name = f"  {short}--{'[no-]' if option.negatable else ''}{option.name}"
     if option.argument in (VALUE, OPTIONAL):
         name += f" {option.metavar}" if option.argument == VALUE else f"[={option.metavar}]"
-    words = textwrap.wrap(option.help, 72)
     first = f"{name:38}{words[0]}" if len(name) < 37 else f"{name}\n{'':38}{words[0]}"
     return [first, *(f"{'':38}{line}" for line in words[1:])]

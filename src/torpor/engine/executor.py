@@ -15,7 +15,6 @@ import os
 import struct
 import time
 from _socket import AF_UNIX, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKET, socket
-from collections.abc import Generator, Iterator, Sequence
 
 from torpor.arch import base as arch_base
 from torpor.arch.base import Arch
@@ -27,6 +26,7 @@ from torpor.engine.waiting import is_readable, wait_readable
 from torpor.errors import TaskGone, TorporError
 from torpor.kernel import ptrace
 from torpor.kernel.syscall import call
+from torpor.typed import Generator, Iterator, Sequence
 
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 MAP_PRIVATE, MAP_FIXED_NOREPLACE, MAP_ANONYMOUS = 2, 0x100000, 0x20

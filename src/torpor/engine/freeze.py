@@ -7,7 +7,6 @@ waited for afterwards, so a thousand threads stop side by side.
 """
 
 import errno
-import math
 import os
 import time
 
@@ -53,7 +52,7 @@ def freeze(root: int, children: bool = True, timeout: float = 0.0) -> FrozenTree
     """
     held: dict[int, Tracee] = {}
     try:
-        return _freeze(root, held, children, time.monotonic() + timeout if timeout else math.inf)
+        return _freeze(root, held, children, time.monotonic() + timeout if timeout else float("inf"))
     except BaseException:
         for tracee in held.values():
             try:

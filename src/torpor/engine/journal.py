@@ -25,9 +25,8 @@ import marshal  # there already; even _pickle takes 2 ms to import
 import mmap
 import os
 import struct
-from collections.abc import Iterator
 
-from torpor.typed import Any
+from torpor.typed import Any, Iterator
 
 SIZE = 1 << 26  # of address space; memory is taken as it fills: 400 bytes a thread
 _LENGTH = struct.Struct("=Q")

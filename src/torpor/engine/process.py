@@ -11,12 +11,11 @@ import gc
 import marshal
 import os
 import sys
-from collections.abc import Callable
 
 from torpor import log
 from torpor import signals as signal
 from torpor.errors import TorporError
-from torpor.typed import Any, TypeVar
+from torpor.typed import Any, Callable, TypeVar
 
 T = TypeVar("T")
 Report = Callable[[str, Any], None]
@@ -36,6 +35,7 @@ def run_engine(
     times a second.  A signal
     that would end the front (SIGINT, SIGTERM, SIGHUP) is handed to the engine, which gives up at its next safe point.
     """
+    from torpor.engine import waiting  # noqa: F401  (imported here, for the engine and the front)
 
     theirs, ours = os.pipe2(os.O_CLOEXEC)
     alive, alive_end = os.pipe2(os.O_CLOEXEC)

@@ -14,11 +14,11 @@ After the run `Result.value` and `Pointer.data` hold what came back.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
 
 from torpor import log
 from torpor.arch.base import Arch
 from torpor.errors import TorporError
+from torpor.typed import Iterator, Sequence
 
 RESULT, LOAD32, ARG_BITS, MAY_FAIL = 1, 2, 2, 1 << 15  # as in arch/executor.c
 CALL_WORDS = 9

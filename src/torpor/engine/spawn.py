@@ -13,7 +13,6 @@ import errno
 import os
 import struct
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
-from collections.abc import Callable, Sequence
 
 from torpor import signals as signal
 from torpor.arch import native
@@ -50,7 +49,7 @@ from torpor.kernel.process import (
     CLONE_VM,
     clone_args,
 )
-from torpor.typed import NamedTuple
+from torpor.typed import Callable, NamedTuple, Sequence
 
 OPTIONS = ptrace.O_TRACESYSGOOD | ptrace.O_EXITKILL
 _UNDO_ROOM = 1 << 10

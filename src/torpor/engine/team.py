@@ -9,7 +9,6 @@ on a socket that all share, and waits there.  Nothing is ever sent to them: end-
 import os
 import struct
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket
-from collections.abc import Mapping
 
 from torpor.engine import journal
 from torpor.engine.area import HEADER, Area, frame_size
@@ -20,6 +19,7 @@ from torpor.engine.waiting import wait_readable
 from torpor.errors import TaskGone
 from torpor.kernel import ptrace
 from torpor.kernel.syscall import call
+from torpor.typed import Mapping
 
 _WORK = 2048  # bytes for a thread's program and its data
 

@@ -15,11 +15,10 @@ and nobody waits for a task to wake up.  (Measured: a restore of 200 processes t
 programs where there is one now, and takes 0.5 s.)
 """
 
-from collections.abc import Generator, Iterable, Iterator
-
 from torpor.engine.executor import Executor
 from torpor.engine.program import Batch, Program
 from torpor.engine.waiting import check_cancelled
+from torpor.typed import Generator, Iterable, Iterator
 
 Work = Generator[Program, None, None]
 WIDTH = 64  # tasks at work at once: descriptors that are under way are limited

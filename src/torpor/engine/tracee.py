@@ -13,7 +13,6 @@ sequence has to be read before the first one; and a signal mask must be put back
 import errno
 import os
 import struct
-from collections.abc import Sequence
 
 from torpor import signals as signal
 from torpor.arch import native
@@ -22,6 +21,7 @@ from torpor.engine import journal, stops
 from torpor.engine.stops import Kind, Stop
 from torpor.errors import TaskGone, TorporError
 from torpor.kernel import ptrace
+from torpor.typed import Sequence
 
 ALL_SIGNALS = (1 << 64) - 1
 _absent: set[int] = set()  # register sets that this CPU does not have

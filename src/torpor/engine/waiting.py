@@ -9,13 +9,13 @@ import os
 import select
 import struct
 import sys
-from collections.abc import Callable
 from ctypes import addressof, create_string_buffer
 
 from torpor import signals as signal
 from torpor.engine import stops
 from torpor.errors import TorporError
 from torpor.kernel.syscall import call
+from torpor.typed import Callable
 
 SIGNALS = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SIGINFO = 128

@@ -19,7 +19,7 @@ do it (they take any TYPE_CHECKING for true).
 
 from __future__ import annotations
 
-from operator import attrgetter
+from _operator import attrgetter  # operator itself has forty functions in Python besides
 
 from torpor.errors import ImageError
 from torpor.images.wire import (
@@ -108,6 +108,7 @@ def repeated(number: int, kind: str, *, default_factory: type[list[Any]]) -> Any
 # What a row of the tables says about a field.  The ones before _REPEATED are singular.
 _NUMBER, _MESSAGE, _BYTES, _STRING, _REPEATED = 0, 1, 2, 3, 4
 _NUMBERS, _MESSAGES, _BYTESES, _STRINGS = 4, 5, 6, 7
+_NUMBER_OF: Final = attrgetter("number")
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(required, optional, repeated))
@@ -224,22 +225,31 @@ class Message:
 
     @classmethod
     def _compile_encoder(cls) -> Any:
-        rows = []
-        for field in sorted(cls._fields.values(), key=lambda field: field.number):
-            kind = field.kind
-            what = _MESSAGE if field.is_message else {BYTES: _BYTES, STRING: _STRING}.get(kind, _NUMBER)
-            wire = 1 if kind == FIXED64 else 0 if what == _NUMBER else 2
-            encoded: Any = ENCODED[INT32 if field.is_enum else kind] if what == _NUMBER else LENGTH
-            if field.label == "repeated":
+        rows: list[tuple[Any, ...]] = []
+        names: list[str] = []
+        needed: dict[str, None] = {}
+        simple = True  # nothing but numbers
+        for field in sorted(cls._fields.values(), key=_NUMBER_OF):  # a small dump comes here for three hundred fields
+            kind, label = field.kind, field.label
+            names.append(field.name)
+            if kind in ENCODED or kind.startswith("enums."):
+                what, wire = _NUMBER, 1 if kind == FIXED64 else 0
+                encoded: Any = ENCODED[kind if kind in ENCODED else INT32]
+            else:
+                what, wire = {BYTES: _BYTES, STRING: _STRING}.get(kind, _MESSAGE), 2
+                encoded = LENGTH
+            key = field.number << 3 | wire
+            tag = bytes((key,)) if key < 128 else varint(key)
+            if label == "repeated":
                 what += _REPEATED
-            tag = varint(field.number << 3 | wire)
-            if what == _NUMBER:
-                encoded = Tagged(tag, encoded, optional=field.label == "optional")
+            elif what == _NUMBER:
+                encoded = Tagged(tag, encoded, optional=label == "optional")
+            if label == "required":
+                needed[field.name] = None
+            simple = simple and what == _NUMBER
             rows.append((what, tag, encoded, field))
-        names = [row[3].name for row in rows]
-        numbers = [row[2] for row in rows] if all(row[0] == _NUMBER for row in rows) else None
-        # attrgetter of one name gives no tuple: name it twice, zip drops the second
+        numbers = [row[2] for row in rows] if simple else None
         places = {name: at for at, name in enumerate(names)}
-        needed = dict.fromkeys(row[3].name for row in rows if row[3].label == "required").keys()
-        cls._encoder = attrgetter(*names, *names[:1]), rows, numbers, places, needed
+        # attrgetter of one name gives no tuple: name it twice, zip drops the second
+        cls._encoder = attrgetter(*names, *names[:1]), rows, numbers, places, needed.keys()
         return cls._encoder

@@ -12,7 +12,6 @@ a u32, `compat_nr_pages`, which is now written as 0.
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
 
 from torpor.errors import ImageError
 from torpor.images.kinds import PAGEMAP, PAGES
@@ -161,6 +160,8 @@ class PagemapReader:
 
     def _inside(self, vaddr: int, end: int) -> Iterator[Run]:
         """What this pagemap has of the pages from `vaddr` to `end`, without gaps; ImageError where it has none."""
+        from bisect import bisect_right  # only checkpoints that build on another come here
+
         at, size = max(bisect_right(self._starts, vaddr) - 1, 0), self.page_size
         while vaddr < end:
             run = self.runs[at] if at < len(self.runs) else None

@@ -68,7 +68,6 @@ class Tagged(dict["int | None", bytes]):
     """The encoded form of the numbers of one field, the tag before them; of an unset optional one: nothing."""
 
     def __init__(self, tag: bytes, encoded: dict[int, bytes], optional: bool) -> None:
-        super().__init__()
         self.tag, self.encoded = tag, encoded
         if optional:
             self[None] = b""

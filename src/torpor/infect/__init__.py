@@ -26,7 +26,6 @@ ptrace belongs to a thread: a block must be left by the thread that entered it. 
 """
 
 import os
-from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torpor.engine.executor import CannotInstall, Executor
@@ -34,6 +33,7 @@ from torpor.engine.freeze import FrozenProcess, freeze
 from torpor.engine.program import CallFailed, Load32, Pointer, Program, Result
 from torpor.engine.stepper import Stepper
 from torpor.errors import TaskGone, TorporError
+from torpor.typed import Iterator
 
 AT_FDCWD = -100
 _PROT_READ, _PROT_WRITE, _MAP_PRIVATE, _MAP_ANONYMOUS = 1, 2, 2, 0x20

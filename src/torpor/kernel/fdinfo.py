@@ -22,9 +22,8 @@ Surprising facts:
 """
 
 import os
-from collections.abc import Callable
 
-from torpor.typed import TYPE_CHECKING, Any, NamedTuple
+from torpor.typed import TYPE_CHECKING, Any, Callable, NamedTuple
 
 if TYPE_CHECKING:
     import re

@@ -28,8 +28,6 @@ import fcntl
 import mmap
 import os
 import struct
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
 
 from torpor.kernel.ioctls import iowr
 from torpor.kernel.pagemap_file import (
@@ -43,7 +41,7 @@ from torpor.kernel.pagemap_file import (
     stored_runs,
     subtract,
 )
-from torpor.typed import NamedTuple, Protocol
+from torpor.typed import Iterable, Iterator, NamedTuple, Protocol, Sequence
 
 # include/uapi/linux/fs.h
 PAGEMAP_SCAN = iowr("f", 16, 96)  # struct pm_scan_arg
@@ -66,7 +64,9 @@ REGIONS = 4096  # in one ioctl
 GAP = 16 << 20  # a populated area that nobody wants is scanned in passing if it is smaller than this
 
 _ARG = struct.Struct("=12Q")  # struct pm_scan_arg
-_VECTOR = array("Q", bytes(24 * REGIONS))  # struct page_region[]
+# struct page_region[].  (No array: that module imports all of `collections`.)
+_MEMORY = mmap.mmap(-1, 24 * REGIONS, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+_VECTOR = memoryview(_MEMORY).cast("Q")
 
 
 class Span(Protocol):
@@ -165,7 +165,7 @@ def ioctl_scan(
 def _regions(fd: int, start: int, end: int, flags: int, *categories: int) -> Iterator[list[int]]:
     """The regions of one ioctl after the other, flat: start, end, categories, start, ..."""
     vector = _VECTOR
-    where = vector.buffer_info()[0]
+    where = _address(_MEMORY)
     while start < end:
         arg = bytearray(_ARG.pack(96, flags, start, end, 0, where, REGIONS, 0, *categories))
         count = fcntl.ioctl(fd, PAGEMAP_SCAN, arg)

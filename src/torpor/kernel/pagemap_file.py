@@ -9,7 +9,8 @@ import mmap
 import os
 import struct
 import sys
-from collections.abc import Iterable, Sequence
+
+from torpor.typed import Iterable, Sequence
 
 # bits of a pagemap entry: of its top byte, and of the whole
 TOP_PRESENT, TOP_SWAPPED, TOP_FILE, TOP_GUARD = 0x80, 0x40, 0x20, 0x04

@@ -8,11 +8,11 @@ their own (`in_child`).  Nothing is left behind.
 """
 
 import os
-from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any, NamedTuple
 
 from torpor import signals as signal
+from torpor.typed import Callable, Iterable
 
 REQUIRED, OPTIONAL, EXPERIMENTAL = "required", "optional", "experimental"
 

@@ -10,7 +10,6 @@ import fcntl
 import os
 import struct
 import tempfile
-from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torpor.kernel import probe_memory as memory
@@ -20,6 +19,7 @@ from torpor.kernel.ioctls import io, iow
 from torpor.kernel.probe import OPTIONAL, Missing, Probe, in_child
 from torpor.kernel.probe_tasks import stopped_child
 from torpor.kernel.syscall import call, map_memory
+from torpor.typed import Iterator
 
 # In the order of criu --help.
 _NAMES = """

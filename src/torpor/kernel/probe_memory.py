@@ -8,7 +8,6 @@ import mmap
 import os
 import struct
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torpor.kernel import pagemap as pages
@@ -16,6 +15,7 @@ from torpor.kernel import process
 from torpor.kernel.ioctls import iowr
 from torpor.kernel.probe import Missing, in_child
 from torpor.kernel.syscall import call, map_memory
+from torpor.typed import Iterator
 
 PAGE = mmap.PAGESIZE
 _PRESENT = 1 << 63  # in a pagemap entry

@@ -8,7 +8,6 @@ import resource
 import select
 import signal
 import struct
-from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torpor.kernel import process
@@ -16,6 +15,7 @@ from torpor.kernel import ptrace as trace
 from torpor.kernel.ioctls import iow
 from torpor.kernel.probe import Missing, in_child
 from torpor.kernel.syscall import call
+from torpor.typed import Iterator
 
 _PR_TIMER_CREATE_RESTORE_IDS = 77
 _CAP_SYS_RESOURCE = 24

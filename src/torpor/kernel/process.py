@@ -14,11 +14,11 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Sequence
 
 from torpor.errors import Refusal
 from torpor.kernel.syscall import NR, call
 from torpor.model.identity import UNORDERED, Compare, Sorter
+from torpor.typed import Sequence
 
 # include/uapi/linux/kcmp.h
 KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND, KCMP_IO, KCMP_SYSVSEM, KCMP_EPOLL_TFD = range(8)

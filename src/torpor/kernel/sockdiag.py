@@ -25,9 +25,8 @@ import _socket  # `socket` costs 10 ms to import, and nothing of what it adds is
 import errno
 import os
 import struct
-from collections.abc import Iterator
 
-from torpor.typed import NamedTuple, Self
+from torpor.typed import Iterator, NamedTuple, Self
 
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 NETLINK_SOCK_DIAG = 4

@@ -6,10 +6,9 @@ CRIU's images do not say which pages were shared, so contents are compared, by b
 """
 
 import os
-from collections.abc import Iterator, Sequence
 
 from torpor.images.pages import PAGE_SIZE as PAGE
-from torpor.typed import TYPE_CHECKING, NamedTuple
+from torpor.typed import TYPE_CHECKING, Iterator, NamedTuple, Sequence
 
 if TYPE_CHECKING:
     from torpor.images.pages import PagemapReader

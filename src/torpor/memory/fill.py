@@ -13,7 +13,6 @@ all measured on 1 GB:
 
 import os
 import struct
-from collections.abc import Sequence
 
 from torpor.engine.executor import Executor
 from torpor.engine.program import Load32, Program, Result
@@ -21,7 +20,7 @@ from torpor.engine.waiting import check_cancelled
 from torpor.errors import ImageError
 from torpor.kernel.process import process_vm_writev
 from torpor.memory import cow
-from torpor.typed import TYPE_CHECKING
+from torpor.typed import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING:
     from torpor.engine.tracee import Tracee

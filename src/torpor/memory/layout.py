@@ -2,13 +2,11 @@
 """Planning address spaces, without a kernel: what an image's areas must look like, where the executor fits, what a
 child can keep of what it inherits from its parent."""
 
-from collections.abc import Iterable, Sequence
-
 from torpor.errors import ImageError
 from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.schema.vma import VmaEntry
 from torpor.memory import areas as vma
-from torpor.typed import TYPE_CHECKING, NamedTuple
+from torpor.typed import TYPE_CHECKING, Iterable, NamedTuple, Sequence
 
 if TYPE_CHECKING:
     from torpor.images.schema.mm import MmEntry

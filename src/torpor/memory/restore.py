@@ -10,7 +10,6 @@ arguments, auxiliary vector) come when the whole tree exists.
 import fcntl
 import os
 import struct
-from collections.abc import Sequence
 
 from torpor.arch import native
 from torpor.engine.area import PAGE as AREA_PAGE
@@ -36,7 +35,7 @@ from torpor.memory.space import (
     together,
     touched,
 )
-from torpor.typed import TYPE_CHECKING
+from torpor.typed import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING:
     from torpor.engine.together import Work

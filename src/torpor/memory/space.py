@@ -2,7 +2,6 @@
 """One task's address space as the images tell of it, checked, and questions about its areas.  Touches no task."""
 
 import os
-from collections.abc import Sequence
 
 from torpor.arch import native
 from torpor.errors import ImageError
@@ -14,7 +13,7 @@ from torpor.memory import areas as vma
 from torpor.memory import cow, layout
 from torpor.memory.layout import Span
 from torpor.memory.tags import Tags
-from torpor.typed import TYPE_CHECKING
+from torpor.typed import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING:
     from torpor.resources.context import Restore, RestoreTask

@@ -6,7 +6,6 @@ note: where a vDSO has signal trampolines, it finds them again.
 """
 
 import os
-from collections.abc import Callable
 
 from torpor.arch import native
 from torpor.engine.executor import Executor
@@ -16,7 +15,7 @@ from torpor.images.schema.vma import VmaEntry
 from torpor.kernel.maps import Area, kind, read_maps
 from torpor.memory import areas as vma
 from torpor.memory.layout import Span
-from torpor.typed import TYPE_CHECKING, NamedTuple
+from torpor.typed import TYPE_CHECKING, Callable, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.arch.base import Registers

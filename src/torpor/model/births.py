@@ -18,8 +18,6 @@ Everything is a node in a graph of what must come before what; the plan is one o
 side by side.  A helper whose PID does not matter has a negative number.
 """
 
-from collections.abc import Iterable, Sequence
-
 from torpor.errors import ImageError, Refusal
 from torpor.kernel.process import CLONE_FILES, CLONE_FS
 from torpor.model.restore_plan import (
@@ -38,6 +36,7 @@ from torpor.model.restore_plan import (
     Step,
     Unshare,
 )
+from torpor.typed import Iterable, Sequence
 
 _UNSHAREABLE = (CLONE_FILES, CLONE_FS)
 Node = tuple[str, int, int]  # what, PID, kind of sharing or position

@@ -16,9 +16,7 @@ sighand_id; fdinfo id).  Numbers start at 1; 0 means "none".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
-
-from torpor.typed import Generic, NamedTuple, TypeVar
+from torpor.typed import Callable, Generic, Hashable, Iterable, NamedTuple, Sequence, TypeVar
 
 T = TypeVar("T")
 

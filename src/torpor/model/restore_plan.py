@@ -3,11 +3,9 @@
 steps that come out.  model/births.py thinks them out.  Pure.
 """
 
-from collections.abc import Sequence
-
 from torpor.errors import ImageError
 from torpor.kernel.process import CLONE_FILES, CLONE_FS, CLONE_SIGHAND, CLONE_VM
-from torpor.typed import NamedTuple
+from torpor.typed import NamedTuple, Sequence
 
 OUTSIDE = 0  # the session, or process group, of Torpor itself
 MAX_PID = 1 << 22

@@ -14,7 +14,6 @@ The owner (F_SETOWN, F_SETSIG) is who gets SIGIO.  Surprising facts:
 import fcntl
 import os
 import struct
-from collections.abc import Sequence
 
 from torpor.errors import RestoreFailed
 from torpor.images import kinds
@@ -22,7 +21,7 @@ from torpor.images.schema.fown import FownEntry
 from torpor.images.schema.torpor_file import TorporFileEntry
 from torpor.kernel.syscall import call
 from torpor.resources.base import FileKind
-from torpor.typed import TYPE_CHECKING, ClassVar
+from torpor.typed import TYPE_CHECKING, ClassVar, Sequence
 
 if TYPE_CHECKING:
     from torpor.engine.program import Program

@@ -13,7 +13,6 @@ where its target is ready, it is armed with what is ready and spent again.
 import fcntl
 import os
 import select
-from collections.abc import Iterator
 
 from torpor.errors import ImageError
 from torpor.images.schema.eventpoll import EventpollFileEntry, EventpollTfdEntry
@@ -22,7 +21,7 @@ from torpor.kernel.fdinfo import EpollTarget
 from torpor.kernel.process import kcmp_epoll
 from torpor.kernel.syscall import call
 from torpor.resources.description import Described, extra, extras, save_owner, set_flags
-from torpor.typed import TYPE_CHECKING
+from torpor.typed import TYPE_CHECKING, Iterator
 
 if TYPE_CHECKING:
     from torpor.resources.context import Dump, DumpTask, Restore, SeenFile

@@ -11,7 +11,6 @@ Tasks may share a table (CLONE_FILES): it is filled by the first of them.
 """
 
 import os
-from collections.abc import Iterable
 
 from torpor.engine.executor import MSG_CMSG_CLOEXEC, SCM_MAX_FD, Executor, received
 from torpor.engine.program import Load32, Program
@@ -22,7 +21,7 @@ from torpor.images import kinds
 from torpor.images.schema.fdinfo import FdinfoEntry, FileEntry
 from torpor.resources import extras, registry
 from torpor.resources.base import FileKind
-from torpor.typed import TYPE_CHECKING
+from torpor.typed import TYPE_CHECKING, Iterable
 
 if TYPE_CHECKING:
     from torpor.engine.together import Work

@@ -8,13 +8,12 @@ after a dump these are often what is left of the original, and they go by themse
 
 import os
 import time
-from collections.abc import Iterable, Iterator
 from fcntl import F_SETOWN, fcntl
 
 from torpor.errors import RestoreFailed
 from torpor.kernel.proc import Stat, parse_stat
 from torpor.kernel.procfs import read_all
-from torpor.typed import NamedTuple
+from torpor.typed import Iterable, Iterator, NamedTuple
 
 PATIENCE = 2.0  # for what has ended already
 _AWHILE = 0.002

@@ -8,12 +8,12 @@ fails for a kind that has neither.
 
 import os
 import stat as st
-from importlib import import_module
-from types import ModuleType
 
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from torpor.resources.base import Attribute, FileKind
 
 # Modules of resources/ with the registry keys of open files that they cover; each module has FILE_KINDS.
@@ -233,9 +233,9 @@ def file_key(link: str, stat: os.stat_result, socket_family: int | None = None, 
     return "fd:anon"
 
 
-def import_resource(module: str) -> ModuleType:
-    """A module of resources/."""
-    return import_module(f"torpor.resources.{module}")
+def import_resource(module: str) -> "ModuleType":
+    """A module of resources/.  (importlib would import warnings.)"""
+    return __import__(f"torpor.resources.{module}", fromlist=[""])
 
 
 def file_kind(key: str) -> "FileKind | None":

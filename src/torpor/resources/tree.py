@@ -13,7 +13,6 @@ process being stopped, and detached it is simply what it was, without news to an
 
 import os
 import struct
-from collections.abc import Callable
 
 from torpor import log
 from torpor import signals as signal
@@ -32,7 +31,7 @@ from torpor.model.restore_plan import OUTSIDE, SIBLING, Adopt, Create, End, Lead
 from torpor.resources import clocks, extras, names
 from torpor.resources.signals import NUMBERS
 from torpor.resources.stops import is_unseen
-from torpor.typed import TYPE_CHECKING
+from torpor.typed import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING:
     from torpor.engine.executor import Executor

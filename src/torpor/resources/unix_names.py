@@ -17,12 +17,11 @@ import fcntl
 import os
 import stat as st
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torpor.errors import KernelError, Refusal
 from torpor.kernel.syscall import call
-from torpor.typed import NamedTuple
+from torpor.typed import Iterator, NamedTuple
 
 AF_UNIX = 1
 SIOCUNIXFILE = 0x89E0

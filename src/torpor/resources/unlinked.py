@@ -17,14 +17,13 @@ Surprising facts:
 import errno
 import os
 import stat as st
-from collections.abc import Callable
 
 from torpor.errors import ImageError, RestoreFailed
 from torpor.kernel.process import open_exactly
 from torpor.resources import ghost, link_remap
 from torpor.resources.pipe import reopen
 from torpor.resources.regular import NEVER, TMPFILE, open_as
-from torpor.typed import TYPE_CHECKING
+from torpor.typed import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING:
     from torpor.images.schema.fdinfo import FileEntry
