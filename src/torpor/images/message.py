@@ -53,7 +53,7 @@ else:
 
 __all__ = [
     "BOOL", "BYTES", "FIXED64", "INT32", "INT64", "SINT32", "SINT64", "STRING", "UINT32", "UINT64",
-    "Field", "Message", "optional", "repeated", "required",
+    "Encoded", "Field", "Message", "optional", "repeated", "required",
 ]  # fmt: skip
 
 _SCHEMA: Final = "torpor.images.schema."
@@ -224,6 +224,24 @@ class Message:
         return decode(cls, data if type(data) is bytes else bytes(data))
 
     @classmethod
+    def tag(cls, name: str) -> bytes:
+        """The bytes that a field begins with."""
+        rows, places = (cls._encoder or cls._compile_encoder())[1:4:2]
+        tag: bytes = rows[places[name]][1]
+        return tag
+
+    @classmethod
+    def part(cls, **numbers: int | None) -> bytes:
+        """The bytes of these fields, single numbers, without the others: such parts are a message when they follow each
+        other in the order of the fields' numbers.  Raises ImageError as `encode` does."""
+        rows, places = (cls._encoder or cls._compile_encoder())[1:4:2]
+        try:
+            some = [rows[at] for at in sorted([places[name] for name in numbers])]
+            return b"".join([encoded[numbers[field.name]] for _, _, encoded, field in some])
+        except (TypeError, ValueError) as error:
+            raise ImageError(f"a part of {cls.__name__} cannot be written", str(error), code="bad-value") from error
+
+    @classmethod
     def _compile_encoder(cls) -> Any:
         rows: list[tuple[Any, ...]] = []
         names: list[str] = []
@@ -253,3 +271,15 @@ class Message:
         # attrgetter of one name gives no tuple: name it twice, zip drops the second
         cls._encoder = attrgetter(*names, *names[:1]), rows, numbers, places, needed.keys()
         return cls._encoder
+
+
+class Encoded:
+    """A message inside of another that is encoded already, because there are ten thousand of them."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def encode(self) -> bytes:
+        return self.data

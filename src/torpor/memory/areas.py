@@ -116,32 +116,19 @@ def make_undroppable(entries: "list[VmaEntry]") -> None:
             entry.madv = (entry.madv or 0) | 1 << ADVICE["wf"] | 1 << ADVICE["dd"]
 
 
-def describe(task: "DumpTask", area: Area, kind: str, flags: frozenset[str]) -> VmaEntry:
-    """The entry of one area, still without its file (shmid).  Raises Refusal."""
+def describe(task: "DumpTask", area: Area, kind: str, flags: frozenset[str]) -> tuple[int, int, int]:
+    """What is the same for all areas of a sort: MAP_* flags, status, a bit for each MADV_* number.  Raises Refusal."""
     key = kind, area.shared, flags
     common = _common.get(key)
     if common is None:
         common = _common[key] = _describe(task, area, kind, flags)
-    map_flags, status, madvise = common
-    return VmaEntry(
-        start=area.start,
-        end=area.end,
-        pgoff=0 if status & ANON_PRIVATE else area.offset,
-        shmid=0,
-        prot=area.prot,
-        flags=map_flags,
-        status=status,
-        fd=-1,
-        madv=madvise or None,
-        fdflags=None,
-    )
+    return common
 
 
 _common: dict[tuple[str, bool, frozenset[str]], tuple[int, int, int]] = {}  # ten thousand areas are of few sorts
 
 
 def _describe(task: "DumpTask", area: Area, kind: str, flags: frozenset[str]) -> tuple[int, int, int]:
-    """What is the same for all areas of a sort: MAP_* flags, status, advice."""
     where = f"area {area.start:#x}-{area.end:#x} {area.path}".rstrip()
     if kind in REFUSED_KINDS:
         raise task.refusal(*_worded(where, REFUSED_KINDS[kind]))

@@ -19,13 +19,13 @@ from torpor.images.kinds import PAGEMAP, PAGES
 from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.pages import PagemapWriter
 from torpor.images.schema.mm import MmEntry
-from torpor.images.schema.vma import VmaEntry
 from torpor.kernel import pagemap
-from torpor.kernel.maps import Area, kind, parse_vm_flags
+from torpor.kernel.maps import MAP_SHARED, Area, kind, parse_vm_flags
 from torpor.kernel.proc import INFINITY, parse_stat
 from torpor.kernel.procfs import LARGE, read_all
 from torpor.memory import areas as vma
 from torpor.memory import segments
+from torpor.memory.entries import describe
 from torpor.resources import regular
 from torpor.typed import TYPE_CHECKING, NamedTuple
 
@@ -48,8 +48,7 @@ LEAST = 1 << 26  # bytes of images that are prepared in any case
 F_DUPFD_CLOEXEC = 1030
 PR_GET_DUMPABLE, PR_GET_THP_DISABLE = 3, 42
 O_RDONLY, O_RDWR = os.O_RDONLY, os.O_RDWR
-PROT_READ, PROT_WRITE = 1, 2
-_SELDOM = frozenset({"sl", "bt", "lf", "mt"})
+PROT_READ = 1
 
 
 def prepare(images: "ImageWriter", tasks: "list[DumpTask]") -> None:
@@ -109,11 +108,10 @@ class AddressSpace:
 
     def __init__(self, task: "DumpTask") -> None:
         self.task = task
-        self.kinds = [kind(area) for area in task.areas]
+        self.kinds = _kinds(task.areas)
         self._smaps = b""  # as read
         self._flags: dict[int, frozenset[str]] = {}
         self.behind: dict[int, tuple[int, int | None]] = {}  # shmid and fdflags of areas with a file or a segment
-        self.entries: list[VmaEntry] = []
         self.runs: list[tuple[int, int, bool]] = []
         self.guards: list[tuple[int, int]] = []
         self.names: dict[int, str] = {}
@@ -138,7 +136,7 @@ class AddressSpace:
         exe = f"/proc/{task.leader.tid}/exe"
         self.exe_file_id = regular.save_path(dump, f"{task.subject}, its executable", os.readlink(exe), exe, O_RDONLY)
         self._smaps = read_all(f"/proc/{task.leader.tid}/smaps", LARGE)
-        self._ours = task.runner.base if isinstance(task.runner, Executor) else -1
+        self.runner_base = task.runner.base if isinstance(task.runner, Executor) else -1
         for area, what in zip(task.areas, self.kinds, strict=True):
             if what == "file":
                 self.behind[area.start] = self._enter_file(dump, area)
@@ -154,33 +152,6 @@ class AddressSpace:
                 self._flags = vma.with_names(self._flags)
         return self._flags
 
-    def describe(self) -> None:
-        """After the thaw: make the areas' entries.  Raises Refusal."""
-        # New mappings of a task under mlockall(MCL_FUTURE) are locked: ours tells, nothing else does.
-        flags = self.flags
-        ours, arch = flags.get(self._ours, frozenset()), self.task.leader.arch
-        self.lock_future = (arch.mcl_future if "lo" in ours else 0) | (arch.mcl_onfault if "lf" in ours else 0)
-        nothing: frozenset[str] = frozenset()
-        for area, what in zip(self.task.areas, self.kinds, strict=True):
-            marks = flags.get(area.start, nothing)
-            entry = vma.describe(self.task, area, what, marks)
-            if area.start in self.behind:
-                entry.shmid, entry.fdflags = self.behind[area.start]
-            elif area.path.startswith("[anon:"):
-                self.names[area.start] = area.path[6:-1]
-            if not _SELDOM.isdisjoint(marks):
-                if "sl" in marks and what not in vma.KERNEL_KINDS:
-                    self.sealed.append(area.start)
-                if "bt" in marks:
-                    self.guarded.append(area.start)
-                if "mt" in marks:
-                    self.tagged.append(area.start)
-                if "lf" in marks:
-                    self.lock_on_fault.append(area.start)
-            if "ac" in marks and not area.shared and not area.prot & PROT_WRITE:
-                self.accounted.append(area.start)
-            self.entries.append(entry)
-
     def ask(self, program: Program) -> None:
         """Append what only the task can tell of its address space."""
         self.dumpable = program.call("prctl", PR_GET_DUMPABLE)
@@ -189,7 +160,6 @@ class AddressSpace:
 
     def entry(self, dump: "Dump") -> MmEntry:
         """After the thaw: mm-PID.img.  Raises Refusal."""
-        self.describe()
         stat = self.stat
         word = self.task.leader.arch.word
         return MmEntry(
@@ -206,25 +176,10 @@ class AddressSpace:
             mm_env_end=stat.env_end,
             exe_file_id=self.exe_file_id,
             mm_saved_auxv=_auxv(self.auxv, word),
-            vmas=self._with_guards(),
+            vmas=describe(self),
             dumpable=self.dumpable.value,
             thp_disabled=bool(self.thp_disabled.value > 0) or None,
         )
-
-    def _with_guards(self) -> list[VmaEntry]:
-        """Areas, and behind them each run of guard pages as an entry of its own, as CRIU has it.  [vvar] and
-        [vvar_vclock] are one area there."""
-        entries: list[VmaEntry] = []
-        for entry in self.entries:
-            last = entries[-1] if entries else None
-            if last is not None and entry.status & last.status & vma.VVAR and last.end == entry.start:
-                last.end = entry.end
-            else:
-                entries.append(entry)
-        return entries + [
-            VmaEntry(start=start, end=end, pgoff=0, shmid=0, prot=0, flags=0, status=vma.GUARD, fd=-1)
-            for start, end in self.guards
-        ]
 
     def _enter_file(self, dump: "Dump", area: Area) -> tuple[int, int]:
         """Its number in files.img, and how it is to be opened."""
@@ -245,7 +200,7 @@ class AddressSpace:
         private: list[Area] = []
         others: list[Area] = []
         for area, what in zip(self.task.areas, self.kinds, strict=True):
-            (others if area.shared or what in vma.KERNEL_KINDS else private).append(area)
+            (others if area.flags == MAP_SHARED or what in vma.KERNEL_KINDS else private).append(area)
         fd = pagemap.open_pagemap(self.task.leader.tid)
         try:
             runs = pagemap.scan_all(fd, private, others, guards=self.guards)
@@ -283,11 +238,10 @@ class AddressSpace:
     def open(self, dump: "Dump", pages_id: int) -> None:
         """Frozen: make the pages image and lay out what goes into it."""
         self.pagemap = PagemapWriter(dump.images, self.task.pid, pages_id, PAGEMAP)
-        add, place, new = self.pieces.append, self.pagemap.add, tuple.__new__  # 10,000 runs are not seldom
-        for start, end, readable in self.runs:
+        for start, end, readable in _joined(self.runs):
             while start < end:
                 length = end - start if end - start < CHUNK else CHUNK
-                add(new(Piece, (start, length, place(start, length // PAGE), readable)))
+                self.pieces.append(Piece(start, length, self.pagemap.add(start, length // PAGE), readable))
                 self.bytes += length
                 start += length
         self.fd = self.pagemap.open_pages()
@@ -372,6 +326,34 @@ class AddressSpace:
         """After the thaw: the pagemap itself."""
         assert self.pagemap is not None
         self.pagemap.finish()
+
+
+def _kinds(areas: list[Area]) -> list[str]:
+    """The kind of each: it depends on what is mapped there, and ten thousand areas are of few things."""
+    known: dict[tuple[object, ...], str] = {}
+    kinds = []
+    for area in areas:
+        behind = area[5:]  # device, inode, path
+        what = known.get(behind)
+        if what is None:
+            what = known[behind] = kind(area)
+        kinds.append(what)
+    return kinds
+
+
+def _joined(runs: list[tuple[int, int, bool]]) -> list[tuple[int, int, bool]]:
+    """Runs of pages, those that follow each other in one: areas often do, and are written as one then."""
+    joined: list[tuple[int, int, bool]] = []
+    first = last = 0
+    before = False
+    for start, end, readable in runs:
+        if start == last and readable == before:
+            last = end
+            continue
+        if last:
+            joined.append((first, last, before))
+        first, last, before = start, end, readable
+    return [*joined, (first, last, before)] if last else joined
 
 
 def _unwritten(group: list[Piece], written: int) -> list[Piece]:
