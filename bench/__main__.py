@@ -18,6 +18,7 @@ from bench.measure import Timing, Tool, dump, restore, timed, watch_dump, watch_
 from bench.victims import BenchError, Victim, become_subreaper, build
 
 ROOT = Path(__file__).resolve().parent.parent
+MEMORY = "/dev/shm"  # a tmpfs
 
 
 def torpor() -> Tool:
@@ -58,22 +59,39 @@ def measure_case(
     """One victim: its dump, then its restore."""
     place = work / case.name
     place.mkdir()
-    victim = Victim(program, case, place)
+    store = place_in_memory(case.number << 20, len(tools)) if case.in_memory else place
     try:
-        images = {tool.name: place / tool.name for tool in tools}
-        # The first run of each is the one that is watched for memory, so it also warms up what both read.
-        memory = {tool.name: watch_dump(tool, victim, images[tool.name]) for tool in tools}
-        rows = in_turn(tools, runs, lambda tool: dump(program, tool, victim, images[tool.name]),
-                       lambda text: say(f"{case.title}: dump: {text}"))  # fmt: skip
-        yield DUMP, report.Measured(rows, memory, victim.undisturbed())
-        victim.end()
-        memory = {tool.name: watch_restore(tool, victim, images[tool.name]) for tool in tools}
-        rows = in_turn(tools, runs, lambda tool: restore(program, tool, victim, images[tool.name]),
-                       lambda text: say(f"{case.title}: restore: {text}"))  # fmt: skip
-        yield RESTORE, report.Measured(rows, memory, None)
+        victim = Victim(program, case, place)
+        try:
+            images = {tool.name: store / tool.name for tool in tools}
+            # The first run of each is the one that is watched for memory, so it also warms up what both read.
+            memory = {tool.name: watch_dump(tool, victim, images[tool.name]) for tool in tools}
+            rows = in_turn(tools, runs, lambda tool: dump(program, tool, victim, images[tool.name]),
+                           lambda text: say(f"{case.title}: dump: {text}"))  # fmt: skip
+            yield DUMP, report.Measured(rows, memory, victim.undisturbed())
+            victim.end()
+            memory = {tool.name: watch_restore(tool, victim, images[tool.name]) for tool in tools}
+            rows = in_turn(tools, runs, lambda tool: restore(program, tool, victim, images[tool.name]),
+                           lambda text: say(f"{case.title}: restore: {text}"))  # fmt: skip
+            yield RESTORE, report.Measured(rows, memory, None)
+        finally:
+            victim.end()
     finally:
-        victim.end()
         shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(store, ignore_errors=True)
+
+
+def place_in_memory(size: int, number: int) -> Path:
+    """A directory on a tmpfs with room for the images of so many processes of `size` bytes."""
+    if not os.path.ismount(MEMORY):
+        raise BenchError(f"{MEMORY} is no tmpfs")
+    facts = os.statvfs(MEMORY)
+    with open("/proc/meminfo") as file:
+        available = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
+    needed = size * (number + 2)  # the victim, and as much again, so that nothing is swapped out
+    if min(facts.f_bavail * facts.f_frsize, available) < needed:
+        raise BenchError(f"{MEMORY} has less than {needed / 1e9:.1f} GB of room")
+    return Path(tempfile.mkdtemp(prefix="torpor-bench-", dir=MEMORY))
 
 
 def options(arguments: list[str]) -> argparse.Namespace:

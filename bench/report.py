@@ -153,7 +153,7 @@ def growth_table(results: Results, tools: list[str]) -> Table:
     for what in ("dump frozen", "dump", "restore"):
         table[0] += [f"{what}: {tool}" if i == 0 else tool for i, tool in enumerate(tools)]
     for case, by_command in results.items():
-        if case is BASE:
+        if not case.unit:
             continue
         row = [f"{case.unit} ({case.per})"]
         scale = 1e3 if case.per == "ms" else 1e6
@@ -217,6 +217,13 @@ EXPLAINED = (
     "memory: the most that the tool's processes held together, victims not counted. "
     "ratio: Torpor ÷ CRIU, with the goal (✓ met, ✗ not met)."
 )
+DISK = (
+    "A dump of 1 GB to a disk: Torpor ends when the images are on the disk, CRIU when they are in the page cache, "
+    "from where the kernel brings them to the disk in its own time. So Torpor's whole command takes as long as the "
+    "disk, and on a disk that is slower than CRIU writes to memory the ratio cannot come below 1, whatever "
+    "the rest takes. The column “on disk” compares like with like, and so does the row whose images lie in memory "
+    "(tmpfs), where no disk is waited for."
+)
 
 
 def terminal(results: Results, tools: list[str], about: list[str], failures: list[str]) -> str:
@@ -230,6 +237,8 @@ def markdown(results: Results, tools: list[str], about: list[str], failures: lis
     """docs/benchmarks.md"""
     parts = ["# Benchmarks", "Written by `make bench`; do not edit.", "\n".join(f"- {line}" for line in about)]
     parts += [EXPLAINED, piped(main_table(results, tools)), missed(results, tools)]
+    if len(tools) == 2 and any(case.in_memory for case in results):
+        parts.append(DISK)
     growth = growth_table(results, tools)
     if len(growth) > 1:
         parts += [
