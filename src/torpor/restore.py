@@ -184,13 +184,15 @@ class _Work:
     """One restore, phase by phase."""
 
     def __init__(self, options: "Options", dir_fd: int, restore: "Restore | None" = None) -> None:
+        self._at = time.monotonic()
+        # This forks, and writing to a page for the first time since then is a page fault: so before all imports.
+        self._template = _template()
         from torpor.engine.descriptors import raise_limit
         from torpor.images.directory import ImageReader
         from torpor.resources.context import Restore
 
         self.restore = restore or Restore(options, ImageReader(dir_fd))
         self.phases: dict[str, float] = {}
-        self._at = time.monotonic()
         self.limit = raise_limit()
         self.spawner: Spawner | None = None
         self._pidfile = ""
@@ -204,7 +206,6 @@ class _Work:
 
     # -- check ------------------------------------------------------------------------------------------------------
     def check(self) -> None:
-        template = _template()  # forks: the sooner, the less there is to be copied
         from torpor import restore_load
         from torpor.arch import native
         from torpor.memory.restore import AddressSpaces
@@ -226,7 +227,7 @@ class _Work:
                 with restore.trying():
                     attribute.check(task, restore)
         with restore.trying():
-            self.registers = restore_load.registers(restore, native(), template)
+            self.registers = restore_load.registers(restore, native(), self._template)
             if hasattr(self, "spaces"):  # or that is a problem already
                 self.spaces.vdso.check_threads(restore, self.registers)
         if restore.options.cpu_cap:
@@ -369,8 +370,7 @@ class _Work:
 
 def _template() -> "Registers":
     """Registers of a process of this machine, whose sizes and reserved fields count: those of a moment's child."""
-    from torpor.engine.tracee import Tracee
-    from torpor.kernel import process, ptrace
+    from torpor.kernel import process
 
     engine = os.getpid()
     pid = os.fork()
@@ -381,6 +381,9 @@ def _template() -> "Registers":
             signal.pause()
         os._exit(0)
     try:
+        from torpor.engine.tracee import Tracee
+        from torpor.kernel import ptrace
+
         ptrace.seize(pid, ptrace.O_EXITKILL)
         ptrace.interrupt(pid)
         os.waitpid(pid, 0x40000000)
