@@ -80,7 +80,8 @@ ImageWriter._sync_files = late""",
         """sync = ImageWriter._sync_files
 def early(self):
     os.fsync(self.dir_fd)
-    write_small(self.dir_fd, INVENTORY, InventoryEntry(img_version=2))
+    open(f"/proc/self/fd/{self.dir_fd}/early", "w").close()
+    os.rename("early", "inventory.img", src_dir_fd=self.dir_fd, dst_dir_fd=self.dir_fd)
     sync(self)
 ImageWriter._sync_files = early""",
         "inventory.img appeared 2 times",
@@ -98,9 +99,7 @@ PRELUDE = """
 import os, sys
 from torpor import dump_write
 from torpor.cli.__main__ import main
-from torpor.images.directory import ImageWriter, write_small
-from torpor.images.kinds import INVENTORY
-from torpor.images.schema.inventory import InventoryEntry
+from torpor.images.directory import ImageWriter
 import torpor.dump
 """
 
