@@ -5,12 +5,10 @@ Most run their programs side by side, through their process's executor (engine/t
 descriptors of its own cannot use the executor's socket: it gets an executor of its own, first of all.
 """
 
-from collections.abc import Callable
-
 from torpor.engine.program import Program
 from torpor.engine.team import ThreadTeam
 from torpor.resources.fdtable import thread_tables
-from torpor.typed import TYPE_CHECKING
+from torpor.typed import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING:
     from torpor.engine.executor import Executor

@@ -69,7 +69,8 @@ class Arch:
     ipc_version = 0  # to be added to the commands of shmctl(2), for structures whose user ids have 32 bits
     volatile: Sequence[int] = ()  # NT_* numbers, where the CPU has them, of what any system call destroys (`is_live`)
     untag_mask = (1 << 64) - 1  # what /proc/PID/status shows of a task for which no bits of addresses are ignored
-    register_names: Mapping[int, str] = {}  # NT_* numbers that not every CPU has, in words
+    # NT_* numbers that not every CPU has, in words
+    register_names: Mapping[int, str] = {}  # noqa: RUF012
     thread_area = 0  # NT_* number under which the word of PTRACE_GET_THREAD_AREA is kept (arm: the thread pointer)
     call_stop_keeps_all = True  # False: some of the registers that are set in a system-call stop are lost
     single_step = True  # PTRACE_SINGLESTEP can be relied on
