@@ -17,7 +17,6 @@ same page gets a page of its own.  PROT_MTE cannot be taken from an area again, 
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
 
 from torpor.arch import native
 from torpor.errors import ImageError
@@ -29,7 +28,7 @@ from torpor.kernel.tags import AT_ONCE, GRANULE, is_tagged, peek, poke
 from torpor.memory.areas import KERNEL_KINDS, is_private_memory
 from torpor.memory.layout import PROT_MTE
 from torpor.memory.segments import data_runs
-from torpor.typed import TYPE_CHECKING, NamedTuple
+from torpor.typed import TYPE_CHECKING, Iterable, Iterator, NamedTuple, Sequence
 
 if TYPE_CHECKING:
     from torpor.engine.tracee import Tracee
