@@ -112,7 +112,7 @@ def follow(pause: tuple[int, str, int] | None, sync: bool) -> None:
     _pause = pause
     if not sync:
         os.fsync = lambda _fd: None
-        directory._start_writing = lambda _fd: None
+        directory._start_writing = lambda: lambda _fd: None
     os.open = _wrapped("open", os.open, _opened)
     os.fsync = _wrapped("fsync", os.fsync, lambda fd: os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
     os.rename = _wrapped("rename", os.rename, lambda _old, new: str(new))
