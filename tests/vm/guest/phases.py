@@ -55,7 +55,7 @@ def at(what: str) -> None:
 def _follow(call: str, name: str) -> None:
     """The phase that begins with this call, by the order in which Torpor works."""
     image = name.endswith(".img")
-    if call == "make" and name.startswith(".inventory"):
+    if call == "fsync" and name.startswith(".inventory"):  # the last of them
         enter(BEFORE)
     elif call == "make" and image:
         enter(PAGES if name.startswith("pages") else OTHERS)
