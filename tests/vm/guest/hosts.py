@@ -55,7 +55,9 @@ def main() -> None:
             update.finish()
     elif step == "lacking":
         said = [update.torpor("cpuinfo", "check", fails=True), update.torpor("restore", "-d", "--cpu-cap", fails=True)]
-        if not all(INSTRUCTIONS in text for text in said):
+        # Registers are looked at first: where the C library copies with vectors, the busy task may hold some.
+        used = bool(REGISTERS) and f"it uses {REGISTERS}, which this CPU does not have" in said[1]
+        if INSTRUCTIONS not in said[0] or not (INSTRUCTIONS in said[1] or used):
             sys.exit(f"it does not say that it lacks {INSTRUCTIONS}: {said}")
         update.figures["said"] = said[1]
         update.nothing_made()
