@@ -301,6 +301,7 @@ int main(void)
 	MUST(sigaction(SIGUSR1, &(struct sigaction){.sa_handler = handler}, NULL));
 	for (int i = 0; i < 8; i++)
 		MUST(pipe(pipes[i]));
+	MUST(fcntl(pipes[5][1], F_SETPIPE_SZ, 65536)); /* with pages of 64 KiB it holds a megabyte, and no write would wait */
 	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, sockets));
 	MUST(setsockopt(sockets[0], SOL_SOCKET, SO_RCVTIMEO, &(struct timeval){600, 0}, sizeof(struct timeval)));
 	epoll = MUST(epoll_create1(0));
