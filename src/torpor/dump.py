@@ -230,9 +230,13 @@ def _save(session: "Dump", clock: _Clock, report: "Report") -> "list[AddressSpac
     """Freeze the tree and write all images; a tree that is not to end is let go.  Returns what memory it has."""
     from torpor import dump_collect as collect
     from torpor import dump_write as write
-    from torpor.engine.freeze import freeze
+    from torpor.arch import native
 
     options = session.options
+    if options.leave_running or native().single_step:  # by which `collect.areas` lets threads out of the vDSO
+        from torpor.engine.freeze import freeze
+    else:
+        from torpor.engine.refreeze import freeze_outside as freeze
     assert options.tree is not None
     log.info(f"freezing process {options.tree} and all below it")
     log.hold()  # the log may be served by the tree: the engine's end releases it, too
