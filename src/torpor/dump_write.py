@@ -127,6 +127,9 @@ def _cores(dump: "Dump", task: "DumpTask", asked: "Asked") -> None:
         thread.arch.to_core(core, registers, task.clear_child_tid.get(thread.tid, 0))
         for which, data in thread.arch.extras(registers).items():
             extras.of_thread(task, thread.tid).registers.append(RegisterSetEntry(type=which, data=data))
+        if (interruption := thread.interruption()) is not None:
+            own = extras.of_thread(task, thread.tid)
+            own.interrupted, own.call = interruption
         task.cores[thread.tid] = core
         dump.images.write(kinds.CORE, [core], thread.tid)
 

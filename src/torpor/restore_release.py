@@ -10,6 +10,7 @@ import os
 from torpor import log
 from torpor import signals as signal
 from torpor.arch.base import NT_PRSTATUS
+from torpor.engine import reenter
 from torpor.errors import KernelError
 from torpor.kernel import ptrace
 from torpor.typed import TYPE_CHECKING, Iterable
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torpor.arch.base import Registers
     from torpor.engine.process import Report
     from torpor.engine.tracee import Tracee
+    from torpor.images.schema.core import ThreadCoreEntry
     from torpor.options import Options
     from torpor.resources.context import Restore, RestoreTask
 
@@ -30,15 +32,28 @@ def load_registers(tasks: "Iterable[RestoreTask]", registers: "dict[int, Registe
             if tid == task.pid and task.leader_ended:
                 _load_exit(thread, task.core.tc.exit_code)
                 continue
+            core = task.cores[tid].thread_core
+            assert core is not None
             thread.leave_call_stop()
-            for which, data in registers[tid].others.items():
+            general, call = registers[tid].general, thread.arch.before_programs()
+            if (inside := _inside(task, thread, core, general)) is not None:
+                general, more = reenter.enter(thread, general, inside)
+                call = {**call, **more}
+            for which, data in (*registers[tid].others.items(), *call.items()):
                 if which == thread.arch.thread_area:
                     continue  # the thread has set it itself
                 thread.set_regset(which, data)
-            ptrace.set_regset(tid, NT_PRSTATUS, registers[tid].general)
-            core = task.cores[tid].thread_core
-            assert core is not None
+            ptrace.set_regset(tid, NT_PRSTATUS, general)
             ptrace.set_signal_mask(tid, task.core.tc.blk_sigset if core.blk_sigset is None else core.blk_sigset)
+
+
+def _inside(task: "RestoreTask", thread: "Tracee", core: "ThreadCoreEntry", general: bytes) -> "reenter.Inside | None":
+    """The system call in which a thread was interrupted."""
+    if core.rseq_entry is not None and core.rseq_entry.rseq_cs_pointer:
+        return None  # it is caught inside a restartable sequence, which makes no calls
+    extra = task.extras.threads.get(thread.tid)
+    stored = (extra.interrupted, extra.call or 0) if extra is not None and extra.interrupted is not None else None
+    return reenter.find(thread, general, stored, task.extras.ours)
 
 
 def _load_exit(thread: "Tracee", status: int) -> None:

@@ -18,7 +18,7 @@ CRIU's message has no place for SVE, SME (ZA, TPIDR2) and the control of tagged 
 import os
 import struct
 
-from torpor.arch.base import EINTR, ENDED_BY_A_STOP, Arch, Registers
+from torpor.arch.base import EINTR, ERESTARTNOHAND, Arch, Call, Registers
 from torpor.arch.numbers import FROM_424, numbers
 from torpor.errors import Refusal
 from torpor.typed import TYPE_CHECKING, Mapping, Sequence
@@ -114,6 +114,7 @@ class AArch64(Arch):
     vdso_names = ("[vdso]", "[vvar]")
     call_before_stop = True
     restarts_alike = False
+    images_tell = False
     optional = (NT_ARM_PACA_KEYS, NT_ARM_PACG_KEYS, NT_ARM_PAC_ENABLED_KEYS)
     volatile = (NT_ARM_SVE, NT_ARM_SSVE)
     # To set SVE's ends streaming mode, a new vector length of SME's forgets the array: in this order only.
@@ -164,6 +165,24 @@ class AArch64(Arch):
         r[PSTATE] &= ~_BTYPE
         return _GENERAL.pack(*r)
 
+    def interruption(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> tuple[int, int] | None:
+        return (ERESTARTNOHAND, 0) if self.again(general, specials, before) else None
+
+    def call_at(self, general: bytes, code: bytes) -> Call | None:
+        r = _words(general)
+        return Call(r[X8], r[X0 : X0 + 6]) if code == self.instruction else None
+
+    def inside_call(self, general: bytes, call: Call, how: int) -> tuple[bytes, Mapping[int, bytes]]:
+        r = _words(general)
+        r[X0], r[PC] = -how & _M64, r[PC] + 4
+        return _GENERAL.pack(*r), {}
+
+    def before_call(self, general: bytes, call: Call) -> bytes | None:
+        """The kernel remembers itself that a thread is in a call, and the call's first argument, nothing else."""
+        r = _words(general)
+        r[X8] = self.SYSCALLS["getpid"]
+        return _GENERAL.pack(*r)
+
     def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
         r = _words(general)
         if self._forgets(r, before) and not self.loses_nothing(r[X8], r[X0 + 1]):  # else it is rewound already
@@ -176,7 +195,7 @@ class AArch64(Arch):
         fields = before.split()
         if r[X0] != -EINTR & _M64 or len(fields) != 9 or int(fields[8], 16) != r[PC]:
             return None
-        if int(fields[0]) != r[X8] or r[X8] not in _ENDED_BY_A_STOP:
+        if int(fields[0]) != r[X8] or not self.ends_by_a_stop(r[X8], 0):
             return None
         r[X0], r[PC] = int(fields[1], 16), r[PC] - 4
         return _GENERAL.pack(*r)
@@ -346,4 +365,3 @@ def _sve_context(data: bytes, streaming: int) -> bytes:
 
 
 ARCH = AArch64()
-_ENDED_BY_A_STOP = ARCH.numbers_of(ENDED_BY_A_STOP)

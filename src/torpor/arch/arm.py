@@ -13,7 +13,7 @@ variants, and 64-bit offsets travel in two registers of which the first must be 
 
 import struct
 
-from torpor.arch.base import EINTR, ENDED_BY_A_STOP, Arch, Registers
+from torpor.arch.base import EINTR, ERESTARTNOHAND, Arch, Call, Registers
 from torpor.arch.numbers import FROM_424, numbers
 from torpor.typed import TYPE_CHECKING, Mapping, Sequence, TypeVar
 
@@ -138,6 +138,7 @@ class Arm(Arch):
     single_step = False
     call_before_stop = True
     restarts_alike = False
+    images_tell = False
 
     def arguments(self, name: str, args: Sequence[T | int]) -> Sequence[T | int]:
         if name == "mmap" and len(args) == 6:
@@ -182,6 +183,27 @@ class Arm(Arch):
         r[CPSR] &= ~(_THUMB | _IT | _JAZELLE | _BIG_ENDIAN) & _M32
         return _GENERAL.pack(*r)
 
+    def interruption(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> tuple[int, int] | None:
+        return (ERESTARTNOHAND, 0) if self.again(general, specials, before) else None
+
+    def call_at(self, general: bytes, code: bytes) -> Call | None:
+        r = _words(general)
+        found = code[:2] == b"\x00\xdf" if r[CPSR] & _THUMB else code == self.instruction
+        return Call(r[R7], r[R0 : R0 + 6]) if found else None
+
+    def inside_call(self, general: bytes, call: Call, how: int) -> tuple[bytes, Mapping[int, bytes]]:
+        r = _words(general)
+        r[ORIG_R0], r[R0], r[PC] = r[R0], -how & _M32, r[PC] + _length(r)
+        return _GENERAL.pack(*r), {}
+
+    def before_call(self, general: bytes, call: Call) -> bytes | None:
+        """The kernel makes an interrupted call again without going back to the program, by the number that it was
+        entered with.  So it must be this very call, but with arguments that any refuses; pause has none, and ends at
+        once as the thread has to stop again."""
+        r = _words(general)
+        r[R0 : R0 + 6], r[ORIG_R0] = [_M32] * 6, _M32
+        return _GENERAL.pack(*r)
+
     def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
         r = _words(general)
         if self._forgets(r, before) and not self.loses_nothing(r[R7], r[1]):  # else it is rewound already
@@ -191,7 +213,7 @@ class Arm(Arch):
 
     def again(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes | None:
         r = _words(general)
-        if r[ORIG_R0] == _M32 or r[R0] != -EINTR & _M32 or r[R7] not in _ENDED_BY_A_STOP:
+        if r[ORIG_R0] == _M32 or r[R0] != -EINTR & _M32 or not self.ends_by_a_stop(r[R7], 0):
             return None
         r[R0], r[PC] = r[ORIG_R0], r[PC] - _length(r)
         return _GENERAL.pack(*r)
@@ -280,4 +302,3 @@ def _halves(value: T | int) -> tuple[T | int, int]:
 
 
 ARCH = Arm()
-_ENDED_BY_A_STOP = ARCH.numbers_of(ENDED_BY_A_STOP)

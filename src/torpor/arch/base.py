@@ -20,6 +20,7 @@ Info = TypeVar("Info")
 
 # What a system call that was interrupted by a stop shows in its result register (include/linux/errno.h).
 ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 512, 513, 514, 516
+RESTARTED = (ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND)  # what is begun again from its beginning
 EINTR = 4
 
 # Calls that the kernel ends with EINTR whenever their task is stopped, never to make them again (signal(7)).  Nothing
@@ -30,6 +31,8 @@ epoll_wait epoll_pwait epoll_pwait2 semop semtimedop semtimedop_time64 rt_sigtim
 read readv recv recvfrom recvmsg recvmmsg recvmmsg_time64 write writev send sendto sendmsg sendmmsg accept accept4
 """.split()  # noqa: SIM905
 _FUTEX_WAIT_BITSET, _FUTEX_COMMAND = 9, 0x7F
+# The same by way of ipc(2), SEMOP and SEMTIMEDOP, and of socketcall(2), which C libraries use where these came first.
+_SEMAPHORES, _SOCKETS = (1, 4), (5, 9, 10, 11, 12, 16, 17, 18, 19, 20)
 
 
 class Registers(NamedTuple):
@@ -37,6 +40,15 @@ class Registers(NamedTuple):
 
     general: bytes
     others: Mapping[int, bytes]
+
+
+class Call(NamedTuple):
+    """A system call that a thread is about to make, or in.  `word`: what else the kernel remembers of it: the number
+    and the length of its instruction on s390x, how it was entered on ppc64le."""
+
+    nr: int
+    args: Sequence[int]
+    word: int = 0
 
 
 class Arch:
@@ -75,7 +87,10 @@ class Arch:
     call_stop_keeps_all = True  # False: some of the registers that are set in a system-call stop are lost
     single_step = True  # PTRACE_SINGLESTEP can be relied on
     call_before_stop = False  # `resumed` needs what /proc/TID/syscall said before the task was stopped
+    images_tell = True  # how a call was interrupted (`interruption`); False: `arch.interrupted` has to guess
     restarts_alike = True  # `again` makes the kernel itself begin the call again, unless a signal is to be caught first
+
+    _ended: frozenset[int] | None = None
 
     def tags_memory(self) -> bool:
         """Whether memory can be tagged (MTE of aarch64) on this machine, under this kernel."""
@@ -95,6 +110,24 @@ class Arch:
             return True
         futexes = self.SYSCALLS["futex"], self.SYSCALLS.get("futex_time64")
         return nr in futexes and operation & _FUTEX_COMMAND == _FUTEX_WAIT_BITSET
+
+    def how_interrupted(self, error: int, nr: int, first: int, second: int) -> int:
+        """The ERESTART number to be shown by a call, with these first arguments, that a stop has ended with `error` and
+        that is to be made again after it, unless a signal is caught first; 0: it is not."""
+        if error in RESTARTED:
+            return error
+        if error == ERESTART_RESTARTBLOCK:
+            return ERESTARTNOHAND if self.loses_nothing(nr, second) else 0
+        return ERESTARTNOHAND if error == EINTR and self.ends_by_a_stop(nr, first) else 0
+
+    def ends_by_a_stop(self, nr: int, first: int) -> bool:
+        """Whether a call is one of ENDED_BY_A_STOP."""
+        if self._ended is None:
+            self._ended = self.numbers_of(ENDED_BY_A_STOP)
+        if nr in self._ended:
+            return True
+        through = {self.SYSCALLS.get("ipc"): _SEMAPHORES, self.SYSCALLS.get("socketcall"): _SOCKETS}
+        return first & 0xFFFF in through.get(nr, ())
 
     # -- running system calls -------------------------------------------------------------------------------------
     def arguments(self, name: str, args: Sequence[T | int]) -> Sequence[T | int]:
@@ -142,6 +175,26 @@ class Arch:
         """Registers for PTRACE_DETACH from a task in which programs have run.  `before`: /proc/TID/syscall before the
         stop, where `call_before_stop` asks for it, else empty."""
         return general
+
+    def interruption(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> tuple[int, int] | None:
+        """How the call that the thread is in was interrupted, for torpor-PID.img: an ERESTART number, and what else the
+        kernel remembers of the call.  None: `settled` says all, or the registers do not show it."""
+        return None
+
+    def call_at(self, general: bytes, code: bytes) -> Call | None:
+        """The call that a thread is about to make whose next instruction `code` (4 bytes) begins with.  See
+        `arch.interrupted`, also for the next two."""
+        raise NotImplementedError
+
+    def inside_call(self, general: bytes, call: Call, how: int) -> tuple[bytes, Mapping[int, bytes]]:
+        """Registers, and register sets, of a thread that was interrupted (`how`: an ERESTART number) in the call that
+        it was about to make."""
+        raise NotImplementedError
+
+    def before_call(self, general: bytes, call: Call) -> bytes | None:
+        """Registers for a harmless call, made by the thread's own instruction, at whose end it has to be stopped when
+        it gets those of `inside_call`.  None: it can get them at any stop but one of another call."""
+        return None
 
     def again(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes | None:
         """Registers with which a call goes on waiting that only the stop has ended (ENDED_BY_A_STOP); None in any other

@@ -12,7 +12,7 @@ There are two ways into the kernel, `sc` (0xc00: errors are positive with a flag
 
 import struct
 
-from torpor.arch.base import EINTR, ENDED_BY_A_STOP, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, Arch, Registers
+from torpor.arch.base import EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, Arch, Call, Registers
 from torpor.arch.numbers import FROM_424, numbers
 from torpor.errors import Refusal
 from torpor.typed import TYPE_CHECKING, Mapping, Sequence
@@ -133,14 +133,34 @@ class Ppc64le(Arch):
         r[R1], r[R12], r[NIP], r[TRAP] = (stack & ~15) - 112, entry, entry, 0
         return _GENERAL.pack(*r)
 
+    def interruption(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> tuple[int, int] | None:
+        r = _words(general)
+        how = self._how(r)
+        return (how, r[TRAP] & ~0xF) if how else None
+
+    def _how(self, r: list[int]) -> int:
+        return self.how_interrupted(_error(r), r[R0], r[ORIG_R3], r[R4])
+
+    def call_at(self, general: bytes, code: bytes) -> Call | None:
+        r = _words(general)
+        entry = {b"\x02\x00\x00\x44": _TRAP_SC, b"\x01\x00\x00\x44": _TRAP_SCV}.get(code)
+        return Call(r[R0], r[R3 : R3 + 6], entry) if entry is not None else None
+
+    def inside_call(self, general: bytes, call: Call, how: int) -> tuple[bytes, Mapping[int, bytes]]:
+        r = _words(general)
+        r[ORIG_R3], r[NIP], r[TRAP] = r[R3], r[NIP] + 4, call.word
+        if call.word == _TRAP_SC:
+            r[R3], r[CCR] = how, r[CCR] | _SUMMARY_OVERFLOW
+        else:
+            r[R3] = -how & _M64
+        return _GENERAL.pack(*r), {}
+
     def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
         r = _words(general)
-        error = _error(r)
-        begun = error == ERESTART_RESTARTBLOCK
-        if begun and not self.loses_nothing(r[R0], r[R4]):
-            r[R3] = EINTR if r[TRAP] & ~0xF == _TRAP_SC else -EINTR & _M64
-        elif begun or error in (512, 513, 514) or (error == EINTR and r[R0] in _ENDED_BY_A_STOP):
+        if self._how(r):
             r[R3], r[NIP] = r[ORIG_R3], r[NIP] - 4
+        elif _error(r) == ERESTART_RESTARTBLOCK:
+            r[R3] = EINTR if r[TRAP] & ~0xF == _TRAP_SC else -EINTR & _M64
         r[TRAP] = r[RESULT] = 0
         return _GENERAL.pack(*r)
 
@@ -153,7 +173,7 @@ class Ppc64le(Arch):
 
     def again(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes | None:
         r = _words(general)
-        if _error(r) != EINTR or r[R0] not in _ENDED_BY_A_STOP:
+        if _error(r) != EINTR or not self.ends_by_a_stop(r[R0], r[ORIG_R3]):
             return None
         r[R3] = ERESTARTNOHAND if r[TRAP] & ~0xF == _TRAP_SC else -ERESTARTNOHAND & _M64
         return _GENERAL.pack(*r)
@@ -238,4 +258,3 @@ class Ppc64le(Arch):
 
 
 ARCH = Ppc64le()
-_ENDED_BY_A_STOP = ARCH.numbers_of(ENDED_BY_A_STOP)

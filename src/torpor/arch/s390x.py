@@ -13,7 +13,7 @@ condition code is lost.  Nothing tells an emulated machine from a real one, so n
 
 import struct
 
-from torpor.arch.base import EINTR, ENDED_BY_A_STOP, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, Arch, Registers
+from torpor.arch.base import EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, Arch, Call, Registers
 from torpor.arch.numbers import FROM_424, numbers
 from torpor.errors import Refusal
 from torpor.typed import TYPE_CHECKING, Mapping, Sequence
@@ -128,23 +128,41 @@ class S390x(Arch):
     def before_programs(self) -> Mapping[int, bytes]:
         return {NT_S390_SYSTEM_CALL: bytes(4)}
 
+    def interruption(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> tuple[int, int] | None:
+        r, call = _words(general), struct.unpack(">I", specials[NT_S390_SYSTEM_CALL])[0]
+        how = self._how(r, call)
+        return (how, call) if how else None
+
+    def _how(self, r: list[int], call: int) -> int:
+        return self.how_interrupted(_M64 + 1 - r[R2], call & 0xFFFF, r[ORIG_R2], r[R3]) if call else 0
+
+    def call_at(self, general: bytes, code: bytes) -> Call | None:
+        r = _words(general)
+        if code[:1] != b"\x0a":
+            return None
+        nr = code[1] or r[R1] & 0xFFFF
+        return Call(nr, r[R2 : R2 + 6], 2 << 16 | nr)
+
+    def inside_call(self, general: bytes, call: Call, how: int) -> tuple[bytes, Mapping[int, bytes]]:
+        r = _words(general)
+        r[ORIG_R2], r[R2], r[PSW_ADDRESS] = r[R2], -how & _M64, r[PSW_ADDRESS] + (call.word >> 16)
+        return _GENERAL.pack(*r), {NT_S390_SYSTEM_CALL: struct.pack(">I", call.word)}
+
     def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
         call = struct.unpack(">I", specials[NT_S390_SYSTEM_CALL])[0]
         if not call:
             return general
         r = _words(general)
-        error, nr = (1 << 64) - r[R2], call & 0xFFFF
-        begun = error == ERESTART_RESTARTBLOCK
-        if begun and not self.loses_nothing(nr, r[R3]):
-            r[R2] = -EINTR & _M64
-        elif begun or error in (512, 513, 514) or (error == EINTR and nr in _ENDED_BY_A_STOP):
+        if self._how(r, call):
             r[R2], r[PSW_ADDRESS] = r[ORIG_R2], r[PSW_ADDRESS] - (call >> 16)
+        elif r[R2] == -ERESTART_RESTARTBLOCK & _M64:
+            r[R2] = -EINTR & _M64
         return _GENERAL.pack(*r)
 
     def again(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes | None:
         r = _words(general)
-        nr = struct.unpack(">I", specials[NT_S390_SYSTEM_CALL])[0] & 0xFFFF
-        if r[R2] != -EINTR & _M64 or nr not in _ENDED_BY_A_STOP:
+        call = struct.unpack(">I", specials[NT_S390_SYSTEM_CALL])[0]
+        if not call or r[R2] != -EINTR & _M64 or not self.ends_by_a_stop(call & 0xFFFF, r[ORIG_R2]):
             return None
         r[R2] = -ERESTARTNOHAND & _M64
         return _GENERAL.pack(*r)
@@ -229,4 +247,3 @@ class S390x(Arch):
 
 
 ARCH = S390x()
-_ENDED_BY_A_STOP = ARCH.numbers_of(ENDED_BY_A_STOP)

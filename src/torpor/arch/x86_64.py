@@ -15,12 +15,11 @@ import struct
 
 from torpor.arch.base import (
     EINTR,
-    ENDED_BY_A_STOP,
     ERESTART_RESTARTBLOCK,
     ERESTARTNOHAND,
-    ERESTARTNOINTR,
-    ERESTARTSYS,
+    RESTARTED,
     Arch,
+    Call,
     Registers,
 )
 from torpor.typed import TYPE_CHECKING, Mapping, Sequence
@@ -130,17 +129,25 @@ class X86_64(Arch):
         r[RSP], r[RIP], r[ORIG_RAX], r[EFLAGS] = (stack & ~15) - 8, entry, _NO_CALL, 0x202
         return _GENERAL.pack(*r)
 
+    def call_at(self, general: bytes, code: bytes) -> Call | None:
+        r = _words(general)
+        args = [r[i] for i in (RDI, RSI, RDX, R10, R8, R9)]
+        return Call(r[RAX], args) if code[:2] == self.instruction and r[ORIG_RAX] == _NO_CALL else None
+
+    def inside_call(self, general: bytes, call: Call, how: int) -> tuple[bytes, Mapping[int, bytes]]:
+        r = _words(general)
+        r[RAX], r[RIP], r[ORIG_RAX] = -how & _M64, r[RIP] + 2, call.nr
+        return _GENERAL.pack(*r), {}
+
     def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
         r = _words(general)
         nr, error = r[ORIG_RAX], -_signed(r[RAX])
         if _signed(nr) < 0:
             return general
-        begun = error == ERESTART_RESTARTBLOCK
-        if begun and not self.loses_nothing(nr, r[RSI]):
-            r[RAX], r[ORIG_RAX] = -EINTR & _M64, _NO_CALL
-        elif begun or error in _RESTARTED or (error == EINTR and nr in _ENDED_BY_A_STOP):
-            how = error if error in _RESTARTED else ERESTARTNOHAND
+        if how := self.how_interrupted(error, nr, r[RDI], r[RSI]):
             r[RAX], r[RIP], r[ORIG_RAX] = nr, r[RIP] - 2, how << 32 | nr
+        elif error == ERESTART_RESTARTBLOCK:
+            r[RAX], r[ORIG_RAX] = -EINTR & _M64, _NO_CALL
         else:
             r[ORIG_RAX] = _NO_CALL
         return _GENERAL.pack(*r)
@@ -150,7 +157,7 @@ class X86_64(Arch):
 
     def again(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes | None:
         r = _words(general)
-        if r[RAX] != -EINTR & _M64 or r[ORIG_RAX] not in _ENDED_BY_A_STOP:
+        if r[RAX] != -EINTR & _M64 or not self.ends_by_a_stop(r[ORIG_RAX], r[RDI]):
             return None
         r[RAX] = -ERESTARTNOHAND & _M64
         return _GENERAL.pack(*r)
@@ -201,9 +208,9 @@ class X86_64(Arch):
         general, xstate, clear_child_tid = read(core, template.others[NT_X86_XSTATE])
         call, result = general[ORIG_RAX], general[RAX]
         how, nr = call >> 32, call & 0xFFFFFFFF
-        if how in _RESTARTED and result == nr:
+        if how in RESTARTED and result == nr:
             general[RAX], general[RIP], general[ORIG_RAX] = -how & _M64, general[RIP] + 2 & _M64, nr
-        elif result == -EINTR & _M64 and (call in _ENDED_BY_A_STOP or self.loses_nothing(call, general[RSI])):
+        elif result == -EINTR & _M64 and (self.ends_by_a_stop(call, 0) or self.loses_nothing(call, general[RSI])):
             general[RAX] = -ERESTARTNOHAND & _M64
         else:
             general[ORIG_RAX] = _NO_CALL
@@ -211,5 +218,3 @@ class X86_64(Arch):
 
 
 ARCH = X86_64()
-_RESTARTED = (ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND)
-_ENDED_BY_A_STOP = ARCH.numbers_of(ENDED_BY_A_STOP)

@@ -49,6 +49,7 @@ class Tracee:
         self._touched = False
         self._mask_touched = False
         self._put = b""  # general registers that were put back
+        self._in_mask: int | None = None  # what is blocked inside its call, once that was asked
 
     def __repr__(self) -> str:
         return f"<Tracee {self.tid}>"
@@ -154,6 +155,11 @@ class Tracee:
             general = self.arch.with_pc(general, self._rseq_abort)
         return Registers(general, self._others)
 
+    def interruption(self) -> tuple[int, int] | None:
+        """How its call was interrupted: see `Arch.interruption`."""
+        general = self.general
+        return None if self._rseq_abort else self.arch.interruption(general, self._specials, self.call_before)
+
     @property
     def mask(self) -> int:
         """Signals that the thread blocks itself."""
@@ -177,7 +183,7 @@ class Tracee:
     def forget(self) -> None:
         """It has run and was stopped again: what was read before counts no more."""
         self._general, self._mask, self._others, self._specials, self._put = b"", None, None, {}, b""
-        self._rseq_abort = 0
+        self._rseq_abort, self._in_mask = 0, None
 
     def adopt(self, general: bytes, mask: int, specials: dict[int, bytes]) -> None:
         """Take these for what was found, to be put back: somebody else found it, and died."""
@@ -316,10 +322,11 @@ class Tracee:
             ptrace.cont(self.tid, self.surprise(stop))
         self.stopped = True
 
-    def leave_call_stop(self) -> None:
-        """On to a stop at which no system call is involved, before the thread runs one instruction of its own; only
-        where the kernel would put back a register of the call over what we set (x7 on aarch64, ip on 32-bit ARM)."""
-        if not self.arch.call_stop_keeps_all and ptrace.is_in_call(self.tid):
+    def leave_call_stop(self, always: bool = False) -> None:
+        """On to a stop at which no system call is involved, before the thread runs one instruction of its own; unless
+        `always`, only where the kernel would put back a register of the call over what we set (x7 on aarch64, ip on
+        32-bit ARM)."""
+        if (always or not self.arch.call_stop_keeps_all) and ptrace.is_in_call(self.tid):
             ptrace.interrupt(self.tid)
             ptrace.cont(self.tid)
             self.await_interrupt()
@@ -341,33 +348,45 @@ class Tracee:
         if touched:
             journal.note("home", self.tid)
 
-    def _home(self) -> bytes:
-        """General registers with which the thread goes on."""
+    def _home(self, has_run: bool = True) -> bytes:
+        """General registers with which the thread goes on, in which programs have run; or have not."""
         if self._rseq_abort:
             settled = self.arch.settled(self.general, self._specials, self.call_before)
             return self.arch.with_pc(settled, self._rseq_abort)
         again = self.arch.again(self.general, self._specials, self.call_before)
-        # Where job control has stopped it, EINTR is what SIGCONT brings.
-        if again is None or self.group_stop or not (self.arch.restarts_alike or self._catches_nothing()):
-            return self.arch.resumed(self.general, self.call_before)
+        # Where job control has stopped it, EINTR is what SIGCONT brings; unless the call lets signals in (epoll_pwait)
+        # that the thread's own mask, which it gets back, keeps out.
+        ended = bool(self.group_stop) and not self._lets_in()
+        if again is None or ended or not (self.arch.restarts_alike or self._catches_nothing()):
+            return self.arch.resumed(self.general, self.call_before) if has_run else self.general
         return again
+
+    def _lets_in(self) -> bool:
+        """Whether the thread is in a call with another mask than its own."""
+        if self._in_mask is None:
+            self._in_mask = self._signals().get(b"SigBlk", self.mask)  # before it is touched
+        return self._in_mask != self.mask
 
     def _catches_nothing(self) -> bool:
         """Whether no signal waits for the thread that it catches: its call is to end for that."""
+        masks = self._signals()
+        return not masks or not (masks[b"SigPnd"] | masks[b"ShdPnd"]) & masks[b"SigCgt"] & ~self.mask
+
+    def _signals(self) -> dict[bytes, int]:
+        """The sets of signals in /proc/TID/status; empty if the thread is gone."""
         from torpor.kernel.procfs import read_all
 
         try:
             lines = read_all(f"/proc/{self.tid}/status").splitlines()
         except OSError:
-            return True
-        masks = {key: int(value, 16) for key, _, value in (line.partition(b":\t") for line in lines)
-                 if key in (b"SigPnd", b"ShdPnd", b"SigCgt")}  # fmt: skip
-        return not (masks[b"SigPnd"] | masks[b"ShdPnd"]) & masks[b"SigCgt"] & ~self.mask
+            return {}
+        return {key: int(value, 16) for key, _, value in (line.partition(b":\t") for line in lines)
+                if key in (b"SigPnd", b"ShdPnd", b"SigBlk", b"SigCgt")}  # fmt: skip
 
     def let_go(self, stop_signal: int = 0) -> None:
         """Put back what was found and detach.  A call that only our stop has ended is made again."""
         self.rewind()
-        if (home := self._home()) != (self._put or self.general):
+        if (home := self._home(bool(self._put))) != (self._put or self.general):
             self.set_general(home)
         self.detach()
         if stop_signal:

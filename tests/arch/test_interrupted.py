@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an image has of an interrupted call, and what the kernel is shown of it after a restore, is what the kernel had
+shown; on any machine.  What kernels make of that is shown by the workload sys_caught."""
+
+import struct
+from importlib import import_module
+
+import pytest
+
+from torpor.arch import MODULES, interrupted
+from torpor.arch.base import ERESTARTNOHAND, ERESTARTSYS, RESTARTED, Arch, Call
+
+ARCHES: dict[str, Arch] = {name: import_module(f"torpor.arch.{name}").ARCH for name in sorted(set(MODULES.values()))}
+PC, FIRST, SECOND = 0x1000, 77, 88
+
+
+def words(code: str, known: dict[int, int]) -> bytes:
+    layout = struct.Struct(code)
+    return layout.pack(*(known.get(i, 1000 + i) for i in range(layout.size // struct.calcsize(code[0] + code[-1]))))
+
+
+def about_to_call(name: str, nr: int) -> tuple[bytes, bytes]:
+    """Registers of a thread that is about to make a call, and the instruction that makes it."""
+    return {
+        "x86_64": lambda: (words("<27Q", {10: nr, 13: SECOND, 14: FIRST, 15: (1 << 64) - 1, 16: PC}), b"\x0f\x05HH"),
+        "aarch64": lambda: (words("<34Q", {0: FIRST, 1: SECOND, 8: nr, 32: PC}), b"\x01\x00\x00\xd4"),
+        "arm": lambda: (words("<18I", {0: FIRST, 1: SECOND, 7: nr, 15: PC, 16: 0x30, 17: FIRST}), b"\x00\xdf\x00\xbf"),
+        "ppc64le": lambda: (words("<48Q", {0: nr, 3: FIRST, 4: SECOND, 32: PC, 38: 1 << 28, 40: 0, 43: 0}),
+                            b"\x02\x00\x00\x44"),
+        "s390x": lambda: (words(">18Q", {1: PC, 3: nr, 4: FIRST, 5: SECOND}) + bytes(64) + struct.pack(">Q", FIRST),
+                          b"\x0a\x00\x07\xf4"),
+    }[name]()  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARCHES)
+@pytest.mark.parametrize("how", RESTARTED)
+def test_there_and_back(name: str, how: int) -> None:
+    arch = ARCHES[name]
+    nr = arch.SYSCALLS["read"]
+    general, code = about_to_call(name, nr)
+    call = arch.call_at(general, code)
+    assert call is not None and (call.nr, *call.args[:2]) == (nr, FIRST, SECOND)
+    inside, more = arch.inside_call(general, call, how)
+    assert arch.pc(inside) == PC + {"x86_64": 2, "arm": 2, "s390x": 2}.get(name, 4)
+    assert arch.result(inside) == -how
+    if not arch.images_tell:  # the kernel rewinds it itself
+        before = arch.before_call(general, call)
+        assert before is not None and arch.pc(before) == PC
+        return
+    assert arch.before_call(general, call) is None
+    settled = arch.settled(inside, more, b"")
+    if name == "x86_64":  # orig_rax has it in the image
+        settled = settled[: 8 * 15] + general[8 * 15 : 8 * 16] + settled[8 * 16 :]
+    else:
+        assert arch.interruption(inside, more, b"") == (how, call.word)
+    if name == "ppc64le":
+        settled = settled[: 8 * 34] + general[8 * 34 : 8 * 35] + settled[8 * 35 :]  # orig_gpr3
+    assert settled == general
+
+
+@pytest.mark.parametrize("name", ARCHES)
+def test_other_instructions_make_no_calls(name: str) -> None:
+    general, code = about_to_call(name, 0)
+    assert ARCHES[name].call_at(general, code[::-1]) is None
+    assert ARCHES[name].call_at(general, b"") is None
+
+
+@pytest.mark.parametrize("name", ["ppc64le", "s390x"])
+def test_the_kernels_word_is_kept(name: str) -> None:
+    general, _ = about_to_call(name, 3)
+    code, word = {"ppc64le": (b"\x01\x00\x00\x44", 0x3000), "s390x": (b"\x0a\x5a\x00\x00", 2 << 16 | 90)}[name]
+    call = ARCHES[name].call_at(general, code)
+    assert call is not None and call.word == word
+    inside, more = ARCHES[name].inside_call(general, call, ERESTARTSYS)
+    assert ARCHES[name].interruption(inside, more, b"") == (ERESTARTSYS, word)
+
+
+@pytest.mark.parametrize("name", ARCHES)
+@pytest.mark.parametrize(
+    ("call", "args", "expected"),
+    [
+        ("read", (), ERESTARTSYS), ("wait4", (), ERESTARTSYS), ("ppoll", (), ERESTARTNOHAND),
+        ("nanosleep", (), ERESTARTNOHAND), ("semtimedop", (), ERESTARTNOHAND),
+        ("futex", (0, 128, 0, 0), ERESTARTSYS), ("futex", (0, 128, 0, 1), ERESTARTNOHAND),
+        ("futex", (0, 129, 0, 0), 0), ("getpid", (), 0), ("mmap", (), 0), ("clone", (), 0), ("exit", (), 0),
+    ],
+)  # fmt: skip
+def test_how_calls_are_interrupted(name: str, call: str, args: tuple[int, ...], expected: int) -> None:
+    arch = ARCHES[name]
+    assert interrupted.how(arch, Call(arch.SYSCALLS[call], args or (0,) * 6)) == expected
+
+
+def test_by_way_of_another_call() -> None:
+    arch = ARCHES["s390x"]
+    ipc, socketcall = arch.SYSCALLS["ipc"], arch.SYSCALLS["socketcall"]
+    assert interrupted.how(arch, Call(ipc, (1, 0))) == ERESTARTNOHAND  # SEMOP
+    assert interrupted.how(arch, Call(ipc, (2, 0))) == 0  # SEMGET
+    assert arch.ends_by_a_stop(ipc, 4) and not arch.ends_by_a_stop(ipc, 11)  # SEMTIMEDOP, MSGSND
+    assert arch.ends_by_a_stop(socketcall, 10) and not arch.ends_by_a_stop(socketcall, 3)  # recv, connect
