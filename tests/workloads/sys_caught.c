@@ -17,9 +17,7 @@
 #include <sys/wait.h>
 
 enum how { PLAIN, RESTART, BLOCKED, hows };
-/* Made again for SA_RESTART; never; lets the blocked signal in, and ends; the same, but the stop ends it already, after
- * which the signal may be blocked again. */
-enum kind { AGAIN, ENDS, LETS_IN, STOP_ENDS };
+enum kind { AGAIN, ENDS, LETS_IN }; /* made again for SA_RESTART; never; lets the blocked signal in, and ends */
 
 struct thread;
 struct kind_of_call {
@@ -105,7 +103,7 @@ static const struct kind_of_call calls[] = {
 	{"sigtimedwait", do_sigtimedwait, ENDS, false},
 	{"ppoll", do_ppoll, LETS_IN, true},
 	{"pselect", do_pselect, LETS_IN, true},
-	{"epoll_pwait", do_epoll_pwait, STOP_ENDS, true},
+	{"epoll_pwait", do_epoll_pwait, LETS_IN, true},
 	{"sigsuspend", do_sigsuspend, LETS_IN, true},
 };
 enum { kinds = sizeof calls / sizeof calls[0] };
@@ -201,10 +199,14 @@ static void check(const struct thread *t)
 {
 	static const char *const words[] = {"without SA_RESTART", "with SA_RESTART", "blocked"};
 	bool ended = t->result == -1 && t->errno_seen == EINTR;
-	bool ends = t->what->kind >= LETS_IN || (t->how != BLOCKED && (t->what->kind == ENDS || t->how == PLAIN));
+	bool ends = t->what->kind == LETS_IN || (t->how != BLOCKED && (t->what->kind == ENDS || t->how == PLAIN));
 	CHECK(ended == ends, "%s, signal %s: gives %ld (%s)", t->what->name, words[t->how], t->result, t->result == -1 ? strerror(t->errno_seen) : "no error");
-	int handlers = t->how == BLOCKED && t->what->kind < LETS_IN ? 0 : 1;
-	CHECK(t->caught_inside == handlers || t->what->kind == STOP_ENDS, "%s, signal %s: its handler ran %d times in it", t->what->name, words[t->how],
+	int handlers = t->how == BLOCKED && t->what->kind != LETS_IN ? 0 : 1;
+#ifdef __aarch64__
+	/* The stop ends it already, and its first argument is gone then: it cannot be made again, to let the signal in. */
+	if (t->what->call != do_epoll_pwait)
+#endif
+	CHECK(t->caught_inside == handlers, "%s, signal %s: its handler ran %d times in it", t->what->name, words[t->how],
 	      t->caught_inside);
 	CHECK(t->caught == 1, "%s, signal %s: its handler ran %d times", t->what->name, words[t->how], t->caught);
 }
@@ -250,7 +252,7 @@ int main(void)
 	threads = MUST(mmap(NULL, kinds * hows * sizeof *threads, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
 	for (int i = 0; i < kinds; i++)
 		for (int how = 0; how < hows; how++)
-			if (calls[i].kind >= LETS_IN ? how == BLOCKED : how != BLOCKED || calls[i].stays) {
+			if (calls[i].kind == LETS_IN ? how == BLOCKED : how != BLOCKED || calls[i].stays) {
 				threads[count] = (struct thread){.what = &calls[i], .how = how, .number = count};
 				count++;
 			}

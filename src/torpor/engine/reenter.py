@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Restored threads go back into the system calls in which they were interrupted: see `torpor.arch.interrupted`."""
 
-from collections.abc import Mapping
-
 from torpor.arch import interrupted
 from torpor.arch.base import RESTARTED, Call
 from torpor.engine.stops import Kind
 from torpor.engine.tracee import ALL_SIGNALS, Tracee
 from torpor.kernel import ptrace
-from torpor.typed import NamedTuple
+from torpor.typed import Mapping, NamedTuple
 
 CODE = 4  # bytes that the longest instruction for a system call has
 

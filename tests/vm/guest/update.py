@@ -48,7 +48,23 @@ def work() -> None:
         if all(b > a for a, b in zip(before, now, strict=True)) and time.monotonic() - begun > WORK:
             figures["counted"] = dict(zip(COUNTERS, now, strict=True))
             return
-    sys.exit(f"the tree does not get on: {before} became {counters()}")
+    tree = "; ".join(map(state, range(ROOT_PID, ROOT_PID + 4)))
+    sys.exit(f"the tree does not get on: {before} became {counters()}; {tree}")
+
+
+def state(pid: int) -> str:
+    """What a task of the tree is doing."""
+    try:
+        with (
+            open(f"/proc/{pid}/stat") as stat,
+            open(f"/proc/{pid}/syscall") as call,
+            open(f"/proc/{pid}/wchan") as where,
+        ):
+            return (
+                f"{pid} is in state {stat.read().rpartition(')')[2].split()[0]}, {call.read().strip()}, {where.read()}"
+            )
+    except OSError as error:
+        return f"{pid}: {error.strerror}"
 
 
 def torpor(*arguments: str, fails: bool = False) -> str:
