@@ -33,6 +33,12 @@ def state(pid: int) -> str:
     return status(pid, "State")[:1]
 
 
+def states(pid: int) -> set[str]:
+    """Of all threads: a stop takes one after the other."""
+    stats = [Path(f"/proc/{pid}/task/{tid}/stat").read_text() for tid in os.listdir(f"/proc/{pid}/task")]
+    return {stat.rpartition(") ")[2][0] for stat in stats}
+
+
 def _until(what: str, condition: Callable[[], bool], patience: float = 10) -> None:
     deadline = time.monotonic() + patience
     while not condition():
@@ -47,7 +53,7 @@ def _until(what: str, condition: Callable[[], bool], patience: float = 10) -> No
 def test_stopped_before(victim: Victim, steps: int, tmp_path: Path, dies: bool) -> None:
     """A task that job control has stopped stays so, whether the dump ends well or is killed."""
     os.kill(victim.pid, signal.SIGSTOP)
-    _until("it does not stop", lambda: state(victim.pid) == "T")
+    _until("it does not stop", lambda: states(victim.pid) == {"T"})
     try:
         stopped = vitals(victim.pid)
         for step in some(steps, 10) if dies else [0, 0]:

@@ -49,7 +49,21 @@ def work() -> None:
             figures["counted"] = dict(zip(COUNTERS, now, strict=True))
             return
     tree = "; ".join(map(state, range(ROOT_PID, ROOT_PID + 4)))
-    sys.exit(f"the tree does not get on: {before} became {counters()}; {tree}")
+    sys.exit(f"the tree does not get on: {before} became {counters()}; {tree}\n{kernel_messages()}")
+
+
+def kernel_messages() -> str:
+    """The newest, where the kernel tells of a task that a fault has ended, and how."""
+    lines: list[str] = []
+    messages = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        while line := os.read(messages, 8192):
+            lines.append(line.decode(errors="replace").partition(";")[2].rstrip())
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(messages)
+    return "\n".join(lines[-40:])
 
 
 def state(pid: int) -> str:
@@ -196,6 +210,8 @@ def report(case: str) -> None:
 
 def main() -> None:
     what = sys.argv[1]
+    with open("/proc/sys/kernel/print-fatal-signals", "w") as switch:
+        switch.write("1")
     if what == "begin":
         begin()
         work()
