@@ -13,8 +13,8 @@ the tool's child.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +42,14 @@ class Timing(NamedTuple):
 
 
 def fresh(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
+    """An empty directory.  What was in it is emptied and set aside until the case is over, not removed: ext4 does not
+    give an inode again soon after it was freed, and looks at all of these before it finds another for a new file, up to
+    0.7 ms instead of 0.03."""
+    if directory.exists():
+        for file in directory.iterdir():
+            if file.is_file() and not file.is_symlink():
+                os.truncate(file, 0)
+        directory.rename(tempfile.mkdtemp(prefix="old-", dir=directory.parent))
     directory.mkdir(parents=True, mode=0o700)
 
 
