@@ -148,12 +148,13 @@ _packed: dict[tuple[str, Path], Path] = {}
 
 
 def _pack(name: str, source: Path) -> Path:
-    """An archive that unpacks the directory `source` as `name`, its Python compiled; made once for all guests."""
+    """An archive that unpacks the directory `source` as `name`, its Python compiled; made once for all guests, and so
+    without executors (arch/blobs): each is built when the first guest of its architecture is."""
     with _packing:
         if (name, source) not in _packed:
             where = Path(_kept().name, str(len(_packed)))
             goal = where / "tree" / name
-            shutil.copytree(source, goal, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, goal, ignore=shutil.ignore_patterns("__pycache__", "blobs"))
             image.compile_into(goal, "/" + name)
             with open(where / "archive.cpio", "wb") as file:
                 archive = CpioWriter(file)
@@ -181,8 +182,8 @@ def _overlay(path: Path, argv: Sequence[str], modules: Sequence[str], files: dic
     return [*parts, path]
 
 
-def _ensure_executor(target: Target) -> None:
-    """Build the guest's executor, unless there is one of the present source."""
+def _executor(target: Target) -> Path:
+    """The guest's executor, built unless there is one of the present source."""
     source = _PROJECT / "src/torpor/arch/executor.c"
     blob = source.parent / "blobs" / f"{target.machine}.bin"
     if not blob.exists() or blob.stat().st_mtime < source.stat().st_mtime:
@@ -190,6 +191,7 @@ def _ensure_executor(target: Target) -> None:
         done = subprocess.run([sys.executable, tool, target.machine], capture_output=True, text=True, check=False)
         if done.returncode:
             raise VmError(done.stderr)
+    return blob
 
 
 def command(target: Target, kernel: Path, initrd: Path, *, memory: int = 512, extra: Sequence[str] = ()) -> list[str]:
@@ -220,9 +222,10 @@ def prepare(
     """QEMU's command line for such a guest (see `run`), whose initramfs is made in `directory`; memory in MiB."""
     require((_LEAVE_WITH_ME[0], "util-linux"))
     prepared = image.prepare(target, version)
-    _ensure_executor(target)
+    executor = _executor(target)
+    files = {str(Path("torpor") / executor.relative_to(_PROJECT)): executor, **(files or {})}
     overlay, initrd = directory / "overlay.cpio", directory / "initrd"
-    parts = _overlay(overlay, argv, modules, files or {}, disk)
+    parts = _overlay(overlay, argv, modules, files, disk)
     with open(initrd, "wb") as whole:
         for part in (*prepared.archives, *archives, *parts):
             with open(part, "rb") as source:
