@@ -78,6 +78,12 @@ def test_extended_registers() -> None:
         "room for 2432 bytes of extended registers",
     ]  # fmt: skip
     assert cpuinfo.lacking(without_avx(), SAME, INS | FPU) == []  # more than it had will do
+    assert cpuinfo.surplus(without_avx().x86_entry[0], EPYC) == []  # it had no XSAVE
+    less = changed(lambda entry: setattr(entry, "xfeatures_mask", 0x5)).x86_entry[0]
+    assert cpuinfo.surplus(less, EPYC) == [5, 6, 7]
+    assert cpuinfo.surplus(EPYC, less) == cpuinfo.surplus(EPYC, EPYC) == []
+    keys = changed(lambda entry: setattr(entry, "xfeatures_mask", 0xE5 | 1 << 9)).x86_entry[0]
+    assert cpuinfo.surplus(EPYC, keys) == []  # protection keys are not among what is saved
     larger = changed(lambda entry: setattr(entry, "xsave_size", 2696))
     assert cpuinfo.lacking(SAME, larger, FPU) == []
     assert cpuinfo.lacking(larger, SAME, FPU) == ["room for 2696 bytes of extended registers"]

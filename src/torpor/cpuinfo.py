@@ -13,9 +13,9 @@ But a program may have looked once, at its start, for an instruction that it wil
 Facts, observed on CRIU 4.2.1: x86's 19 words are CPUID's registers in the order of `_WORDS`; four are never filled, and
 one holds what Linux makes up, bits 16, 20 and 25 where it was watched.  SSE does not count as a component.  The
 maker's name, family and model are written, and never compared.  Without --cpu-cap `cpuinfo check` compares ins and
-fpu.  CRIU compares the two together and wants areas of equal size even for a CPU that has more; here more will do.  On
-ppc64le and s390x the words are AT_HWCAP and AT_HWCAP2; CRIU's format has nothing for ARM, whose words are in
-torpor-cpu.img, which CRIU does not read.
+fpu.  CRIU compares the two together and wants areas of equal size; here one that is larger will do, unless it is so for
+components that the C library's lazy binding saves (`surplus`).  On ppc64le and s390x the words are AT_HWCAP and
+AT_HWCAP2; CRIU's format has nothing for ARM, whose words are in torpor-cpu.img, which CRIU does not read.
 """
 
 import struct
@@ -47,6 +47,7 @@ _WORDS = {
 _NUMBER_OF_WORDS, _VERSION = 19, 2
 _MADE_UP, _MADE_UP_BITS = 3, 1 << 16 | 1 << 20 | 1 << 25
 _SSE = 2
+_BOUND_WITH = 1 << 2 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 19  # AVX, MPX bounds, AVX-512, APX
 _VENDORS = {b"GenuineIntel": 1, b"AuthenticAMD": 2}
 # Instructions that programs may use, by word and bit; names as in /proc/cpuinfo.
 _INSTRUCTIONS = {
@@ -226,6 +227,20 @@ def _hwcaps_lacking(arch: str, theirs: list[int], ours: list[int], caps: int) ->
     return found
 
 
+def surplus(theirs: CpuinfoX86Entry, ours: CpuinfoX86Entry) -> list[int]:
+    """Components of extended registers that only our CPU has, and that will not do.
+
+    glibc binds a function at its first call, and saves these registers around that (_dl_runtime_resolve_xsave) into as
+    much stack as the CPU needed at the program's start.  On a CPU that has more of them it would overwrite what lies
+    above, the address to return to among it.  Seen with glibc 2.36, from AVX to AVX and MPX.  Where there was no XSAVE
+    it uses FXSAVE, which saves the same everywhere.
+    """
+    if not theirs.xfeatures_mask:
+        return []
+    more = (ours.xfeatures_mask or 0) & ~theirs.xfeatures_mask & _BOUND_WITH
+    return [bit for bit in range(64) if more >> bit & 1]
+
+
 # -- in a dump and a restore ------------------------------------------------------------------------------------------
 
 
@@ -252,7 +267,18 @@ def check(restore: "Restore") -> None:
 
 
 def problems(theirs: CpuinfoEntry | TorporCpuEntry, caps: int) -> list[Refusal]:
-    missing = lacking(theirs, record(), caps)
+    ours = record()
+    missing = lacking(theirs, ours, caps)
     remedy = "restore on a CPU that has them, or say --cpu-cap=none if the programs use none of them"
     shown = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
-    return [Refusal("this CPU", f"it lacks {shown}", remedy, code="cpu-feature")] if missing else []
+    found = [Refusal("this CPU", f"it lacks {shown}", remedy, code="cpu-feature")] if missing else []
+    if caps & FPU and isinstance(theirs, CpuinfoEntry) and isinstance(ours, CpuinfoEntry) and ours.x86_entry:
+        more = ", ".join(map(str, surplus(theirs.x86_entry[0], ours.x86_entry[0])))
+        if more:
+            found.append(Refusal(
+                "this CPU", f"its extended registers have components that the other's had not ({more}), for which "
+                "the C library left no room where it saves them while it binds a function at its first call",
+                "restore on a CPU with the same components; if the programs bind all at their start (LD_BIND_NOW, "
+                "-z now, static), say --cpu-cap=ins", code="cpu-feature",
+            ))  # fmt: skip
+    return found

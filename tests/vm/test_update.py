@@ -16,6 +16,7 @@ WAYS = {"there_and_back": ("6.1", "6.12", "6.1"), "back_and_there": ("6.12", "6.
 OWN_WAYS = {("ppc64le", "there_and_back"): ("6.1", "6.12", "6.12-64k", "6.1")}
 # Without CX16: vmlab/targets.py.
 NEW, OLD, OLDEST = "max,-cx16", "IvyBridge,-cx16", "max,-cx16,-avx"  # OLD has no AVX2, OLDEST no AVX
+NEW_WITHOUT_MPX = NEW + ",-mpx"  # whose registers the C library saves: cpuinfo.surplus
 LESS_AND_MORE = {
     "aarch64": ("cortex-a72", "max,pauth=off"),  # no SVE. Threads of a CPU that signs pointers have keys: refused
     "ppc64le": ("power8", "power9"),
@@ -33,7 +34,7 @@ def _with_vectors(less: str, more: str) -> tuple[tuple[str, str], ...]:
 
 # (CPU, step of guest/hosts.py)
 JOURNEYS = {
-    ("x86_64", "to_more"): ((OLD, "dump"), (NEW, "restore")),
+    ("x86_64", "to_more"): ((OLD, "dump"), (NEW, "surplus"), (NEW_WITHOUT_MPX, "restore")),
     ("x86_64", "to_less"): ((NEW, "dump"), (OLD, "lacking"), (NEW, "restore")),
     ("x86_64", "with_vectors"): _with_vectors(OLDEST, NEW),
     **{(arch, "to_more_and_less"): _there_and_back(*cpus) for arch, cpus in LESS_AND_MORE.items()},

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tree of busy programs that watch their clocks: ``clockwork.py DIR [alone]``.  It is dumped, and restored elsewhere.
+"""A tree of busy programs that watch their clocks: ``clockwork.py DIR``.  It is dumped, and restored elsewhere.
 
 One child reads every clock that counts from the boot as fast as it can, through the vDSO and by system calls, which
-have to agree; another answers pings over a socket pair; the root has a thread (``alone``: a child) that waits for
-deadlines on the monotonic clock, and an interval timer.  All count what they do in a file that they share.  At SIGTERM,
-the root ends its children and writes what was wrong, if anything, to DIR/result.
+have to agree; another answers pings over a socket pair; the root has a thread that waits for deadlines on the monotonic
+clock, and an interval timer.  All count what they do in a file that they share.  At SIGTERM, the root ends its children
+and writes what was wrong, if anything, to DIR/result.
 """
 
 import ctypes
@@ -135,15 +135,13 @@ def child(work: "ctypes._NamedFuncPointer | object", directory: str, name: str) 
 
 
 def main() -> None:
-    directory, alone = sys.argv[1], "alone" in sys.argv[2:]
+    directory = sys.argv[1]
     counters = Counters(directory)
     ours, theirs = socket.socketpair()
     children = {
         "busy": child(lambda ended: busy(counters, ended), directory, "busy"),
         "answer": child(lambda ended: answer(counters, theirs, ended), directory, "answer"),
     }
-    if alone:
-        children["waits"] = child(lambda ended: wait_for_deadlines(counters, ended), directory, "waits")
     theirs.close()
     ended: list[int] = []
     wrong: list[str] = []
@@ -151,8 +149,7 @@ def main() -> None:
     signal.signal(signal.SIGALRM, lambda *_: counters.add(TICKS))
     signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
     thread = threading.Thread(target=lambda: wrong.extend(wait_for_deadlines(counters, ended)))
-    if not alone:
-        thread.start()
+    thread.start()
     number = 0
     last = time.monotonic()
     while not ended:
@@ -165,8 +162,7 @@ def main() -> None:
         if now < last:
             wrong.append(f"time.monotonic() went back from {last} to {now}")
         last = now
-    if not alone:
-        thread.join()
+    thread.join()
     result = {"root": wrong}
     for name, pid in children.items():
         os.kill(pid, signal.SIGTERM)

@@ -2,8 +2,9 @@
 """From host to host, one step in each: ``hosts.py STEP``, on a disk that goes from guest to guest.
 
 dump: the busy tree, with --cpu-cap.  hop: it goes on here, whose CPU has all that is asked for, and is dumped again.
-restore: it goes on here, and ends.  lacking: this CPU has not; that is said, and nothing is made.  vectors: dumps a
-program that holds vector registers.  refuse: it cannot be restored here.  hold: here it can.
+restore: it goes on here, and ends.  surplus: this CPU has registers for which the C library left no room.  lacking:
+this CPU has not all; that is said, and nothing is made.  vectors: dumps a program that holds vector registers.  refuse:
+it cannot be restored here.  hold: here it can.
 """
 
 import os
@@ -60,6 +61,12 @@ def main() -> None:
         if INSTRUCTIONS not in said[0] or not (INSTRUCTIONS in said[1] or used):
             sys.exit(f"it does not say that it lacks {INSTRUCTIONS}: {said}")
         update.figures["said"] = said[1]
+        update.nothing_made()
+    elif step == "surplus":
+        said = update.torpor("restore", "-d", "--cpu-cap=ins,fpu", fails=True)
+        if "components that the other's had not (3)" not in said:
+            sys.exit(f"it does not say that there are too many registers: {said}")
+        update.figures["said"] = said
         update.nothing_made()
     elif step == "vectors":
         update.begin("vectors.py", "holding")

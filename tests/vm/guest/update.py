@@ -27,8 +27,6 @@ DATA, IMAGES = "/data", "/data/images"
 ROOT_PID = 12000  # beyond whatever a booting kernel uses
 WORK = 1.5  # seconds
 COUNTERS = ("busy", "pings", "waits", "ticks")
-# Processes with several threads are refused on 32-bit ARM.
-MANNER = ["alone"] if os.uname().machine == "armv7l" else []
 figures: dict[str, object] = {"kernel": os.uname().release}
 
 
@@ -48,8 +46,13 @@ def work() -> None:
         if all(b > a for a, b in zip(before, now, strict=True)) and time.monotonic() - begun > WORK:
             figures["counted"] = dict(zip(COUNTERS, now, strict=True))
             return
-    tree = "; ".join(map(state, range(ROOT_PID, ROOT_PID + 4)))
-    sys.exit(f"the tree does not get on: {before} became {counters()}; {tree}\n{kernel_messages()}")
+    sys.exit(f"the tree does not get on: {before} became {counters()}; {look()}")
+
+
+def look() -> str:
+    """What the tree's tasks do, and what the kernel has said."""
+    pids = [ROOT_PID, *(int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) > ROOT_PID)]
+    return "; ".join(map(state, pids)) + "\n" + kernel_messages()
 
 
 def kernel_messages() -> str:
@@ -104,7 +107,7 @@ def begin(program: str = "clockwork.py", sign: str = "counters") -> None:
         file.write(str(ROOT_PID - 1))
     null = os.open("/dev/null", os.O_RDWR)
     victim = subprocess.Popen(
-        [sys.executable, f"{DATA}/{program}", DATA, *MANNER],
+        [sys.executable, f"{DATA}/{program}", DATA],
         stdin=null,
         stdout=null,
         stderr=null,
@@ -113,6 +116,8 @@ def begin(program: str = "clockwork.py", sign: str = "counters") -> None:
     if victim.pid != ROOT_PID:
         sys.exit(f"the tree has PID {victim.pid}")
     while not os.path.exists(f"{DATA}/{sign}") or os.path.getsize(f"{DATA}/{sign}") == 0:
+        if victim.poll() is not None:
+            sys.exit(f"{program} has ended: {victim.returncode}")
         time.sleep(0.05)
 
 
@@ -193,7 +198,7 @@ def finish() -> None:
     deadline = time.monotonic() + 240  # on a busy machine a guest gets a tenth of a processor
     while not os.path.exists(f"{DATA}/result"):
         if time.monotonic() > deadline:
-            sys.exit("the tree does not end")
+            sys.exit(f"the tree does not end; {look()}")
         time.sleep(0.05)
     with open(f"{DATA}/result") as file:
         result = json.load(file)
