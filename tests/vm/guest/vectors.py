@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Holds a pattern in all vector registers (YMM of x86_64, Z of aarch64's SVE, V of s390x) until the first byte of
 DIR/go is not 0: ``vectors.py DIR``.  Then writes to DIR/result what had changed.  Machine code, for whatever Python
-itself does leaves nothing in them.
+itself does leaves nothing in them.  Registers 8 to 15 of aarch64 and s390x belong to the caller, in part, and stay his.
 """
 
 import ctypes
@@ -12,6 +12,7 @@ import struct
 import sys
 
 PR_SVE_GET_VL, PR_SVE_VL_LEN_MASK = 51, 0xFFFF
+FREE = (*range(8), *range(16, 32))  # registers of aarch64 and s390x that a function may change
 
 
 def machine_code() -> bytes:
@@ -19,26 +20,27 @@ def machine_code() -> bytes:
     return {"x86_64": _x86_64, "aarch64": _aarch64, "s390x": _s390x}[os.uname().machine]()
 
 
-def layout() -> tuple[int, int]:
-    """How many registers there are, and of how many bytes each."""
+def layout() -> tuple[tuple[int, ...], int]:
+    """Which registers are held, and of how many bytes they are."""
     if os.uname().machine == "x86_64":
-        return 16, 32
+        return tuple(range(16)), 32
     if os.uname().machine == "s390x":
-        return 32, 16
-    return 32, ctypes.CDLL(None).prctl(PR_SVE_GET_VL) & PR_SVE_VL_LEN_MASK
+        return FREE, 16
+    return FREE, ctypes.CDLL(None).prctl(PR_SVE_GET_VL) & PR_SVE_VL_LEN_MASK
 
 
 def _aarch64() -> bytes:
-    load = [0x85804000 | (n >> 3) << 16 | (n & 7) << 10 | 1 << 5 | n for n in range(32)]  # ldr z<n>, [x1, n, mul vl]
+    load = [0x85804000 | (n >> 3) << 16 | (n & 7) << 10 | 1 << 5 | n for n in FREE]  # ldr z<n>, [x1, n, mul vl]
     wait = [0xB9400003, 0x34FFFFE3]  # ldr w3, [x0]; cbz w3, back
-    store = [0xE5804000 | (n >> 3) << 16 | (n & 7) << 10 | 2 << 5 | n for n in range(32)]  # str z<n>, [x2, n, mul vl]
-    return struct.pack("<99I", *load, *wait, *store, 0xD65F03C0)
+    store = [0xE5804000 | (n >> 3) << 16 | (n & 7) << 10 | 2 << 5 | n for n in FREE]  # str z<n>, [x2, n, mul vl]
+    code = [*load, *wait, *store, 0xD65F03C0]
+    return struct.pack(f"<{len(code)}I", *code)
 
 
 def _s390x() -> bytes:
     code = b""
     for opcode, base in ((0x06, 3), (0x0E, 4)):  # vl %v<n>, 16*n(%r3); vst %v<n>, 16*n(%r4)
-        for n in range(32):
+        for n in FREE:
             code += struct.pack(">BBHBB", 0xE7, (n & 15) << 4, base << 12 | 16 * n, 8 if n > 15 else 0, opcode)
         if opcode == 0x06:
             code += bytes.fromhex("58102000 1211 a784fffd")  # l %r1,0(%r2); ltr %r1,%r1; je back
@@ -66,14 +68,14 @@ def main() -> None:
     hold = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(
         ctypes.addressof(ctypes.c_char.from_buffer(page))
     )
-    count, size = layout()
-    before = ctypes.create_string_buffer(os.urandom(count * size), count * size)
-    after = ctypes.create_string_buffer(count * size)
+    held, size = layout()
+    room = (held[-1] + 1) * size
+    before = ctypes.create_string_buffer(os.urandom(room), room)
+    after = ctypes.create_string_buffer(room)
     with open(f"{directory}/holding", "w") as file:
         file.write("yes")
     hold(ctypes.addressof(ctypes.c_char.from_buffer(go)), ctypes.addressof(before), ctypes.addressof(after))
-    spans = [slice(size * n, size * n + size) for n in range(count)]
-    wrong = [n for n, span in enumerate(spans) if before.raw[span] != after.raw[span]]
+    wrong = [n for n in held if before.raw[size * n : size * n + size] != after.raw[size * n : size * n + size]]
     with open(f"{directory}/result.new", "w") as file:
         json.dump({"vectors": wrong}, file)
     os.rename(f"{directory}/result.new", f"{directory}/result")
