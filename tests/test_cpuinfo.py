@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import peer
 from torpor import cpuinfo
-from torpor.cpu_names import names
+from torpor.cpu_names import NAMES, names
 from torpor.cpuinfo import CPU, FPU, INS
 from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
@@ -140,10 +141,24 @@ def test_arm() -> None:
     assert cpuinfo.lacking(small, large, CPU) == [
         f"the same AT_HWCAP ({3 | aes:#x}, here {3 | aes | sve:#x})", "the same AT_HWCAP2 (0x0, here 0x2)",
     ]  # fmt: skip
-    for theirs, ours in ((TorporCpuEntry(machine="arm", hwcap=[1]), small), (SAME, small), (small, SAME)):
+    for theirs, ours in ((TorporCpuEntry(machine="armv7l", hwcap=[1]), small), (SAME, small), (small, SAME)):
         with pytest.raises(Refusal) as error:
             cpuinfo.lacking(theirs, ours, INS)
         assert error.value.code == "foreign-architecture"
+
+
+@pytest.mark.parametrize(
+    "module,field",
+    [("aarch64", "hwcap"), ("arm", "hwcap"), ("ppc64le", "ppc64_entry"), ("s390x", "s390_entry")],
+)
+def test_recorded_in_the_image_of_its_architecture(module: str, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arch = import_module(f"torpor.arch.{module}").ARCH
+    monkeypatch.setattr(cpuinfo, "native", lambda: arch)
+    recorded = cpuinfo.record()
+    assert getattr(recorded, field)
+    assert cpuinfo.kind() is (kinds.TORPOR_CPU if isinstance(recorded, TorporCpuEntry) else kinds.CPUINFO)
+    assert getattr(recorded, "machine", arch.name) == arch.name
+    assert arch.name in NAMES
 
 
 @pytest.mark.parametrize(
@@ -151,7 +166,7 @@ def test_arm() -> None:
     [
         ("aarch64", 0, 1 << 22 | 1 << 31, ["sve", "pacg"]), ("aarch64", 1, 1 << 17 | 1 << 23, ["bti", "sme"]),
         ("aarch64", 1, 1 << 63, ["poe"]), ("aarch64", 2, 1, ["bit 0 of AT_HWCAP3"]),
-        ("arm", 0, 1 << 12, ["neon"]), ("arm", 1, 1 << 4, ["crc32"]),
+        ("armv7l", 0, 1 << 12, ["neon"]), ("armv7l", 1, 1 << 4, ["crc32"]),
         ("ppc64le", 0, 0x10000000 | 0x80, ["vsx", "altivec"]), ("ppc64le", 1, 0x800000 | 0x20000, ["mma", "arch_3_00"]),
         ("ppc64le", 1, 0x80000000, ["arch_2_07"]), ("ppc64le", 0, 4, ["bit 2 of AT_HWCAP"]),
         ("s390x", 0, 1 << 11 | 1 << 22, ["vx", "sie"]),

@@ -16,7 +16,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "hbc sveb16b16 lrcpc3 lse128 fpmr lut faminmax f8cvt f8fma f8dp4 f8dp2 f8e4m3 f8e5m2 smelutv2 smef8f16 "
         "smef8f32 smesf8fma smesf8dp4 smesf8dp2 poe",
     ),
-    "arm": (
+    "armv7l": (
         "swp half thumb 26bit fastmult fpa vfp edsp java iwmmxt crunch thumbee neon vfpv3 vfpv3d16 tls vfpv4 idiva "
         "idivt vfpd32 lpae evtstrm fphp asimdhp asimddp asimdfhm asimdbf16 i8mm",
         "aes pmull sha1 sha2 crc32 sb ssbs",

@@ -66,7 +66,7 @@ _INSTRUCTIONS = {
 }  # fmt: skip
 _FPU = {0: "0 fpu 24 fxsr", 4: "26 xsave 27 osxsave", 10: "0 xsaveopt 1 xsavec 2 xgetbv1"}
 _HWCAPS = 16, 26, 29, 30  # AT_HWCAP, AT_HWCAP2, AT_HWCAP3, AT_HWCAP4
-_ARM = ("aarch64", "arm")
+_ARM = ("aarch64", "armv7l")
 
 
 def chosen(options: "Options", default: int = 0) -> int:
