@@ -318,11 +318,14 @@ class _Work:
     def release(self, report: "Report") -> None:
         """Take the executors out, put the registers in, let the tree run."""
         from torpor import restore_release
+        from torpor.arch import native
         from torpor.engine import waiting
 
         assert self.spawner is not None
         living = self._living()
         self.spawner.remove_executors()
+        if native().frames_vary:
+            restore_release.mend_frames(living, self.registers, self.spaces.spaces)
         restore_release.load_registers(living, self.registers)
         waiting.check_cancelled()
         if self.restore.options.pidfile is not None:

@@ -15,7 +15,7 @@ import struct
 
 from torpor.arch.base import EINTR, ERESTARTNOHAND, Arch, Call, Registers
 from torpor.arch.numbers import FROM_424, numbers
-from torpor.typed import TYPE_CHECKING, Mapping, Sequence, TypeVar
+from torpor.typed import TYPE_CHECKING, Iterator, Mapping, Sequence, TypeVar
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
@@ -74,6 +74,8 @@ _TIMER_ABSTIME = 1
 # struct rt_sigframe: siginfo (128 bytes), then ucontext: flags, link, stack, sigcontext, mask (128 bytes), extensions.
 _CONTEXT, _MASK, _REGSPACE = 128 + 20, 128 + 104, 128 + 232
 _VFP_MAGIC, _VFP_SIZE = 0x56465001, 288
+# Room for iWMMXt registers that the thread does not use.
+_DUMMY_MAGIC, _DUMMY_SIZE = 0xB0D9ED01, 160
 
 T = TypeVar("T")
 
@@ -139,6 +141,7 @@ class Arm(Arch):
     call_before_stop = True
     restarts_alike = False
     images_tell = False
+    frames_vary = True
 
     def arguments(self, name: str, args: Sequence[T | int]) -> Sequence[T | int]:
         if name == "mmap" and len(args) == 6:
@@ -263,6 +266,20 @@ class Arm(Arch):
         struct.pack_into("<Q", frame, _MASK, mask)
         vfp = struct.pack("<II", _VFP_MAGIC, _VFP_SIZE) + registers.others[NT_ARM_VFP]
         return bytes(frame) + vfp.ljust(512, b"\0") + bytes(16), address
+
+    def mended_frames(self, stack: bytes) -> Iterator[tuple[int, bytes, int]]:
+        """A kernel with CONFIG_IWMMXT (Debian's 6.1) puts an empty block before the VFP registers, and takes frames
+        without one; a kernel without it (6.12) refuses those that have one, and the thread dies of SIGSEGV when its
+        handler returns.  So the block goes."""
+        dummy = struct.pack("<2I", _DUMMY_MAGIC, _DUMMY_SIZE)
+        vfp = struct.pack("<2I", _VFP_MAGIC, _VFP_SIZE)
+        at = stack.find(dummy)
+        while at >= 0:
+            registers = stack[at + _DUMMY_SIZE : at + _DUMMY_SIZE + _VFP_SIZE]
+            where = at - _REGSPACE + _CONTEXT + 12 + 4 * SP
+            if where >= 0 and registers.startswith(vfp) and len(registers) == _VFP_SIZE:
+                yield at, registers + bytes(_DUMMY_SIZE), int(struct.unpack_from("<I", stack, where)[0])
+            at = stack.find(dummy, at + 1)
 
     def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
         from torpor.images.schema.core_arm import ThreadInfoArm, UserArmRegsEntry, UserArmVfpstateEntry

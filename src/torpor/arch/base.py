@@ -6,7 +6,7 @@ return new bytes; engine/ moves them with PTRACE_GETREGSET and PTRACE_SETREGSET.
 """
 
 from torpor.errors import ImageError, Refusal
-from torpor.typed import TYPE_CHECKING, Mapping, NamedTuple, NoReturn, Sequence, TypeVar
+from torpor.typed import TYPE_CHECKING, Iterator, Mapping, NamedTuple, NoReturn, Sequence, TypeVar
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
@@ -88,6 +88,7 @@ class Arch:
     single_step = True  # PTRACE_SINGLESTEP can be relied on
     call_before_stop = False  # `resumed` needs what /proc/TID/syscall said before the task was stopped
     images_tell = True  # how a call was interrupted (`interruption`); False: `arch.interrupted` has to guess
+    frames_vary = False  # signal frames differ from kernel to kernel (`mended_frames`)
     restarts_alike = True  # `again` makes the kernel itself begin the call again, unless a signal is to be caught first
 
     _ended: frozenset[int] | None = None
@@ -214,6 +215,11 @@ class Arch:
         """A signal frame to be put at `address` (64-byte aligned) and the stack pointer with which rt_sigreturn takes
         it.  `registers` are settled.  The alternate stack in it is left zero, which rt_sigreturn ignores."""
         raise NotImplementedError
+
+    def mended_frames(self, stack: bytes) -> Iterator[tuple[int, bytes, int]]:
+        """Signal frames in `stack` that a kernel has made and another one would refuse to return by: for each, where it
+        is to be written over, with what, and the stack pointer that it holds.  See `engine.frames`."""
+        return iter(())
 
     # -- images -----------------------------------------------------------------------------------------------------
     def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:

@@ -2,9 +2,10 @@
 """A tree of busy programs that watch their clocks: ``clockwork.py DIR``.  It is dumped, and restored elsewhere.
 
 One child reads every clock that counts from the boot as fast as it can, through the vDSO and by system calls, which
-have to agree; another answers pings over a socket pair; the root has a thread that waits for deadlines on the monotonic
-clock, and an interval timer.  All count what they do in a file that they share.  At SIGTERM, the root ends its children
-and writes what was wrong, if anything, to DIR/result.
+have to agree; another answers pings over a socket pair; a third is inside a signal handler, from which it returns only
+when the kernel is another, by a frame that the one before has made; the root has a thread that waits for deadlines on
+the monotonic clock, and an interval timer.  All count what they do in a file that they share.  At SIGTERM, the root
+ends its children and writes what was wrong, if anything, to DIR/result.
 """
 
 import ctypes
@@ -22,7 +23,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 CLOCK_GETTIME = {"x86_64": 228, "aarch64": 113, "armv7l": 263, "ppc64le": 246, "s390x": 260}[os.uname().machine]
 FINE = {"monotonic": 1, "boottime": 7, "raw": 4, "realtime": 0}
 COARSE = {"coarse": 6}
-BUSY, PINGS, WAITS, TICKS, TIMES = range(5)  # words of the shared file
+BUSY, PINGS, WAITS, TICKS, RETURNS = range(5)  # words of the shared file
 
 
 class Timespec(ctypes.Structure):
@@ -117,6 +118,22 @@ def wait_for_deadlines(counters: Counters, ended: list[int]) -> list[str]:
     return wrong
 
 
+def handle(counters: Counters, ended: list[int]) -> list[str]:
+    """Python's own handlers run outside the kernel's signal frame: this one is libc's."""
+
+    def inside(number: int) -> None:
+        kernel = os.uname().release
+        while not ended and os.uname().release == kernel:
+            time.sleep(0.02)
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(inside)
+    libc.signal(signal.SIGUSR1, handler)
+    while not ended:
+        libc["raise"](signal.SIGUSR1)
+        counters.add(RETURNS)
+    return []
+
+
 def child(work: "ctypes._NamedFuncPointer | object", directory: str, name: str) -> int:
     pid = os.fork()
     if pid:
@@ -141,6 +158,7 @@ def main() -> None:
     children = {
         "busy": child(lambda ended: busy(counters, ended), directory, "busy"),
         "answer": child(lambda ended: answer(counters, theirs, ended), directory, "answer"),
+        "handle": child(lambda ended: handle(counters, ended), directory, "handle"),
     }
     theirs.close()
     ended: list[int] = []
