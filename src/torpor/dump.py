@@ -216,7 +216,7 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
 def _look(session: "Dump") -> None:
     """All that can be done before the freeze."""
     from torpor import dump_collect as collect
-    from torpor.memory.dump import prepare as prepare_pages
+    from torpor.memory.writing import prepare as prepare_pages
     from torpor.survey import foresee
 
     assert session.options.tree is not None

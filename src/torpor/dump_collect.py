@@ -263,20 +263,20 @@ def gather(dump: "Dump", memory: list[AddressSpace]) -> Asked:
     for at in range(0, len(alive), AT_ONCE):
         check_cancelled()
         some = alive[at : at + AT_ONCE]
+        writers = []
         for task in some:
             program = _questions(dump, task, asked, spaces.get(task.pid))
             if task.pid in spaces:  # else it lives in another's address space
                 pages_id += 1
-                spaces[task.pid].start(dump, pages_id, program)
+                writers.append(spaces[task.pid].write(dump, pages_id, program))
             else:
                 task.run(program)
         for task in some:
             dump_files.look(dump, task)
             if task.pid in spaces:
                 spaces[task.pid].look(dump)
-        for task in some:
-            if task.pid in spaces:
-                spaces[task.pid].join()
+        for writer in writers:
+            writer.join()
     dump_files.settle(dump)
     shared.store(dump, pages_id + 1)
     for task in alive:

@@ -51,7 +51,8 @@ def everything(dump: "Dump", asked: "Asked", memory: "list[AddressSpace]") -> No
         space = spaces.get(task.pid)
         if space is not None:  # else the task lives in another's address space, which its vm_id tells
             images.write(kinds.MM, [space.entry(dump)], task.pid)
-            space.finish()
+            assert space.writer is not None
+            space.writer.finish()
         _extras(dump, task, space)
         images.write(kinds.FS, [_fs(dump, task)], task.pid)
     images.write(
