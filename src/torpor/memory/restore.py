@@ -48,6 +48,7 @@ MLOCK_ONFAULT = 1
 PROT_BTI = 0x10
 PR_SET_MM, PR_SET_MM_MAP = 35, 14
 PR_SET_VMA, PR_SET_VMA_ANON_NAME = 0x53564D41, 0
+PR_SET_THP_DISABLE = 41
 
 
 class AddressSpaces:
@@ -95,6 +96,9 @@ class AddressSpaces:
         else:
             plan = layout.Inherited([], [], space.private)
             self._clear(program, task)
+            # Where huge pages are the system's habit, each page that is stored would come with 511 that nobody has
+            # touched.  Children inherit the switch; `Switches` in resources/prctl.py puts it back.
+            program.call("prctl", PR_SET_THP_DISABLE, 1, 0, 0, 0)
         self._map(program, task, plan.create)
         self._account(program, space, plan.create)
         own = wanted = space.runs()
