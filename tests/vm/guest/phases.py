@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from torpor.images import directory
+from torpor.images import to_disk
 
 BEGIN, END = "before its first write", "while the old one is replaced: it ends"
 PAGES, OTHERS = "while pages are written", "while other images are written"
@@ -112,7 +112,7 @@ def follow(pause: tuple[int, str, int] | None, sync: bool) -> None:
     _pause = pause
     if not sync:
         os.fsync = lambda _fd: None
-        directory._start_writing = lambda: lambda _fd: None
+        to_disk.start_writing = lambda _fd: None
     os.open = _wrapped("open", os.open, _opened)
     os.fsync = _wrapped("fsync", os.fsync, lambda fd: os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
     os.rename = _wrapped("rename", os.rename, lambda _old, new: str(new))
