@@ -4,7 +4,7 @@
 import pytest
 
 from harness.events import Timeout
-from harness.failures import CheckFailed, Different, ToolFailed, excuse
+from harness.failures import CheckFailed, Different, NeverReady, ToolFailed, excuse
 
 WHEN = "after the restore by criu"
 
@@ -55,6 +55,12 @@ def test_what_criu_cannot_dump(here: AssertionError) -> None:
     there = refused("criu", "dump", "not supported")
     assert (excuse(there, here, "torpor", "criu") or "").startswith("CRIU cannot dump this: ")
     assert excuse(there, here, "criu", "torpor") is None
+
+
+@pytest.mark.parametrize("there", [NeverReady("x ended before `ready`"), refused("criu", "dump", "not supported")])
+def test_a_workload_that_fails_by_itself(there: AssertionError) -> None:
+    for dumper, restorer in (("torpor", "criu"), ("criu", "torpor")):
+        assert excuse(there, NeverReady("x ended before `ready`"), dumper, restorer) is None
 
 
 def test_what_its_images_do_not_say() -> None:

@@ -15,6 +15,10 @@ class ToolFailed(AssertionError):
         self.tool, self.verb, self.line = tool, verb, line
 
 
+class NeverReady(AssertionError):
+    """The workload has failed by itself, before anything was done to it: no tool's failure excuses that."""
+
+
 class Different(AssertionError):
     """/proc shows other things than before.  `found`: a sentence for each."""
 
@@ -57,7 +61,10 @@ def excuse(criu: AssertionError, here: AssertionError, dumper: str, restorer: st
       dumped: the same differences, the same failing checks, or fewer; or where CRIU's images do not say how it was.
     - A failing CRIU command is CRIU's own failure if it fails on CRIU's images in the same words.
     - What CRIU cannot even dump, it need not be able to restore from Torpor's images.
+    - A workload that fails before anybody has touched it is excused by nothing, also where it does so again.
     """
+    if isinstance(here, NeverReady):
+        return None
     both = f"CRIU alone: {in_short(criu)}; here: {in_short(here)}"
     if isinstance(here, ToolFailed) and here.tool == "torpor":
         same = isinstance(criu, ToolFailed) and criu.verb == here.verb

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from harness.events import FileWatch, Timeout, describe, status_in_words, wait_end
-from harness.failures import CheckFailed
+from harness.failures import CheckFailed, NeverReady
 from harness.terminal import Terminal
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "workloads"
@@ -152,9 +152,9 @@ class Running:
                 said = self.lines()
                 if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 77 and said:
                     raise Skipped(said[-1].removeprefix("skip: "))
-                raise AssertionError(f"{self.workload.name} ended before `ready`, {status_in_words(status)}: {said}")
+                raise NeverReady(f"{self.workload.name} ended before `ready`, {status_in_words(status)}: {said}")
         except Timeout as error:
-            raise Timeout(f"{self.workload.name} never said `ready`: {describe(self.pid)}") from error
+            raise NeverReady(f"{self.workload.name} never said `ready`: {describe(self.pid)}") from error
         finally:
             os.close(pidfd)
             watch.close()

@@ -5,8 +5,8 @@
  *   lost.  A process that goes on after a dump must not see it.
  * - Not even those that the kernel ends with EINTR whenever a tracer stops their task, never to restart them:
  *   epoll_wait, sigtimedwait, semop, sockets with a time limit.  Nor poll.  All these have ended so in images of CRIU's
- *   own; Torpor begins them again.
- * Sleeps must not end early in any case. */
+ *   own; Torpor begins them again, from those too where these still have the call's arguments (x86_64, ppc64le).
+ * Sleeps must not end early in any case.  The verdict names every call that has ended so: which is first is chance. */
 /* wl: same=no */
 /* not compared: a sleep until a certain time is over when images are restored late, and its thread has ended */
 #include "wl.h"
@@ -280,8 +280,8 @@ static void *body(void *argument)
 	calls[i].begun = 1;
 	while ((n = calls[i].call()) == -1 && errno == EINTR) {
 		bool restored = start_time() != started;
-		CHECK(calls[i].interrupted == RESTORED && restored, "%s was interrupted in a process that %s",
-		      calls[i].name, restored ? "was restored" : "goes on");
+		EXPECT(calls[i].interrupted == RESTORED && restored, "%s was interrupted in a process that %s",
+		       calls[i].name, restored ? "was restored" : "goes on");
 		calls[i].interruptions++;
 	}
 	CHECK(n == 0, "%s gives %ld (%s)", calls[i].name, n, n == -1 ? strerror(errno) : "");

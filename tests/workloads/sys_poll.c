@@ -15,8 +15,11 @@ static void *wait_on(void *argument)
 	int *ends = argument;
 	struct pollfd p = {ends[0], POLLIN, 0};
 	waits++;
-	int n = poll(&p, 1, ends == timed ? 600000 : -1);
-	CHECK(n == 1 && p.revents == POLLIN, "poll %s gives %d: %s", ends == timed ? "with a timeout" : "for ever", n, n < 0 ? strerror(errno) : "");
+	const char *how = ends == timed ? "with a timeout" : "for ever";
+	int n;
+	while ((n = poll(&p, 1, ends == timed ? 600000 : -1)) == -1 && errno == EINTR)
+		EXPECT(false, "poll %s was interrupted", how);
+	CHECK(n == 1 && p.revents == POLLIN, "poll %s gives %d: %s", how, n, n < 0 ? strerror(errno) : "");
 	return NULL;
 }
 
@@ -25,7 +28,12 @@ static void *wait_for_signal(void *argument)
 	struct pollfd p = {nothing[0], POLLIN, 0};
 	(void)argument;
 	waits++;
-	CHECK(poll(&p, 1, -1) == -1 && errno == EINTR && caught == 1, "poll was not interrupted (%d signals)", caught);
+	do {
+		int n = poll(&p, 1, -1);
+		CHECK(n == -1 && errno == EINTR, "poll that a signal is sent to gives %d: %s", n, n < 0 ? strerror(errno) : "");
+		EXPECT(caught, "poll was interrupted before its signal was sent");
+	} while (!caught);
+	CHECK(caught == 1, "the handler has run %d times", caught);
 	return NULL;
 }
 
