@@ -58,7 +58,7 @@ def load_registers(tasks: "Iterable[RestoreTask]", registers: "dict[int, Registe
             thread.leave_call_stop()
             general, call = registers[tid].general, thread.arch.before_programs()
             if (inside := _inside(task, thread, core, general)) is not None:
-                general, more = reenter.enter(thread, general, inside)
+                general, more = reenter.enter(thread, inside)
                 call = {**call, **more}
             for which, data in (*registers[tid].others.items(), *call.items()):
                 if which == thread.arch.thread_area:

@@ -75,6 +75,46 @@ def test_the_kernels_word_is_kept(name: str) -> None:
     assert ARCHES[name].interruption(inside, more, b"") == (ERESTARTSYS, word)
 
 
+@pytest.mark.parametrize(("code", "failed"), [(b"\x02\x00\x00\x44", 4), (b"\x01\x00\x00\x44", (1 << 64) - 4)])
+@pytest.mark.parametrize(
+    ("call", "made_again"),
+    [("poll", True), ("epoll_wait", True), ("recvfrom", True), ("nanosleep", False), ("pause", False)],
+)
+def test_calls_that_have_ended_in_images_of_criu(call: str, made_again: bool, code: bytes, failed: int) -> None:
+    """Those of ppc64le hold all of a call that has failed with EINTR but how it was entered."""
+    arch = ARCHES["ppc64le"]
+    nr = arch.SYSCALLS[call]
+    ended = words(
+        "<48Q", {0: nr, 3: failed, 4: SECOND, 32: PC + 4, 34: FIRST, 38: 1 << 28 if failed == 4 else 0, 40: 0}
+    )
+    again = arch.ended_call(ended, code)
+    if not made_again:
+        assert again is None
+        return
+    assert again is not None and arch.pc(again) == PC
+    made = arch.call_at(again, code)
+    assert made is not None and (made.nr, *made.args[:2]) == (nr, FIRST, SECOND)
+    assert interrupted.how(arch, made) in (ERESTARTNOHAND, ERESTARTSYS)
+    for other in (code[::-1], b""):
+        assert arch.ended_call(ended, other) is None
+    succeeded = words("<48Q", {0: nr, 3: 1, 34: FIRST, 38: 1 << 28 if failed == 4 else 0, 40: 0})
+    assert arch.ended_call(succeeded, code) is None
+
+
+@pytest.mark.parametrize(("mask", "made_again"), [(0, True), (0x7000, False)])
+def test_calls_that_let_signals_in_stay_ended(mask: int, made_again: bool) -> None:
+    arch = ARCHES["ppc64le"]
+    ended = words("<48Q", {0: arch.SYSCALLS["epoll_pwait"], 3: (1 << 64) - 4, 7: mask, 32: PC + 4, 34: FIRST})
+    assert (arch.ended_call(ended, b"\x01\x00\x00\x44") is not None) == made_again
+
+
+@pytest.mark.parametrize("name", sorted(set(ARCHES) - {"ppc64le"}))
+def test_nothing_is_made_again_without_its_arguments(name: str) -> None:
+    """x86_64 sees by its registers what to do (test_x86_64_core.py); armv7 has no images of CRIU's."""
+    general, code = about_to_call(name, ARCHES[name].SYSCALLS["read"])
+    assert ARCHES[name].ended_call(general, code) is None
+
+
 @pytest.mark.parametrize("name", ARCHES)
 @pytest.mark.parametrize(
     ("call", "args", "expected"),

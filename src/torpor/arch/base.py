@@ -184,8 +184,13 @@ class Arch:
 
     def call_at(self, general: bytes, code: bytes) -> Call | None:
         """The call that a thread is about to make whose next instruction `code` (4 bytes) begins with.  See
-        `arch.interrupted`, also for the next two."""
+        `arch.interrupted`, also for the next three."""
         raise NotImplementedError
+
+    def ended_call(self, general: bytes, code: bytes) -> bytes | None:
+        """Registers that make a call again which in an image of CRIU's has failed with EINTR, by the stop alone; None:
+        it is none such, or the image has lost its arguments.  `code`: the 4 bytes before the next instruction."""
+        return None
 
     def inside_call(self, general: bytes, call: Call, how: int) -> tuple[bytes, Mapping[int, bytes]]:
         """Registers, and register sets, of a thread that was interrupted (`how`: an ERESTART number) in the call that

@@ -10,6 +10,19 @@ How a call was interrupted, one of the kernel's ERESTART numbers, Torpor's image
 (`Arch.interruption`).  Elsewhere, on aarch64, armv7 and in images of CRIU's, a thread that is about to make a call that
 can be interrupted is taken for one that was inside it.  At worst the signal came a moment before the call, and the call
 fails with EINTR for it, as if it had come a moment later.
+
+In images of CRIU's some calls have failed with EINTR though no signal was there, by CRIU's own stop: those that any
+stop ends (base.ENDED_BY_A_STOP; signal(7) has the list, with sockets that have a time limit), and those that the
+kernel would continue by restart_syscall (poll, FUTEX_WAIT_BITSET).  Programs that catch no signals do not expect that.
+They are made again (`Arch.ended_call`) if the image still has their arguments, as on x86_64 and ppc64le.  On aarch64
+and s390x EINTR has taken the first argument's place, and CRIU saves that nowhere else: there such calls stay ended,
+after a restore by CRIU as by Torpor.  (On aarch64 none of them is poll: that is ppoll there, which is always
+restarted.)
+
+On ppc64le such a call looks like one that a handler has ended, in a thread that was caught between rt_sigreturn and
+its next instruction.  That is made again, too, as if its signal had come just before the call, where it would have been
+missed as well.  Calls that let signals in themselves, so that none can come before, are not: epoll_pwait with a mask (a
+stop ends neither ppoll nor pselect).  On x86_64 nothing is mistaken: orig_rax is -1 after rt_sigreturn.
 """
 
 from torpor.arch.base import ERESTARTNOHAND, ERESTARTSYS, Arch, Call

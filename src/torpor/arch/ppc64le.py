@@ -7,7 +7,8 @@ rt_sigframe (arch/powerpc/kernel/signal_64.c).
 Surprises.  The word `trap` says whether the task is in a system call.  It must be 0 while anything of ours is about to
 run, or the kernel takes our registers for those of the interrupted call and "restarts" it: the victim is destroyed.
 There are two ways into the kernel, `sc` (0xc00: errors are positive with a flag in the condition register) and `scv`
-(0x3000: negative results); the C library uses the second where the CPU has it.
+(0x3000: negative results); the C library uses the second where the CPU has it.  CRIU's images have 0 in the place of
+`trap`: how a call was entered, its instruction tells.
 """
 
 import struct
@@ -66,6 +67,7 @@ R0, R1, R3, R4, R12, NIP, MSR, ORIG_R3, CTR, LINK, XER, CCR, SOFTE, TRAP, DAR, D
 _M64 = (1 << 64) - 1
 _SUMMARY_OVERFLOW = 0x10000000
 _TRAP_SC, _TRAP_SCV = 0xC00, 0x3000
+_ENTRIES = {b"\x02\x00\x00\x44": _TRAP_SC, b"\x01\x00\x00\x44": _TRAP_SCV}  # by instruction: sc, scv 0
 _MSR_VEC, _MSR_VSX, _MSR_TRANSACTION = 1 << 25, 1 << 23, 3 << 33
 
 # struct ucontext, with which struct rt_sigframe begins: flags, link, stack, mask (8 of 128 bytes), sigcontext.
@@ -143,8 +145,18 @@ class Ppc64le(Arch):
 
     def call_at(self, general: bytes, code: bytes) -> Call | None:
         r = _words(general)
-        entry = {b"\x02\x00\x00\x44": _TRAP_SC, b"\x01\x00\x00\x44": _TRAP_SCV}.get(code)
+        entry = _ENTRIES.get(code)
         return Call(r[R0], r[R3 : R3 + 6], entry) if entry is not None else None
+
+    def ended_call(self, general: bytes, code: bytes) -> bytes | None:
+        r = _words(general)
+        r[TRAP] = _ENTRIES.get(code, 0)
+        if _error(r) != EINTR or not (self.ends_by_a_stop(r[R0], r[ORIG_R3]) or self.loses_nothing(r[R0], r[R4])):
+            return None
+        if r[R0] in self.numbers_of(("epoll_pwait", "epoll_pwait2")) and r[R3 + 4]:
+            return None  # it lets signals in: EINTR may be all that its caller waits for
+        r[R3], r[NIP], r[TRAP] = r[ORIG_R3], r[NIP] - 4 & _M64, 0
+        return _GENERAL.pack(*r)
 
     def inside_call(self, general: bytes, call: Call, how: int) -> tuple[bytes, Mapping[int, bytes]]:
         r = _words(general)

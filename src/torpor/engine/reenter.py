@@ -12,10 +12,12 @@ CODE = 4  # bytes that the longest instruction for a system call has
 
 
 class Inside(NamedTuple):
-    """The call that a thread was interrupted in; `how`: the ERESTART number with which it ended."""
+    """The call that a thread was interrupted in; `how`: the ERESTART number with which it ended; `general`: registers
+    with which it is about to be made."""
 
     call: Call
     how: int
+    general: bytes
 
 
 def find(thread: Tracee, general: bytes, stored: tuple[int, int] | None, exact: bool) -> Inside | None:
@@ -24,31 +26,37 @@ def find(thread: Tracee, general: bytes, stored: tuple[int, int] | None, exact: 
     arch = thread.arch
     if stored is None and exact and arch.images_tell:
         return None
-    try:
-        call = arch.call_at(general, thread.read(arch.pc(general), CODE))
-    except OSError:
-        return None  # at the end of an area, or nowhere
+    if not exact:
+        general = arch.ended_call(general, _code(thread, arch.pc(general) - CODE)) or general
+    call = arch.call_at(general, _code(thread, arch.pc(general)))
     if call is None:
         return None
     if stored is None:
         how = interrupted.how(arch, call)
-        return Inside(call, how) if how else None
+        return Inside(call, how, general) if how else None
     how, word = stored
-    return Inside(call._replace(word=word) if word else call, how) if how in RESTARTED else None
+    return Inside(call._replace(word=word) if word else call, how, general) if how in RESTARTED else None
 
 
-def enter(thread: Tracee, general: bytes, inside: Inside) -> tuple[bytes, Mapping[int, bytes]]:
+def _code(thread: Tracee, address: int) -> bytes:
+    try:
+        return thread.read(max(address, 0), CODE)
+    except (OSError, OverflowError):
+        return b""  # at the end of an area, or nowhere
+
+
+def enter(thread: Tracee, inside: Inside) -> tuple[bytes, Mapping[int, bytes]]:
     """Take the thread to where it can get the registers that are returned: general ones, and whole sets."""
     arch = thread.arch
     thread.leave_call_stop(always=True)
-    harmless = arch.before_call(general, inside.call)
+    harmless = arch.before_call(inside.general, inside.call)
     if harmless is not None:
         ptrace.set_signal_mask(thread.tid, ALL_SIGNALS)
         thread.set_general(harmless)
         _to_call_stop(thread)  # its beginning
         ptrace.interrupt(thread.tid)  # it ends at once, though it might want to wait
         _to_call_stop(thread)
-    return arch.inside_call(general, inside.call, inside.how)
+    return arch.inside_call(inside.general, inside.call, inside.how)
 
 
 def _to_call_stop(thread: Tracee) -> None:
