@@ -50,6 +50,7 @@ class Tracee:
         self._mask_touched = False
         self._put = b""  # general registers that were put back
         self._in_mask: int | None = None  # what is blocked inside its call, once that was asked
+        self._inside = False  # the kernel has been shown the call that the thread was in
 
     def __repr__(self) -> str:
         return f"<Tracee {self.tid}>"
@@ -183,7 +184,7 @@ class Tracee:
     def forget(self) -> None:
         """It has run and was stopped again: what was read before counts no more."""
         self._general, self._mask, self._others, self._specials, self._put = b"", None, None, {}, b""
-        self._rseq_abort, self._in_mask = 0, None
+        self._rseq_abort, self._in_mask, self._inside = 0, None, False
 
     def adopt(self, general: bytes, mask: int, specials: dict[int, bytes]) -> None:
         """Take these for what was found, to be put back: somebody else found it, and died."""
@@ -350,6 +351,8 @@ class Tracee:
 
     def _home(self, has_run: bool = True) -> bytes:
         """General registers with which the thread goes on, in which programs have run; or have not."""
+        if self._inside:
+            return self.general
         if self._rseq_abort:
             settled = self.arch.settled(self.general, self._specials, self.call_before)
             return self.arch.with_pc(settled, self._rseq_abort)
@@ -385,12 +388,33 @@ class Tracee:
 
     def let_go(self, stop_signal: int = 0) -> None:
         """Put back what was found and detach.  A call that only our stop has ended is made again."""
+        if (self._touched or self._put) and not self.arch.images_tell:
+            self._go_back_inside()
         self.rewind()
         if (home := self._home(bool(self._put))) != (self._put or self.general):
             self.set_general(home)
         self.detach()
         if stop_signal:
             os.kill(self.pid, stop_signal)
+
+    def _go_back_inside(self) -> None:
+        """Where only the kernel knows how a call was interrupted (`Arch.images_tell`), programs make it forget that. It
+        is shown again if a signal waits that the thread catches, or may come before SIGCONT: one that may have to end
+        the call."""
+        from torpor.engine import reenter
+
+        # Its number is another call's in a restored thread, which was shown its call in the same way, and -1 where job
+        # control has stopped it.
+        if self._rseq_abort or self.call_before.startswith(b"running"):
+            return
+        inside = reenter.find(self, self.general, None, True)
+        if inside is None or (self._catches_nothing() and not self.group_stop):
+            return
+        self._note()
+        self._touched = self._mask_touched = True
+        general, _ = reenter.enter(self, self.general, inside)
+        self.set_general(general)
+        self._inside = True
 
     def detach(self) -> None:
         ptrace.detach(self.tid)

