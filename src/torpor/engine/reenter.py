@@ -1,14 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Restored threads go back into the system calls in which they were interrupted: see `torpor.arch.interrupted`."""
 
+import os
+from _socket import SO_RCVTIMEO, SO_SNDTIMEO, SOL_SOCKET, socket
+
 from torpor.arch import interrupted
-from torpor.arch.base import RESTARTED, Call
+from torpor.arch.base import ERESTARTNOHAND, RESTARTED, Call
 from torpor.engine.stops import Kind
 from torpor.engine.tracee import ALL_SIGNALS, Tracee
 from torpor.kernel import ptrace
+from torpor.kernel.syscall import call as system_call
 from torpor.typed import Mapping, NamedTuple
 
 CODE = 4  # bytes that the longest instruction for a system call has
+# Calls that a signal ends even with SA_RESTART where their socket has such a time limit (socket(7), signal(7)).
+_LIMITED = {
+    SO_RCVTIMEO: ("read", "readv", "recv", "recvfrom", "recvmsg", "recvmmsg", "recvmmsg_time64", "accept", "accept4"),
+    SO_SNDTIMEO: ("write", "writev", "send", "sendto", "sendmsg", "sendmmsg", "connect"),
+}
 
 
 class Inside(NamedTuple):
@@ -33,6 +42,8 @@ def find(thread: Tracee, general: bytes, stored: tuple[int, int] | None, exact: 
         return None
     if stored is None:
         how = interrupted.how(arch, call)
+        if how and _has_time_limit(thread, call):
+            how = ERESTARTNOHAND
         return Inside(call, how, general) if how else None
     how, word = stored
     return Inside(call._replace(word=word) if word else call, how, general) if how in RESTARTED else None
@@ -43,6 +54,23 @@ def _code(thread: Tracee, address: int) -> bytes:
         return thread.read(max(address, 0), CODE)
     except (OSError, OverflowError):
         return b""  # at the end of an area, or nowhere
+
+
+def _has_time_limit(thread: Tracee, call: Call) -> bool:
+    """Whether the call is one on a socket that has a time limit for it."""
+    names = thread.arch.SYSCALLS
+    for option, calls in _LIMITED.items():
+        if call.nr in [names[name] for name in calls if name in names]:
+            try:
+                pidfd = system_call("pidfd_open", thread.pid, 0)
+                try:
+                    opened = socket(fileno=system_call("pidfd_getfd", pidfd, call.args[0], 0))
+                finally:
+                    os.close(pidfd)
+                return any(opened.getsockopt(SOL_SOCKET, option, 16))  # closed with the object
+            except OSError:
+                return False  # not a socket, or nothing
+    return False
 
 
 def enter(thread: Tracee, inside: Inside) -> tuple[bytes, Mapping[int, bytes]]:

@@ -412,7 +412,7 @@ class Tracee:
             return
         self._note()
         self._touched = self._mask_touched = True
-        general, _ = reenter.enter(self, self.general, inside)
+        general, _ = reenter.enter(self, inside)
         self.set_general(general)
         self._inside = True
 
