@@ -131,7 +131,6 @@ def _cores(dump: "Dump", task: "DumpTask", asked: "Asked") -> None:
         if (interruption := thread.interruption()) is not None:
             own = extras.of_thread(task, thread.tid)
             own.interrupted, own.call = interruption
-        task.cores[thread.tid] = core
         dump.images.write(kinds.CORE, [core], thread.tid)
 
 

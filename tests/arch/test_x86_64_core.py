@@ -6,7 +6,8 @@ import random
 import signal
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -61,13 +62,19 @@ CPUS = {
 }
 
 
+def filled(general: Sequence[int], xstate: bytes, clear_child_tid: int) -> CoreEntry:
+    """A core with these registers, which can be changed: those that `fill` makes share what they have in common."""
+    core = CoreEntry(mtype=1)
+    fill(core, general, xstate, clear_child_tid)
+    return deepcopy(core)
+
+
 @pytest.mark.parametrize("name", CPUS)
 def test_round_trip(name: str) -> None:
     features, size = CPUS[name]
     in_use = features & ~AMX
     xstate = area(features, size, in_use)
-    core = CoreEntry(mtype=1)
-    fill(core, GENERAL, xstate, 0x1234)
+    core = filled(GENERAL, xstate, 0x1234)
     core = CoreEntry.decode(core.encode())
     general, back, clear_child_tid = read(core, area(features, size, seed=2))
     assert general == GENERAL
@@ -75,14 +82,25 @@ def test_round_trip(name: str) -> None:
     assert clear_child_tid == 0x1234
 
 
+def test_threads_with_the_same_share_it_and_others_do_not() -> None:
+    cores = []
+    for seed in (1, 2, *range(3, 200), 2, 1):
+        core = CoreEntry(mtype=1)
+        fill(core, GENERAL, area(*CPUS["avx"], in_use=7, seed=seed), seed)
+        cores.append((seed, core))
+    for seed, core in cores:
+        assert core.encode() == core.encode() == filled(GENERAL, area(*CPUS["avx"], in_use=7, seed=seed), seed).encode()
+        assert read(core, area(*CPUS["avx"]))[1] == area(*CPUS["avx"], in_use=7, seed=seed)
+    first, last = cores[0][1].thread_info, cores[-1][1].thread_info
+    assert first is not None and last is not None and first.fpregs is last.fpregs
+
+
 def test_other_layout() -> None:
     """Restored on another maker's CPU: the same registers at other offsets."""
     intel, amd = CPUS["intel avx-512 pku"], CPUS["amd avx-512 pku"]
-    core = CoreEntry(mtype=1)
-    fill(core, GENERAL, area(*intel, in_use=intel[0]), 0)
+    core = filled(GENERAL, area(*intel, in_use=intel[0]), 0)
     _, back, _ = read(core, area(*amd))
-    again = CoreEntry(mtype=1)
-    fill(again, GENERAL, back, 0)
+    again = filled(GENERAL, back, 0)
     assert again.thread_info is not None and core.thread_info is not None
     again.thread_info.fpregs.mxcsr_mask = core.thread_info.fpregs.mxcsr_mask
     assert again.encode() == core.encode()
@@ -90,8 +108,7 @@ def test_other_layout() -> None:
 
 def test_smaller_cpu() -> None:
     """Registers that the CPU lacks may be missing only where they hold nothing."""
-    core = CoreEntry(mtype=1)
-    fill(core, GENERAL, area(*CPUS["amd avx-512"], in_use=0xE7), 0)
+    core = filled(GENERAL, area(*CPUS["amd avx-512"], in_use=0xE7), 0)
     with pytest.raises(Refusal, match="AVX-512"):
         read(core, area(*CPUS["avx"]))
     assert core.thread_info is not None and core.thread_info.fpregs.xsave is not None
@@ -103,8 +120,7 @@ def test_smaller_cpu() -> None:
 
 def test_smaller_cpu_without_protection_keys() -> None:
     """Linux gives every program on a CPU that has them rights to key 0 alone, which is no use of them."""
-    core = CoreEntry(mtype=1)
-    fill(core, GENERAL, area(*CPUS["intel pku"], in_use=7 | PKU), 0)
+    core = filled(GENERAL, area(*CPUS["intel pku"], in_use=7 | PKU), 0)
     assert core.thread_info is not None and core.thread_info.fpregs.xsave is not None
     with pytest.raises(Refusal, match="protection keys"):
         read(core, area(*CPUS["avx"]))
@@ -119,7 +135,7 @@ def test_refused() -> None:
     core = CoreEntry(mtype=1)
     with pytest.raises(ImageError):
         read(core, area(*CPUS["avx"]))
-    fill(core, GENERAL, area(*CPUS["avx"], in_use=7), 0)
+    core = filled(GENERAL, area(*CPUS["avx"], in_use=7), 0)
     assert core.thread_info is not None and core.thread_info.fpregs.xsave is not None
     core.thread_info.gpregs.mode = 2
     with pytest.raises(Refusal, match="32-bit"):
@@ -158,13 +174,11 @@ def test_this_machine(stopped: int) -> None:
     general = struct.unpack("<27Q", ptrace.get_regset(stopped, NT_PRSTATUS))
     features = struct.unpack_from("<Q", xstate, 464)[0]
     noisy = area(features & ~AMX, len(xstate), features & ~AMX) if not features & AMX else xstate
-    core = CoreEntry(mtype=1)
-    fill(core, general, noisy, 0)
+    core = filled(general, noisy, 0)
     _, back, _ = read(core, xstate)
     ptrace.set_regset(stopped, NT_X86_XSTATE, back)
     got = ptrace.get_regset(stopped, NT_X86_XSTATE)
-    again = CoreEntry(mtype=1)
-    fill(again, general, got, 0)
+    again = filled(general, got, 0)
     assert again.thread_info is not None and core.thread_info is not None
     core.thread_info.fpregs.mxcsr_mask = again.thread_info.fpregs.mxcsr_mask
     assert again.encode() == core.encode()
@@ -206,8 +220,7 @@ def test_calls_that_have_ended_in_images_of_criu(call: str, ended: bool) -> None
     nr, template = arch.SYSCALLS[call], area(*CPUS["avx"], in_use=3)
     registers = list(GENERAL)
     registers[10], registers[15], registers[16] = (1 << 64) - 4, nr, 0x1000
-    core = CoreEntry(mtype=1)
-    fill(core, registers, template, 0)
+    core = filled(registers, template, 0)
     back, _ = arch.from_core(core, Registers(b"", {NT_X86_XSTATE: template}))
     after = struct.unpack("<27Q", back.general)
     assert (after[10], after[15]) == ((1 << 64) - 514, nr) if ended else ((1 << 64) - 4, (1 << 64) - 1)

@@ -66,3 +66,16 @@ def test_lists_of_copies_are_their_own() -> None:
     clone = deepcopy(read)
     clone.cpu_timers.append(1)
     assert clone.registers == [] and read.cpu_timers == []
+
+
+def test_it_remembers_how_it_is_encoded() -> None:
+    made = core()
+    expected = made.encode()
+    freeze(made)
+    assert made.encode() == expected and made.encode() is made.encode()
+    assert made == core() and list(made.items()) == list(core().items())
+    assert repr(made) == repr(core())
+    for clone in (copy(made), deepcopy(made)):
+        assert clone.encode() == expected and clone == core()
+        clone.mtype = 2
+        assert clone.encode() != expected and made.encode() == expected

@@ -14,6 +14,7 @@ every component that the CPU has, an empty CET, and three unused TLS slots.
 import struct
 
 from torpor.errors import ImageError, KernelError, Refusal
+from torpor.images.frozen import freeze
 from torpor.images.schema.core_x86 import (
     ThreadInfoX86,
     UserDescT,
@@ -100,8 +101,26 @@ def _ask_cpuid(wanted: Sequence[int], size: int) -> dict[int, int]:
 
 def fill(core: "CoreEntry", general: Sequence[int], xstate: bytes, clear_child_tid: int) -> None:
     """Put a thread's registers into core.thread_info.  Raises Refusal for state that images cannot hold."""
-    registers = UserX86RegsEntry(**dict(zip(_REGISTERS, general, strict=True)))
-    registers.mode = 1  # NATIVE
+    registers = UserX86RegsEntry(**dict(zip(_REGISTERS, general, strict=True)), mode=1)  # NATIVE
+    floating = _floating.get(xstate)
+    if floating is None:
+        floating = _save_floating(xstate)
+        freeze(floating)
+        if len(_floating) < _DIFFERENT:
+            _floating[xstate] = floating
+    if not _no_tls:
+        _no_tls.extend(map(_unused, range(3)))
+    core.thread_info = ThreadInfoX86(
+        clear_tid_addr=clear_child_tid, gpregs=registers, fpregs=floating, tls=list(_no_tls)
+    )
+
+
+_DIFFERENT = 64  # Those that wait have mostly the same.
+_floating: dict[bytes, UserX86FpregsEntry] = {}  # by XSAVE area
+_no_tls: list[UserDescT] = []
+
+
+def _save_floating(xstate: bytes) -> UserX86FpregsEntry:
     legacy = _LEGACY.unpack_from(xstate)
     names = ("cwd", "swd", "twd", "fop", "rip", "rdp", "mxcsr", "mxcsr_mask")
     floating = UserX86FpregsEntry(
@@ -109,7 +128,7 @@ def fill(core: "CoreEntry", general: Sequence[int], xstate: bytes, clear_child_t
     )
     if len(xstate) >= _EXTENDED:
         floating.xsave = _save_extended(xstate)
-    core.thread_info = ThreadInfoX86(clear_tid_addr=clear_child_tid, gpregs=registers, fpregs=floating, tls=_no_tls())
+    return floating
 
 
 def _save_extended(xstate: bytes) -> UserX86XsaveEntry:
@@ -130,14 +149,13 @@ def _save_extended(xstate: bytes) -> UserX86XsaveEntry:
     return extended
 
 
-def _no_tls() -> list[UserDescT]:
-    return [
-        UserDescT(
-            entry_number=_FIRST_TLS + i, base_addr=0, limit=0, seg_32bit=False, contents_h=False, contents_l=False,
-            read_exec_only=True, limit_in_pages=False, seg_not_present=True, usable=False,
-        )
-        for i in range(3)
-    ]  # fmt: skip
+def _unused(number: int) -> UserDescT:
+    slot = UserDescT(
+        entry_number=_FIRST_TLS + number, base_addr=0, limit=0, seg_32bit=False, contents_h=False, contents_l=False,
+        read_exec_only=True, limit_in_pages=False, seg_not_present=True, usable=False,
+    )  # fmt: skip
+    freeze(slot)
+    return slot
 
 
 def _name(bit: int) -> str:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages that cannot be changed: the decoder gives out one message for all that are alike (decoder.py), and whoever
-changed one would change all of them.
+"""Messages that cannot be changed: the decoder gives out one message for all that are alike (decoder.py), a dump makes
+one for what a thousand threads have in common, and whoever changed one would change all of them.
 
 A frozen message is of a subclass of its class, made when it is first needed, which refuses to set a field; its lists
 refuse, too.  So building and reading messages costs what it did.  Copies (`copy`, `deepcopy`) can be changed.
+It also remembers how it is encoded, as this cannot change either.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ class FrozenList(list):  # type: ignore[type-arg]
 
 
 _EMPTY: Final = FrozenList()
+_ENCODED: Final = ""  # what a frozen message keeps its bytes under, among its fields
 
 
 def freeze(message: Message) -> None:
-    """Freeze a decoded message and all that is in it."""
+    """Freeze a message and all that is in it."""
     cls: Any = type(message)
     frozen = cls._frozen or _make(cls)
     if cls is frozen:
@@ -55,13 +57,22 @@ def freeze(message: Message) -> None:
 def _make(cls: Any) -> Any:
     fields = [field for field in cls._fields.values() if field.is_message]
 
+    def encode(self: Any) -> bytes:
+        values = self.__dict__
+        if _ENCODED not in values:
+            values[_ENCODED] = cls.encode(self)
+        data: bytes = values[_ENCODED]
+        return data
+
     def __reduce_ex__(self: Any, _: Any) -> Any:
         # Lists of their own already here: deepcopy() copies a list that two fields share, as empty ones do, only once.
         values = {name: [*value] if type(value) is FrozenList else value for name, value in self.__dict__.items()}
+        values.pop(_ENCODED, None)
         return _thaw, (cls, values)
 
     more = {
-        "__slots__": (), "__setattr__": _refuse, "__delattr__": _refuse, "__reduce_ex__": __reduce_ex__,
+        "__slots__": (), "encode": encode,
+        "__setattr__": _refuse, "__delattr__": _refuse, "__reduce_ex__": __reduce_ex__,
         "__qualname__": cls.__qualname__, "__module__": cls.__module__,
         "_message": [field.name for field in fields if field.label != "repeated"],
         "_messages": [field.name for field in fields if field.label == "repeated"],

@@ -111,7 +111,6 @@ class DumpTask:
         self.own_files: set[int] = set()  # TIDs of threads with an fd table of their own
         self.runner: Executor | Stepper | None = None
         self.team: ThreadTeam | None = None
-        self.cores: dict[int, CoreEntry] = {}  # by TID
         # Left by attributes for others to write:
         self.thread_timers: list[int] = []  # POSIX timers on some thread's CPU clock
         self.stopped_children: list[int] = []

@@ -18,6 +18,7 @@ import struct
 
 from torpor.engine.program import Program
 from torpor.errors import ImageError
+from torpor.images.frozen import freeze
 from torpor.images.schema.creds import CredsEntry
 from torpor.resources import own
 from torpor.resources.base import Attribute
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torpor.engine.program import Result
     from torpor.engine.tracee import Tracee
     from torpor.images.schema.core import CoreEntry
+    from torpor.kernel import status
     from torpor.resources.context import DumpTask, Restore, RestoreTask
 
 PR_CAPBSET_DROP, PR_GET_SECUREBITS, PR_SET_SECUREBITS = 24, 27, 28
@@ -124,15 +126,10 @@ class Credentials(Attribute):
     def save_thread(self, task: "DumpTask", thread: "Tracee", answer: "Result", core: "CoreEntry") -> None:
         creds = task.thread_statuses[thread.tid].credentials
         assert core.thread_core is not None
-        core.thread_core.creds = CredsEntry(
-            uid=creds.uids[0], euid=creds.uids[1], suid=creds.uids[2], fsuid=creds.uids[3],
-            gid=creds.gids[0], egid=creds.gids[1], sgid=creds.gids[2], fsgid=creds.gids[3],
-            groups=list(creds.groups),
-            cap_inh=_words(creds.inheritable), cap_prm=_words(creds.permitted), cap_eff=_words(creds.effective),
-            cap_bnd=_words(creds.bounding), cap_amb=_words(creds.ambient),
-            secbits=answer.value,
-            no_new_privs=1 if creds.no_new_privs else None,
-        )  # fmt: skip
+        key = creds, answer.value
+        if key not in _saved:
+            _saved[key] = _entry_of(creds, answer.value)
+        core.thread_core.creds = _saved[key]
 
     def check(self, task: "RestoreTask", restore: "Restore") -> None:
         for tid, core in task.cores.items():
@@ -225,6 +222,23 @@ def _common(task: "RestoreTask", program: Program) -> _State:
     state.set_caps(program, state.effective, state.permitted, inheritable)
     state.bound(program, bounding)
     return state
+
+
+_saved: "dict[tuple[status.Credentials, int], CredsEntry]" = {}  # most threads of a tree have the same
+
+
+def _entry_of(creds: "status.Credentials", securebits: int) -> CredsEntry:
+    entry = CredsEntry(
+        uid=creds.uids[0], euid=creds.uids[1], suid=creds.uids[2], fsuid=creds.uids[3],
+        gid=creds.gids[0], egid=creds.gids[1], sgid=creds.gids[2], fsgid=creds.gids[3],
+        groups=list(creds.groups),
+        cap_inh=_words(creds.inheritable), cap_prm=_words(creds.permitted), cap_eff=_words(creds.effective),
+        cap_bnd=_words(creds.bounding), cap_amb=_words(creds.ambient),
+        secbits=securebits,
+        no_new_privs=1 if creds.no_new_privs else None,
+    )  # fmt: skip
+    freeze(entry)
+    return entry
 
 
 def _entry(core: "CoreEntry") -> CredsEntry | None:
