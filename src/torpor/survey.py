@@ -138,7 +138,6 @@ def foresee(dump: Dump, root: int) -> list[DumpTask]:
             if number < EXAMINED or task.pid == task.sid:
                 status(task, all_threads=False)
                 examine(dump, task, own)
-            namespaces.refuse_threads(dump, task)
             modules |= _foresee_files(task)
         except (OSError, TaskGone):
             pass

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads that are looked at before the freeze: one that is about to end has left its namespaces, which is no reason to
+"""Threads of a tree that runs (`check -t`): one that is about to end has left its namespaces, which is no reason to
 refuse; one that lives in another is."""
 
 from typing import Any
@@ -10,7 +10,9 @@ from torpor.errors import Refusal
 from torpor.resources import namespaces
 
 LEADER, THREAD = 100, 101
-WHOLE = (1, 2, 3, 4, 5, 6)  # net, ipc, uts, cgroup, pid_for_children, time_for_children
+Links = tuple[str, ...]
+WHOLE = ("net:1", "ipc:2", "uts:3", "cgroup:4", "pid:5", "time:6")  # as OF_A_THREAD has them
+GONE = ("",) * 6
 
 
 class Thread:
@@ -19,6 +21,7 @@ class Thread:
 
 
 class Task:
+    pid = LEADER
     leader = Thread(LEADER)
     threads = (leader, Thread(THREAD))
 
@@ -37,15 +40,15 @@ class Dump(dict[str, Any]):
     ("looks", "word"),
     [
         ([WHOLE], ""),
-        ([(1, 0, 0, 4, 5, 6), (0,) * 6], ""),
-        ([(1, 2, 3, 4, 5, 0), (0,) * 6], ""),
-        ([(1, 9, 3, 4, 5, 6)] * 2, "IPC"),
-        ([(1, 2, 3, 4, 0, 6)] * 2, "PID namespace than the process for its children"),
+        ([(WHOLE[0], "", "", *WHOLE[3:]), GONE], ""),
+        ([(*WHOLE[:5], ""), GONE], ""),
+        ([(WHOLE[0], "ipc:9", *WHOLE[2:])] * 2, "IPC"),
+        ([(*WHOLE[:4], "", WHOLE[5])] * 2, "PID namespace than the process for its children"),
     ],
 )
-def test_look(monkeypatch: pytest.MonkeyPatch, looks: list[tuple[int, ...]], word: str) -> None:
+def test_look(monkeypatch: pytest.MonkeyPatch, looks: list[Links], word: str) -> None:
     left = list(looks)
-    monkeypatch.setattr(namespaces, "_of_thread", lambda tid: WHOLE if tid == LEADER else left.pop(0))
+    monkeypatch.setattr(namespaces, "_of_thread", lambda pid, tid: WHOLE if tid == LEADER else left.pop(0))
     dump: Any = Dump()
     task: Any = Task()
     namespaces.refuse_threads(dump, task)

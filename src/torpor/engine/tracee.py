@@ -43,7 +43,7 @@ class Tracee:
         self._general = b""
         self._mask: int | None = None
         self._specials: dict[int, bytes] = {}
-        self._others: dict[int, bytes] | None = None
+        self._registers: Registers | None = None
         self._rseq: ptrace.RseqConfiguration | None = None
         self._rseq_abort = 0
         self._touched = False
@@ -142,19 +142,20 @@ class Tracee:
 
     def registers(self) -> Registers:
         """Everything the CPU has of this thread, settled, and outside a restartable sequence: for an image."""
-        if self._others is None:
-            self._others = {nt: self._regset(nt) for nt in self.arch.regsets}
+        if self._registers is None:
+            others = {nt: self._regset(nt) for nt in self.arch.regsets}
             for which in (*self.arch.optional, *self.arch.extra):
                 if (data := self._if_present(which)) is not None:
-                    self._others[which] = data
+                    others[which] = data
             if self.arch.thread_area:
-                self._others[self.arch.thread_area] = ptrace.thread_area(self.tid)
+                others[self.arch.thread_area] = ptrace.thread_area(self.tid)
             _ = self.general
-            self._others |= {which: self._specials[which] for which in self.arch.volatile if which in self._specials}
-        general = self.arch.settled(self.general, self._specials, self.call_before)
-        if self._rseq_abort:
-            general = self.arch.with_pc(general, self._rseq_abort)
-        return Registers(general, self._others)
+            others |= {which: self._specials[which] for which in self.arch.volatile if which in self._specials}
+            general = self.arch.settled(self.general, self._specials, self.call_before)
+            if self._rseq_abort:
+                general = self.arch.with_pc(general, self._rseq_abort)
+            self._registers = Registers(general, others)
+        return self._registers
 
     def interruption(self) -> tuple[int, int] | None:
         """How its call was interrupted: see `Arch.interruption`."""
@@ -183,12 +184,13 @@ class Tracee:
 
     def forget(self) -> None:
         """It has run and was stopped again: what was read before counts no more."""
-        self._general, self._mask, self._others, self._specials, self._put = b"", None, None, {}, b""
+        self._general, self._mask, self._registers, self._specials, self._put = b"", None, None, {}, b""
         self._rseq_abort, self._in_mask, self._inside = 0, None, False
 
     def adopt(self, general: bytes, mask: int, specials: dict[int, bytes]) -> None:
         """Take these for what was found, to be put back: somebody else found it, and died."""
         self._general, self._mask, self._specials, self._rseq_abort = general, mask, specials, 0
+        self._registers = None
         self._touched = self._mask_touched = True
         ptrace.set_signal_mask(self.tid, ALL_SIGNALS)
 
