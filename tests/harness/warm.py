@@ -41,7 +41,8 @@ def import_all() -> None:
     from torpor.images import decoder, frozen, message
 
     for cls in message.Message.__subclasses__():
-        cls._compile_encoder()
+        for name in cls.fields():
+            cls._writer(name)
         cls._decoder = decoder._Decoder(cls)
         frozen._make(cls)
         for field in cls.fields().values():

@@ -22,26 +22,12 @@ from __future__ import annotations
 from _operator import attrgetter  # operator itself has forty functions in Python besides
 
 from torpor.errors import ImageError
-from torpor.images.wire import (
-    BOOL,
-    BYTES,
-    ENCODED,
-    FIXED64,
-    INT32,
-    INT64,
-    LENGTH,
-    SINT32,
-    SINT64,
-    STRING,
-    UINT32,
-    UINT64,
-    Tagged,
-    varint,
-)
+from torpor.images.encoder import tag_of, why_not, writer_of
+from torpor.images.wire import BOOL, BYTES, FIXED64, INT32, INT64, SINT32, SINT64, STRING, UINT32, UINT64
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from typing import Any, ClassVar, Final, Self, TypeVar, dataclass_transform
 
     M = TypeVar("M", bound="Message")
@@ -57,6 +43,7 @@ __all__ = [
 ]  # fmt: skip
 
 _SCHEMA: Final = "torpor.images.schema."
+_PLANS: Final = 64  # of a class
 
 
 class Field:
@@ -105,11 +92,6 @@ def repeated(number: int, kind: str, *, default_factory: type[list[Any]]) -> Any
 
 # ---- the codec -------------------------------------------------------------------------------------------------------
 
-# What a row of the tables says about a field.  The ones before _REPEATED are singular.
-_NUMBER, _MESSAGE, _BYTES, _STRING, _REPEATED = 0, 1, 2, 3, 4
-_NUMBERS, _MESSAGES, _BYTESES, _STRINGS = 4, 5, 6, 7
-_NUMBER_OF: Final = attrgetter("number")
-
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(required, optional, repeated))
 class Message:
@@ -117,7 +99,8 @@ class Message:
 
     _fields: ClassVar[dict[str, Field]] = {}
     _lists: ClassVar[tuple[str, ...]] = ()
-    _encoder: ClassVar[Any] = None
+    _writers: ClassVar[dict[str, Any]] = {}  # by field (encoder.py)
+    _plans: ClassVar[dict[tuple[str, ...], Any]] = {}  # by the fields that are set: how such a message is encoded
     _decoder: ClassVar[Any] = None
     _frozen: ClassVar[Any] = None  # the class of those that are shared (images/frozen.py)
 
@@ -132,6 +115,7 @@ class Message:
             if field.label == "repeated":
                 lists.append(name)
         cls._fields, cls._lists = found, tuple(lists)
+        cls._writers, cls._plans = {}, {}
 
     def __init__(self, **values: Any) -> None:
         if not values.keys() <= self._fields.keys():
@@ -169,51 +153,31 @@ class Message:
 
     def encode(self) -> bytes:
         """The message's bytes.  A required field that is not set, or a value that does not fit, is an ImageError."""
-        values, rows, numbers, places, needed = self._encoder or self._compile_encoder()
-        out: list[bytes] = []
-        append = out.append
-        row = None
-        if numbers:  # nothing but numbers: there are many of these
-            try:
-                return b"".join([written[value] for written, value in zip(numbers, values(self), strict=False)])
-            except (TypeError, ValueError):
-                pass  # the long way finds out which
-        given = self.__dict__
-        pairs: Iterable[tuple[Any, Any]] = zip(rows, values(self), strict=False)
-        if 2 * len(given) < len(rows) and given.keys() >= needed:  # a file is of one of twenty kinds
-            pairs = [(rows[at], given[rows[at][3].name]) for at in sorted([places[name] for name in given])]
+        given = tuple(self.__dict__)
         try:
-            for row, value in pairs:
-                what, tag, encoded, _ = row
-                if value is None:
-                    if row[3].label == "required":
-                        raise ValueError("it is required")
-                elif what == _NUMBER:
-                    append(encoded[value])
-                elif what < _REPEATED:
-                    body = value.encode() if what == _MESSAGE else value
-                    if what == _STRING:
-                        body = value.encode("utf-8", "surrogateescape")
-                    append(tag)
-                    append(encoded[len(body)])
-                    append(body)
-                elif not value:
-                    pass
-                elif what == _NUMBERS:
-                    append(tag)
-                    append(tag.join(map(encoded.__getitem__, value)))
-                else:
-                    for item in value:
-                        body = item.encode() if what == _MESSAGES else item
-                        if what == _STRINGS:
-                            body = item.encode("utf-8", "surrogateescape")
-                        append(tag)
-                        append(encoded[len(body)])
-                        append(body)
-            return b"".join(out)
+            values, writers = self._plans.get(given) or self._plan(given)
+            return b"".join([write(value) for write, value in zip(writers, values(self), strict=False)])
         except (TypeError, ValueError, AttributeError) as error:
-            name = row[3].name if row else "?"
-            raise ImageError(f"{type(self).__name__}.{name} cannot be written", str(error), code="bad-value") from error
+            raise why_not(self, error) from error
+
+    @classmethod
+    def _plan(cls, given: tuple[str, ...]) -> Any:
+        """How to encode a message in which these fields are set: what gets their values, and what writes each."""
+        needed = [name for name, field in cls._fields.items() if field.label == "required"]
+        names = sorted({*given, *needed}, key=cls._number_of)
+        if len(cls._plans) >= _PLANS:  # of messages that were read: their fields may have come in any order
+            cls._plans.clear()
+        # attrgetter of one name gives no tuple: name it twice, zip drops the second
+        plan = attrgetter(*names, *names[:1]) if names else _nothing, [cls._writer(name) for name in names]
+        cls._plans[given] = plan
+        return plan
+
+    @classmethod
+    def _writer(cls, name: str) -> Any:
+        writer = cls._writers.get(name)
+        if writer is None:
+            writer = cls._writers[name] = writer_of(cls._fields[name])
+        return writer
 
     @classmethod
     def decode(cls, data: bytes | bytearray | memoryview) -> Self:
@@ -226,51 +190,24 @@ class Message:
     @classmethod
     def tag(cls, name: str) -> bytes:
         """The bytes that a field begins with."""
-        rows, places = (cls._encoder or cls._compile_encoder())[1:4:2]
-        tag: bytes = rows[places[name]][1]
-        return tag
+        return tag_of(cls._fields[name])
 
     @classmethod
     def part(cls, **numbers: int | None) -> bytes:
         """The bytes of these fields, single numbers, without the others: such parts are a message when they follow each
         other in the order of the fields' numbers.  Raises ImageError as `encode` does."""
-        rows, places = (cls._encoder or cls._compile_encoder())[1:4:2]
         try:
-            some = [rows[at] for at in sorted([places[name] for name in numbers])]
-            return b"".join([encoded[numbers[field.name]] for _, _, encoded, field in some])
+            return b"".join([cls._writer(name)(numbers[name]) for name in sorted(numbers, key=cls._number_of)])
         except (TypeError, ValueError) as error:
             raise ImageError(f"a part of {cls.__name__} cannot be written", str(error), code="bad-value") from error
 
     @classmethod
-    def _compile_encoder(cls) -> Any:
-        rows: list[tuple[Any, ...]] = []
-        names: list[str] = []
-        needed: dict[str, None] = {}
-        simple = True  # nothing but numbers
-        for field in sorted(cls._fields.values(), key=_NUMBER_OF):  # a small dump comes here for three hundred fields
-            kind, label = field.kind, field.label
-            names.append(field.name)
-            if kind in ENCODED or kind.startswith("enums."):
-                what, wire = _NUMBER, 1 if kind == FIXED64 else 0
-                encoded: Any = ENCODED[kind if kind in ENCODED else INT32]
-            else:
-                what, wire = {BYTES: _BYTES, STRING: _STRING}.get(kind, _MESSAGE), 2
-                encoded = LENGTH
-            key = field.number << 3 | wire
-            tag = bytes((key,)) if key < 128 else varint(key)
-            if label == "repeated":
-                what += _REPEATED
-            elif what == _NUMBER:
-                encoded = Tagged(tag, encoded, optional=label == "optional")
-            if label == "required":
-                needed[field.name] = None
-            simple = simple and what == _NUMBER
-            rows.append((what, tag, encoded, field))
-        numbers = [row[2] for row in rows] if simple else None
-        places = {name: at for at, name in enumerate(names)}
-        # attrgetter of one name gives no tuple: name it twice, zip drops the second
-        cls._encoder = attrgetter(*names, *names[:1]), rows, numbers, places, needed.keys()
-        return cls._encoder
+    def _number_of(cls, name: str) -> int:
+        return cls._fields[name].number
+
+
+def _nothing(_: Message) -> tuple[()]:
+    return ()
 
 
 class Encoded:

@@ -28,15 +28,25 @@ UINT64: Final = "uint64"
 
 _U64: Final = (1 << 64) - 1
 _U32: Final = (1 << 32) - 1
+_REMEMBERED: Final = 256  # numbers of a field: flags and the like repeat, addresses do not
+
+
+_uppers: dict[int, bytes] = {}
 
 
 def varint(value: int) -> bytes:
     if value < 128:
         return bytes((value,))
-    if 1 << 42 <= value < 1 << 49:  # most addresses of user space
-        spread = value & 0x7F | (value & 0x3F80) << 1 | (value & 0x1FC000) << 2 | (value & 0xFE00000) << 3
-        spread |= (value & 0x7F0000000) << 4 | (value & 0x3F800000000) << 5 | (value >> 42) << 48
-        return (spread | 0x808080808080).to_bytes(7, "little")
+    if value < 1 << 14:
+        return bytes((value & 127 | 128, value >> 7))
+    if 1 << 42 <= value < 1 << 49:  # most addresses of user space: seven bytes, of which few differ in the upper four
+        high = value >> 21
+        upper = _uppers.get(high)
+        if upper is None:
+            upper = bytes((high & 127 | 128, high >> 7 & 127 | 128, high >> 14 & 127 | 128, high >> 21))
+            if len(_uppers) < 1024:
+                _uppers[high] = upper
+        return bytes((value & 127 | 128, value >> 7 & 127 | 128, value >> 14 & 127 | 128)) + upper
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -51,6 +61,7 @@ class _Varints(dict[int, bytes]):
     def __init__(self, low: int, high: int, zigzag: bool = False) -> None:
         super().__init__()
         self.low, self.high, self.zigzag = low, high, zigzag
+        self.plain = -1 if zigzag else high  # up to here a number that is not negative is written as it is
 
     def __missing__(self, value: int) -> bytes:
         if not isinstance(value, int):
@@ -67,14 +78,14 @@ class _Varints(dict[int, bytes]):
 class Tagged(dict["int | None", bytes]):
     """The encoded form of the numbers of one field, the tag before them; of an unset optional one: nothing."""
 
-    def __init__(self, tag: bytes, encoded: dict[int, bytes], optional: bool) -> None:
-        self.tag, self.encoded = tag, encoded
+    def __init__(self, tag: bytes, encoded: _Varints | _Fixed, optional: bool) -> None:
+        self.tag, self.encoded, self.plain = tag, encoded, encoded.plain
         if optional:
             self[None] = b""
 
     def __missing__(self, value: int) -> bytes:
-        whole = self.tag + self.encoded[value]
-        if value < 1 << 32 and len(self) < 1024:  # addresses do not repeat
+        whole = self.tag + (varint(value) if 0 <= value <= self.plain else self.encoded[value])
+        if len(self) < _REMEMBERED:
             self[value] = whole
         return whole
 
@@ -82,13 +93,15 @@ class Tagged(dict["int | None", bytes]):
 class _Fixed(dict[int, bytes]):
     """The same face for fixed64: nothing is kept."""
 
+    plain = -1
+
     def __missing__(self, value: int) -> bytes:
         if not 0 <= value <= _U64:
             raise ValueError(f"{value} is not between 0 and {_U64}")
         return struct.pack("<Q", value)
 
 
-ENCODED: Final[dict[str, dict[int, bytes]]] = {
+ENCODED: Final[dict[str, _Varints | _Fixed]] = {
     UINT32: _Varints(0, _U32),
     UINT64: _Varints(0, _U64),
     INT32: _Varints(-(1 << 31), (1 << 31) - 1),

@@ -17,6 +17,7 @@ import struct
 
 from torpor.errors import RestoreFailed
 from torpor.images import kinds
+from torpor.images.frozen import freeze
 from torpor.images.schema.fown import FownEntry
 from torpor.images.schema.torpor_file import TorporFileEntry
 from torpor.kernel.syscall import call
@@ -37,7 +38,8 @@ O_ASYNC = os.O_ASYNC
 _OWNER = struct.Struct("=ii")
 _IDS = struct.Struct("=II")
 _NOTHING = bytes(_OWNER.size)
-NOBODY = FownEntry(uid=0, euid=0, signum=0, pid_type=0, pid=0)  # one for all: nobody changes it
+NOBODY = FownEntry(uid=0, euid=0, signum=0, pid_type=0, pid=0)  # one for all
+freeze(NOBODY)
 
 
 def save_owner(fd: int) -> FownEntry:
