@@ -140,6 +140,8 @@ class Running:
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
             os.umask(0o022)
             environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "WL_DIR": str(self.directory)}
+            if "WL_FEWER" in os.environ:
+                environment["WL_FEWER"] = "yes"
             os.execve(command[0], command, environment)
         finally:
             os._exit(126)
