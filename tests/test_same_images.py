@@ -68,6 +68,11 @@ TIMER = "2c00000000000000feffffff000000000f000000{}000000770000000000000{}0{}000
          ["core-7 thread_info gpregs orig_ax = 2207613190273 / 128"]),
         ({"core-7 tc signals_s signals 0 siginfo": TIMER.format("4c", 0, 0)},
          {"core-7 tc signals_s signals 0 siginfo": TIMER.format("00", 0, 0)}, []),
+        ({"core-7 tc signals_s signals 0 siginfo": TIMER.format("4c", 0, 0)},  # seen on s390x
+         {"core-7 tc signals_s signals 0 siginfo": TIMER.format("01", 0, 9)}, []),
+        ({"core-7 tc signals_s signals 0 siginfo": TIMER.format("4c", 0, 0)},
+         {"core-7 tc signals_s signals 0 siginfo": TIMER.format("02", 0, 0)},
+         [f"core-7 tc signals_s signals 0 siginfo = {TIMER.format('4c', 0, 0)} / {TIMER.format('02', 0, 0)}"]),
         ({"core-7 tc signals_s signals 0 siginfo": TIMER.format("4c", 0, 0)},  # seen on aarch64
          {"core-7 tc signals_s signals 0 siginfo": TIMER.format("00", 0, 9)},
          []),
@@ -98,3 +103,12 @@ def test_what_differs(monkeypatch: pytest.MonkeyPatch, ours: View, theirs: View,
     found = compared(monkeypatch, ours, theirs)
     assert found.wrong == wrong
     assert bool(found.by_nature) == (not wrong)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_registrations_that_a_kernel_does_not_tell(monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
+    monkeypatch.setattr(same_images, "_registrations_are_told", lambda: told)
+    path = "core-7 tc membarrier_registration_mask"
+    assert compared(monkeypatch, {path: 4}, {}).wrong == ([f"{path} = 4 / (absent)"] if told else [])
+    assert compared(monkeypatch, {path: 20}, {}).wrong == [f"{path} = 20 / (absent)"]
+    assert compared(monkeypatch, {path: 4}, {path: 16}).wrong == [f"{path} = 4 / 16"]
