@@ -37,6 +37,7 @@ JOURNEYS = {
     ("x86_64", "to_more"): ((OLD, "dump"), (NEW, "surplus"), (NEW_WITHOUT_MPX, "restore")),
     ("x86_64", "to_less"): ((NEW, "dump"), (OLD, "lacking"), (NEW, "restore")),
     ("x86_64", "with_vectors"): _with_vectors(OLDEST, NEW),
+    ("arm", "to_another"): (("cortex-a15", "dump"), ("max", "lacking"), ("cortex-a7", "restore")),  # max is an ARMv8
     **{(arch, "to_more_and_less"): _there_and_back(*cpus) for arch, cpus in LESS_AND_MORE.items()},
     **{(arch, "with_vectors"): _with_vectors(*LESS_AND_MORE[arch]) for arch in ("aarch64", "s390x")},
 }

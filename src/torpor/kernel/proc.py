@@ -208,11 +208,14 @@ def parse_strings(data: bytes) -> list[bytes]:
     return data.removesuffix(b"\0").split(b"\0") if data else []
 
 
+_AUXV = struct.Struct("2N")
+
+
 def parse_auxv(data: bytes) -> list[tuple[int, int]]:
-    """The auxiliary vector, getauxval(3), as (AT_* type, value), without AT_NULL.  64-bit tasks only."""
-    if len(data) % 16:
+    """The auxiliary vector, getauxval(3), as (AT_* type, value), without AT_NULL.  Of a task with words like ours."""
+    if len(data) % _AUXV.size:
         raise ParseError("auxv", data)
-    return [pair for pair in struct.iter_unpack("=QQ", data) if pair[0]]
+    return [pair for pair in _AUXV.iter_unpack(data) if pair[0]]
 
 
 class InSyscall(NamedTuple):

@@ -20,6 +20,7 @@ PR_SECONDS = 1
 LACKING = {
     "x86_64": ("avx2 instructions", "AVX"),
     "aarch64": ("the feature atomics", "SVE"),
+    "armv7l": ("the feature thumbee", ""),
     "ppc64le": ("the feature arch_3_00", ""),
     "s390x": ("the feature vx", "the vector facility"),
 }
@@ -31,7 +32,7 @@ def names_agree() -> None:
     arch = os.uname().machine
     with open("/proc/cpuinfo") as file:
         shown = [line.partition(":")[2].split() for line in file if line.lower().startswith("features")]
-    if arch in ("aarch64", "s390x"):
+    if arch in ("aarch64", "armv7l", "s390x"):
         ours = {name for word, bits in enumerate(cpuinfo.hwcaps()) for name in cpu_names.names(arch, word, bits)}
         if not shown or ours != set(shown[0]):
             sys.exit(f"features are called otherwise: {sorted(ours)}, /proc/cpuinfo: {shown}")
@@ -48,6 +49,7 @@ def main() -> None:
         update.torpor("cpuinfo", "dump")  # the same once more, which does no harm to the checkpoint
     elif step in ("hop", "restore"):
         update.torpor("cpuinfo", "check")
+        update.await_clocks()
         update.torpor("restore", "-d", "--cpu-cap=ins,fpu")
         update.work()
         if step == "hop":

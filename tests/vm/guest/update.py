@@ -20,10 +20,12 @@ from torpor.arch import native
 from torpor.engine import stops
 from torpor.images import kinds
 from torpor.images.directory import ImageReader
+from torpor.images.schema.timens import Timespec
 from torpor.kernel import ptrace
 from torpor.resources import clocks
 
 DATA, IMAGES = "/data", "/data/images"
+OFFSETS = "/proc/self/timens_offsets"  # not there: no time namespaces
 ROOT_PID = 12000  # beyond whatever a booting kernel uses
 WORK = 1.5  # seconds
 COUNTERS = ("busy", "pings", "waits", "ticks")
@@ -128,22 +130,30 @@ def dump(*options: str) -> None:
     figures["uptime at dump"] = round(time.monotonic(), 1)
 
 
-def restore() -> None:
-    images = ImageReader(os.open(IMAGES, os.O_RDONLY))
-    id = 9 if images.exists(kinds.TIMENS, 9) else 0
-    then = images.one(kinds.TIMENS, id).monotonic
-    namespaces = os.path.exists("/proc/self/timens_offsets")
+def await_clocks() -> None:
+    """Without time namespaces (32-bit ARM) a restore is refused until the clocks are where the tree has seen them."""
+    then = clocks_then()
     behind = then.tv_sec + 1 - time.monotonic()
-    if not namespaces and behind > 0:
+    if not os.path.exists(OFFSETS) and behind > 0:
         figures["said"] = said = torpor("restore", "-d", fails=True)
         if "this kernel has no time namespaces" not in said:
             sys.exit(f"it does not say that the clocks would go back: {said}")
         time.sleep(behind)
+
+
+def clocks_then() -> Timespec:
+    images = ImageReader(os.open(IMAGES, os.O_RDONLY))
+    return images.one(kinds.TIMENS, 9 if images.exists(kinds.TIMENS, 9) else 0).monotonic
+
+
+def restore() -> None:
+    then = clocks_then()
+    await_clocks()
     torpor("check")
     before = time.monotonic()
     torpor("restore", "-d")
     figures["uptime at restore"] = round(before, 1)
-    if not namespaces:
+    if not os.path.exists(OFFSETS):
         return
     offset = clocks.offsets(ROOT_PID).monotonic
     now = time.monotonic()
