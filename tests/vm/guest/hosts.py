@@ -57,6 +57,7 @@ def main() -> None:
         else:
             update.finish()
     elif step == "lacking":
+        update.await_clocks()
         said = [update.torpor("cpuinfo", "check", fails=True), update.torpor("restore", "-d", "--cpu-cap", fails=True)]
         # Registers are looked at first: where the C library copies with vectors, the busy task may hold some.
         used = bool(REGISTERS) and f"it uses {REGISTERS}, which this CPU does not have" in said[1]
