@@ -2,8 +2,9 @@
 """Every workload, dumped and restored by guests: test_guest_workloads.py::test_in_guest[ARCH-KERNEL-NAME-MODE].
 
 The cases are run by guest/workloads.py.  TORPOR_MODES chooses modes, as for tests/test_workloads.py; else each workload
-is restored, and goes on after a dump: in one case (the mode `both`), or in two where it is of `SUBSET` or of what
-test_exercised_registers.py needs.  ``-m vm_subset`` is a few minutes on all kernels.
+is restored, and those that show how threads go on after a dump do that, too: in one case (the mode `both`), or in two
+where it is of `SUBSET` or of what test_exercised_registers.py needs.  TORPOR_MODES=both has all go on, and takes twice
+as long.  ``-m vm_subset`` is a few minutes on all kernels.
 """
 
 import os
@@ -24,6 +25,9 @@ SUBSET = (
     "sk_pair_stream", "sys_poll", "time_itimers", "tree_sessions", "tty_session",
 )  # fmt: skip
 
+# What happens inside of threads: registers, calls, signals, clocks.  What else a dump leaves as it was, the host's own
+# kernel shows (tests/test_workloads.py).
+GOES_ON = ("share_", "sig_", "sys_", "time_", "py_")
 LARGEST = (
     "cpu_bti",
     "cpu_mte",
@@ -38,8 +42,10 @@ def cases() -> Iterator[Any]:
     yield pytest.param("command_line", marks=pytest.mark.vm_subset)
     chosen = selected() if os.environ.get("TORPOR_MODES") else []
     for workload in all_workloads():
-        singly = workload.name in SUBSET or workload.name.startswith("cpu_")
-        for mode in chosen or (["restore", "leave-running"] if singly else ["both"]):
+        usual = ["both"] if workload.name.startswith(GOES_ON) else ["restore"]
+        if workload.name in SUBSET or workload.name.startswith("cpu_"):
+            usual = ["restore", "leave-running"]
+        for mode in chosen or usual:
             few = workload.name in SUBSET and mode == "restore"
             yield pytest.param(f"{workload.name}-{mode}", marks=[pytest.mark.vm_subset] if few else [])
 
