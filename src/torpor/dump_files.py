@@ -96,7 +96,7 @@ def _table(dump: "Dump", task: "Tracee", numbers: list[int], pidfd: int) -> Tabl
             if info.locks:  # of this table, or of the description: seen through every descriptor that can
                 refuse_locks(f"{named(task.tid)}, fd {number} ({os.readlink(name, dir_fd=directory)})", info)
             key = (stat.st_dev, stat.st_ino, info.pos, info.status_flags)
-            index = known.sorter.add((task.tid, number), key, hint=number)
+            index = known.sorter.add((task.tid, number), key, number)
             if index == len(known.seen):
                 link = os.readlink(name, dir_fd=directory)
                 seen = SeenFile(dump.new_file_id(), task.tid, number, link, stat, info, pidfd)
@@ -145,17 +145,19 @@ def settle(dump: "Dump") -> None:
 
 def kind_of(seen: SeenFile) -> str:
     """The registry key of an open file."""
-    if seen.info.status_flags & os.O_PATH:
+    if seen.info.flags & os.O_PATH:
         return "fd:path"  # whatever it is, only its name is held
+    mode, device = seen.stat.st_mode, seen.stat.st_dev
+    if st.S_ISREG(mode) and os.major(device):
+        return "fd:regular"  # what is no storage has no device, either
     family = None
-    if st.S_ISSOCK(seen.stat.st_mode):
+    if st.S_ISSOCK(mode):
         # Family, type and protocol are given, or Python would ask for the address, which XDP sockets do not have.
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fileno=os.dup(seen.fd))
         family = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_DOMAIN)
         sock.close()
-    device = seen.stat.st_dev
     file_system = 0
-    if st.S_ISREG(seen.stat.st_mode) and os.major(device) == 0:
+    if st.S_ISREG(mode):
         if device not in _file_systems:
             _file_systems[device] = statfs_type(seen.fd)
         file_system = _file_systems[device]

@@ -7,6 +7,7 @@ from torpor import log
 from torpor.arch import native
 from torpor.images import kinds
 from torpor.images.directory import write_stats
+from torpor.images.message import Encoded
 from torpor.images.pages import PAGE_SIZE
 from torpor.images.schema.core import CoreEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry
 from torpor.images.schema.fdinfo import FdinfoEntry
@@ -20,10 +21,11 @@ from torpor.memory import segments
 from torpor.resources import clocks, extras, namespaces
 from torpor.resources.description import in_order, write_extras
 from torpor.signals import SIGCHLD
-from torpor.typed import TYPE_CHECKING
+from torpor.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torpor.dump_collect import Asked
+    from torpor.dump_files import Table
     from torpor.memory.dump import AddressSpace
     from torpor.resources.context import Dump, DumpTask
 
@@ -72,12 +74,7 @@ def everything(dump: "Dump", asked: "Asked", memory: "list[AddressSpace]") -> No
     numbers: dict[int, int] = {}
     for files_id, table in dump.state["fd tables"].items():
         numbers[files_id] = len(table)
-        images.write(
-            kinds.FDINFO,
-            [FdinfoEntry(id=seen.id, flags=flags, type=types[seen.id], fd=number) for seen, flags, number in table],
-            files_id,
-            even_empty=True,  # so that a missing one is noticed
-        )
+        images.write(kinds.FDINFO, _descriptors(table, types), files_id, even_empty=True)  # a missing one is noticed
     for kind in dump.state.get("file kinds", {}).values():
         kind.late(dump)
     write_extras(dump)
@@ -89,6 +86,19 @@ def everything(dump: "Dump", asked: "Asked", memory: "list[AddressSpace]") -> No
         from torpor import cpuinfo
 
         cpuinfo.save(dump)
+
+
+def _descriptors(table: "Table", types: dict[int, int]) -> list[Any]:
+    """A table's entries, as Encoded: what is the same for thousands of descriptors is encoded once."""
+    sorts: dict[tuple[int, int], bytes] = {}
+    write_id, write_number = FdinfoEntry.writer("id"), FdinfoEntry.writer("fd")
+    entries = []
+    for seen, flags, number in table:
+        sort = flags, types[seen.id]
+        if sort not in sorts:
+            sorts[sort] = FdinfoEntry.part(flags=flags, type=types[seen.id])
+        entries.append(Encoded(write_id(seen.id) + sorts[sort] + write_number(number)))
+    return entries
 
 
 def _cores(dump: "Dump", task: "DumpTask", asked: "Asked") -> None:

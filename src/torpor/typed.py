@@ -72,9 +72,8 @@ else:
                 except KeyError as error:
                     raise TypeError(f"{cls.__name__} needs its field {error.args[0]}") from None
 
-            @classmethod
-            def _make(cls, values):
-                return cls(*values)
+            # For those who make thousands: a third of the time, no Python being run.  The number is not checked.
+            _make = classmethod(tuple.__new__)
 
             def _replace(self, **changes):
                 return type(self)(**{**self._asdict(), **changes})

@@ -42,7 +42,7 @@ def import_all() -> None:
 
     for cls in message.Message.__subclasses__():
         for name in cls.fields():
-            cls._writer(name)
+            cls.writer(name)
         cls._decoder = decoder._Decoder(cls)
         frozen._make(cls)
         for field in cls.fields().values():

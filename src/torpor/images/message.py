@@ -27,7 +27,7 @@ from torpor.images.wire import BOOL, BYTES, FIXED64, INT32, INT64, SINT32, SINT6
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any, ClassVar, Final, Self, TypeVar, dataclass_transform
 
     M = TypeVar("M", bound="Message")
@@ -99,6 +99,7 @@ class Message:
 
     _fields: ClassVar[dict[str, Field]] = {}
     _lists: ClassVar[tuple[str, ...]] = ()
+    _shapes: ClassVar[dict[tuple[str, ...], tuple[str, ...]]] = {}  # by the fields that a message is built from
     _writers: ClassVar[dict[str, Any]] = {}  # by field (encoder.py)
     _plans: ClassVar[dict[tuple[str, ...], Any]] = {}  # by the fields that are set: how such a message is encoded
     _decoder: ClassVar[Any] = None
@@ -115,16 +116,24 @@ class Message:
             if field.label == "repeated":
                 lists.append(name)
         cls._fields, cls._lists = found, tuple(lists)
-        cls._writers, cls._plans = {}, {}
+        cls._shapes, cls._writers, cls._plans = {}, {}, {}
 
     def __init__(self, **values: Any) -> None:
-        if not values.keys() <= self._fields.keys():
-            unknown = ", ".join(sorted(values.keys() - self._fields.keys()))
-            raise TypeError(f"{type(self).__name__} has no field {unknown}")
-        for name in self._lists:
-            if name not in values:
-                values[name] = []
+        shape = tuple(values)
+        lists = self._shapes.get(shape)
+        if lists is None:
+            lists = self._shape(shape)
+        for name in lists:
+            values[name] = []
         self.__dict__ = values
+
+    @classmethod
+    def _shape(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        """Which lists a message that is built from these fields still needs."""
+        if unknown := ", ".join(sorted(set(given) - cls._fields.keys())):
+            raise TypeError(f"{cls.__name__} has no field {unknown}")
+        lists = cls._shapes[given] = tuple([name for name in cls._lists if name not in given])
+        return lists
 
     @classmethod
     def fields(cls) -> dict[str, Field]:
@@ -168,13 +177,14 @@ class Message:
         if len(cls._plans) >= _PLANS:  # of messages that were read: their fields may have come in any order
             cls._plans.clear()
         # attrgetter of one name gives no tuple: name it twice, zip drops the second
-        plan = attrgetter(*names, *names[:1]) if names else _nothing, [cls._writer(name) for name in names]
+        plan = attrgetter(*names, *names[:1]) if names else _nothing, [cls.writer(name) for name in names]
         cls._plans[given] = plan
         return plan
 
     @classmethod
-    def _writer(cls, name: str) -> Any:
-        writer = cls._writers.get(name)
+    def writer(cls, name: str) -> Callable[[Any], bytes]:
+        """A function that makes the field's bytes of a value (`encoder.writer_of`)."""
+        writer: Callable[[Any], bytes] | None = cls._writers.get(name)
         if writer is None:
             writer = cls._writers[name] = writer_of(cls._fields[name])
         return writer
@@ -197,7 +207,7 @@ class Message:
         """The bytes of these fields, single numbers, without the others: such parts are a message when they follow each
         other in the order of the fields' numbers.  Raises ImageError as `encode` does."""
         try:
-            return b"".join([cls._writer(name)(numbers[name]) for name in sorted(numbers, key=cls._number_of)])
+            return b"".join([cls.writer(name)(numbers[name]) for name in sorted(numbers, key=cls._number_of)])
         except (TypeError, ValueError) as error:
             raise ImageError(f"a part of {cls.__name__} cannot be written", str(error), code="bad-value") from error
 

@@ -130,17 +130,23 @@ def _match(pattern: str, text: str) -> "re.Match[str] | None":
     return re.match(pattern, text, re.ASCII)
 
 
+_NO_MORE = FdInfo(0, 0, 0, 0)[4:]
+
+
 def parse(text: str) -> FdInfo:
     """Parse the text of an fdinfo file; unknown lines go to `other`.  ValueError if it begins otherwise."""
     try:
-        pos, flags, mnt_id, rest = text.split("\n", 3)
-        if pos[:5] != "pos:\t" or flags[:7] != "flags:\t" or mnt_id[:8] != "mnt_id:\t":
+        match text.split():
+            case ["pos:", pos, "flags:", flags, "mnt_id:", mount, "ino:", inode]:  # nothing else: a file, since 5.14
+                return FdInfo._make((int(pos), int(flags, 8), int(mount), int(inode), *_NO_MORE))
+        pos, flags, mount, rest = text.split("\n", 3)
+        if pos[:5] != "pos:\t" or flags[:7] != "flags:\t" or mount[:8] != "mnt_id:\t":
             raise ValueError
         ino = None
         if rest[:5] == "ino:\t":
             first, _, rest = rest.partition("\n")
             ino = int(first[5:])
-        info = FdInfo(int(pos[5:]), int(flags[7:], 8), int(mnt_id[8:]), ino)
+        info = FdInfo(int(pos[5:]), int(flags[7:], 8), int(mount[8:]), ino)
     except ValueError:
         raise ValueError(f"not an fdinfo file: {text[:80]!r}") from None
     return info._replace(**_details(rest)) if rest else info

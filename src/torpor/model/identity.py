@@ -45,9 +45,11 @@ class Sorter(Generic[T]):
         same `hint` (the descriptor's number) are compared first; it decides nothing.
         """
         ordered = self._found.get(key)
-        if ordered is None:
+        if ordered is None:  # nothing that it could be the same as: nearly always
+            index, where = -1, 0
             ordered = self._found[key] = []
-        index, where = self._search(thing, ordered, self._hints.get((key, hint)))
+        else:
+            index, where = self._search(thing, ordered, self._hints.get((key, hint)))
         if index < 0:
             index = len(self.classes)
             self.classes.append([thing])
