@@ -23,10 +23,9 @@ from torpor.images.schema.core import TaskKobjIdsEntry
 from torpor.kernel import pagemap, ptrace
 from torpor.kernel.maps import Area, read_maps
 from torpor.kernel.proc import parse_stat
-from torpor.kernel.process import comparison, pidfd_open, pidfd_open_thread
+from torpor.kernel.process import comparison, kcmp, pidfd_open, pidfd_open_thread
 from torpor.kernel.procfs import read_all
 from torpor.kernel.status import parse_status, parse_thread_status
-from torpor.kernel.syscall import call
 from torpor.memory import segments as shared
 from torpor.memory.dump import AddressSpace
 from torpor.model import identity
@@ -211,7 +210,7 @@ def _step_out(thread: "Tracee", text: Area) -> None:
 
 def _table_owners(dump: "Dump", task: DumpTask) -> "list[Tracee]":
     """The leader, and threads with an fd table of their own."""
-    alone = [t for t in task.threads[1:] if call("kcmp", task.leader.tid, t.tid, KCMP_FILES, 0, 0)]
+    alone = [t for t in task.threads[1:] if kcmp(task.leader.tid, t.tid, KCMP_FILES)]
     task.own_files = {thread.tid for thread in alone}
     return [task.leader, *alone]
 

@@ -11,7 +11,7 @@ from time import perf_counter
 
 from torpor import log
 from torpor.kernel import fdinfo
-from torpor.kernel.process import FileSorter, pidfd_open_thread, statfs_type
+from torpor.kernel.process import FileSorter, kcmp, pidfd_open_thread, statfs_type
 from torpor.kernel.syscall import call
 from torpor.resources import extras, registry, regular
 from torpor.resources.context import DumpTask, SeenFile, named
@@ -48,7 +48,7 @@ def look(dump: "Dump", task: DumpTask) -> None:
     for thread in task.threads[1:]:
         if thread.tid in task.own_files:
             _thread_table(dump, task, thread, tables)
-        if call("kcmp", task.leader.tid, thread.tid, KCMP_FS, 0, 0):
+        if kcmp(task.leader.tid, thread.tid, KCMP_FS):
             refuse_own_directory(dump, task, thread.tid)
     places[task.pid] = _places(dump, task)
 

@@ -53,7 +53,7 @@ def classify(tid: int, status: int) -> Stop:
         kind = Kind.EVENT
     else:
         kind = Kind.SIGNAL
-    return Stop(tid, kind, sig & 0x7F, event, status)
+    return Stop._make((tid, kind, sig & 0x7F, event, status))
 
 
 def wait(tid: int) -> Stop:

@@ -38,7 +38,7 @@ def sched_getattr(tid: int) -> SchedAttr:
     """sched_getattr(2) (3.14).  Kernels before 5.3 fill in less; the rest reads as 0."""
     buffer = ctypes.create_string_buffer(_ATTR.size)
     call("sched_getattr", tid, ctypes.addressof(buffer), _ATTR.size, 0)
-    return SchedAttr(*_ATTR.unpack(buffer.raw)[1:])
+    return SchedAttr._make(_ATTR.unpack(buffer.raw)[1:])
 
 
 def sched_setattr(tid: int, attr: SchedAttr) -> None:

@@ -200,14 +200,16 @@ def parse_thread_status(data: bytes) -> ThreadStatus:
                 if known == _credentials(_lines(first + last)):
                     _known[first, last] = known
             credentials = known
-        return ThreadStatus(
-            unescape(name),
-            state.decode("ascii"),
-            int(tid),
-            _numbers(tids),
-            int(pending, 16),
-            int(blocked, 16),
-            credentials,
+        return ThreadStatus._make(
+            (
+                unescape(name),
+                state.decode("ascii"),
+                int(tid),
+                _numbers(tids),
+                int(pending, 16),
+                int(blocked, 16),
+                credentials,
+            )
         )
     except (ValueError, KeyError, IndexError):
         raise ParseError("status", data) from None
