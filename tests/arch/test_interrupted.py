@@ -4,11 +4,14 @@ shown; on any machine.  What kernels make of that is shown by the workload sys_c
 
 import struct
 from importlib import import_module
+from typing import cast
 
 import pytest
 
 from torpor.arch import MODULES, interrupted
 from torpor.arch.base import ERESTARTNOHAND, ERESTARTSYS, RESTARTED, Arch, Call
+from torpor.engine import reenter
+from torpor.engine.tracee import Tracee
 
 ARCHES: dict[str, Arch] = {name: import_module(f"torpor.arch.{name}").ARCH for name in sorted(set(MODULES.values()))}
 PC, FIRST, SECOND = 0x1000, 77, 88
@@ -101,11 +104,31 @@ def test_calls_that_have_ended_in_images_of_criu(call: str, made_again: bool, co
     assert arch.ended_call(succeeded, code) is None
 
 
-@pytest.mark.parametrize(("mask", "made_again"), [(0, True), (0x7000, False)])
-def test_calls_that_let_signals_in_stay_ended(mask: int, made_again: bool) -> None:
+class Thread:
+    """What reenter.find wants of one."""
+
+    arch = ARCHES["ppc64le"]
+
+    def __init__(self, waiting: int) -> None:
+        self.awaiting = lambda: waiting
+
+    def read(self, address: int, length: int) -> bytes:
+        if address != PC:
+            raise OSError
+        return b"\x01\x00\x00\x44"
+
+
+@pytest.mark.parametrize(
+    ("mask", "waiting", "made_again"), [(0, 0, True), (0x7000, 0, False), (0, 1 << 9, True), (0x7000, 1 << 9, True)]
+)
+def test_calls_that_let_signals_in_may_be_over(mask: int, waiting: int, made_again: bool) -> None:
     arch = ARCHES["ppc64le"]
     ended = words("<48Q", {0: arch.SYSCALLS["epoll_pwait"], 3: (1 << 64) - 4, 7: mask, 32: PC + 4, 34: FIRST})
-    assert (arch.ended_call(ended, b"\x01\x00\x00\x44") is not None) == made_again
+    found = reenter.find(cast(Tracee, Thread(waiting)), ended, None, exact=False)
+    assert (found is not None) == made_again
+    if found is not None:
+        assert (arch.pc(found.general), found.how, found.call.args[0]) == (PC, ERESTARTNOHAND, FIRST)
+    assert reenter.find(cast(Tracee, Thread(waiting)), ended, None, exact=True) is None
 
 
 @pytest.mark.parametrize("name", sorted(set(ARCHES) - {"ppc64le"}))

@@ -21,8 +21,9 @@ restarted.)
 
 On ppc64le such a call looks like one that a handler has ended, in a thread that was caught between rt_sigreturn and
 its next instruction.  That is made again, too, as if its signal had come just before the call, where it would have been
-missed as well.  Calls that let signals in themselves, so that none can come before, are not: epoll_pwait with a mask (a
-stop ends neither ppoll nor pselect).  On x86_64 nothing is mistaken: orig_rax is -1 after rt_sigreturn.
+missed as well.  Calls that let signals in themselves, so that none can come before, are not, unless one waits that they
+can still let in: epoll_pwait with a mask (a stop ends neither ppoll nor pselect).  On x86_64 nothing is mistaken:
+orig_rax is -1 after rt_sigreturn.
 """
 
 from torpor.arch.base import ERESTARTNOHAND, ERESTARTSYS, Arch, Call

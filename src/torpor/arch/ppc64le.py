@@ -153,8 +153,6 @@ class Ppc64le(Arch):
         r[TRAP] = _ENTRIES.get(code, 0)
         if _error(r) != EINTR or not (self.ends_by_a_stop(r[R0], r[ORIG_R3]) or self.loses_nothing(r[R0], r[R4])):
             return None
-        if r[R0] in self.numbers_of(("epoll_pwait", "epoll_pwait2")) and r[R3 + 4]:
-            return None  # it lets signals in: EINTR may be all that its caller waits for
         r[R3], r[NIP], r[TRAP] = r[ORIG_R3], r[NIP] - 4 & _M64, 0
         return _GENERAL.pack(*r)
 

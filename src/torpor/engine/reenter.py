@@ -36,7 +36,7 @@ def find(thread: Tracee, general: bytes, stored: tuple[int, int] | None, exact: 
     if stored is None and exact and arch.images_tell:
         return None
     if not exact:
-        general = arch.ended_call(general, _code(thread, arch.pc(general) - CODE)) or general
+        general = _before_it_ended(thread, general)
     call = arch.call_at(general, _code(thread, arch.pc(general)))
     if call is None:
         return None
@@ -47,6 +47,18 @@ def find(thread: Tracee, general: bytes, stored: tuple[int, int] | None, exact: 
         return Inside(call, how, general) if how else None
     how, word = stored
     return Inside(call._replace(word=word) if word else call, how, general) if how in RESTARTED else None
+
+
+def _before_it_ended(thread: Tracee, general: bytes) -> bytes:
+    """Registers that make a call again which CRIU's stop has ended; else the same.  If the call lets signals in itself,
+    and none waits, EINTR may be all that its caller waits for."""
+    arch = thread.arch
+    code = _code(thread, arch.pc(general) - CODE)
+    again = arch.ended_call(general, code)
+    if again is None or (call := arch.call_at(again, code)) is None:
+        return general
+    lets_in = call.nr in arch.numbers_of(("epoll_pwait", "epoll_pwait2")) and call.args[4]
+    return general if lets_in and not thread.awaiting() else again
 
 
 def _code(thread: Tracee, address: int) -> bytes:

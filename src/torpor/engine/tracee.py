@@ -374,8 +374,12 @@ class Tracee:
 
     def _catches_nothing(self) -> bool:
         """Whether no signal waits for the thread that it catches: its call is to end for that."""
+        return not self.awaiting() & ~self.mask
+
+    def awaiting(self) -> int:
+        """The signals that wait for the thread, blocked or not, and that it catches."""
         masks = self._signals()
-        return not masks or not (masks[b"SigPnd"] | masks[b"ShdPnd"]) & masks[b"SigCgt"] & ~self.mask
+        return (masks[b"SigPnd"] | masks[b"ShdPnd"]) & masks[b"SigCgt"] if masks else 0
 
     def _signals(self) -> dict[bytes, int]:
         """The sets of signals in /proc/TID/status; empty if the thread is gone."""
