@@ -41,7 +41,7 @@ static void *body(void *argument)
 	MUST0(pthread_sigmask(SIG_SETMASK, &mask, NULL));
 	sigfillset(&all);
 	sigdelset(&all, SIGUSR1);
-	tids[me] = gettid();
+	__atomic_store_n(&tids[me], gettid(), __ATOMIC_SEQ_CST);
 	if (me == 1) {
 		while (!caught[me]) /* inside: all but SIGUSR1 blocked; then the old mask again */
 			sigsuspend(&all);
@@ -64,11 +64,13 @@ int main(void)
 		MUST0(pthread_create(&ids[i], NULL, body, (void *)i));
 	for (int i = 1; i < threads; i++) {
 		char path[64], state[64] = "";
-		while (!tids[i] || state[0] != 'S') {
+		while (state[0] != 'S') {
 			usleep(1000);
-			snprintf(path, sizeof path, "/proc/self/task/%d/status", tids[i]);
-			if (tids[i])
+			pid_t tid = __atomic_load_n(&tids[i], __ATOMIC_SEQ_CST);
+			if (tid) {
+				snprintf(path, sizeof path, "/proc/self/task/%d/status", tid);
 				wl_proc_field(path, "State", state, sizeof state);
+			}
 		}
 	}
 	sigset_t mask = wanted(0);
