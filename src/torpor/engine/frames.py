@@ -12,13 +12,12 @@ from bisect import bisect_right
 
 from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.kernel.proc import INFINITY
+from torpor.memory.layout import Span
 from torpor.typed import TYPE_CHECKING, Iterator
 
 if TYPE_CHECKING:
     from torpor.engine.tracee import Tracee
     from torpor.memory.space import AddressSpace
-
-Span = tuple[int, int]  # start, end
 
 
 class Stacks:
@@ -48,7 +47,8 @@ class Stacks:
         area, end = self._areas[at]
         end = self._seen.get(area, end)
         self._seen[area] = min(pointer, end)
-        for first, last in self._stored[max(0, bisect_right(self._stored, (pointer, INFINITY)) - 1) :]:
+        for run in range(max(0, bisect_right(self._stored, (pointer, INFINITY)) - 1), len(self._stored)):
+            first, last = self._stored[run]
             if first >= end:
                 return
             if max(first, pointer) < min(last, end):

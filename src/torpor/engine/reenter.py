@@ -9,7 +9,7 @@ from torpor.arch.base import ERESTARTNOHAND, RESTARTED, Call
 from torpor.engine.stops import Kind
 from torpor.engine.tracee import ALL_SIGNALS, Tracee
 from torpor.kernel import ptrace
-from torpor.kernel.syscall import call as system_call
+from torpor.kernel.process import pidfd_getfd, pidfd_open
 from torpor.typed import Mapping, NamedTuple
 
 CODE = 4  # bytes that the longest instruction for a system call has
@@ -70,13 +70,12 @@ def _code(thread: Tracee, address: int) -> bytes:
 
 def _has_time_limit(thread: Tracee, call: Call) -> bool:
     """Whether the call is one on a socket that has a time limit for it."""
-    names = thread.arch.SYSCALLS
     for option, calls in _LIMITED.items():
-        if call.nr in [names[name] for name in calls if name in names]:
+        if call.nr in thread.arch.numbers_of(calls):
             try:
-                pidfd = system_call("pidfd_open", thread.pid, 0)
+                pidfd = pidfd_open(thread.pid)
                 try:
-                    opened = socket(fileno=system_call("pidfd_getfd", pidfd, call.args[0], 0))
+                    opened = socket(fileno=pidfd_getfd(pidfd, call.args[0]))
                 finally:
                     os.close(pidfd)
                 return any(opened.getsockopt(SOL_SOCKET, option, 16))  # closed with the object

@@ -319,9 +319,11 @@ class Switches(Attribute):
 
     def last(self, task: "RestoreTask", program: "Program") -> None:
         extra = task.extras.process
-        disabled = extra.thp_disable if extra.thp_disable is not None else task.mm is not None and task.mm.thp_disabled
+        disabled = extra.thp_disable
+        if disabled is None:
+            disabled = int(task.mm is not None and bool(task.mm.thp_disabled))
         if disabled or task.mm is not None:  # its own memory was filled with the switch on
-            program.call("prctl", PR_SET_THP_DISABLE, int(bool(disabled)), int(disabled or 0) & ~1, 0, 0)
+            program.call("prctl", PR_SET_THP_DISABLE, int(disabled != 0), disabled & ~1, 0, 0)
         if extra.mdwe:
             program.call("prctl", PR_SET_MDWE, extra.mdwe, 0, 0, 0)
 
