@@ -17,7 +17,7 @@ import struct
 from torpor import signals as signal
 from torpor.arch import native
 from torpor.arch.base import NT_PRSTATUS, Registers
-from torpor.engine import journal, stops
+from torpor.engine import gadget, journal, stops
 from torpor.engine.stops import Kind, Stop
 from torpor.errors import TaskGone, TorporError
 from torpor.kernel import ptrace
@@ -221,9 +221,9 @@ class Tracee:
 
     @property
     def gadget(self) -> int:
-        """Address of a system-call instruction that the task maps anyway: the vDSO has one."""
+        """Address of a system-call instruction that the task maps anyway (`torpor.engine.gadget`)."""
         if not self._gadget:
-            self._gadget = self._relative.gadget if self._relative else _find_gadget(self)
+            self._gadget = self._relative.gadget if self._relative else gadget.find(self)
         return self._gadget
 
     def use_gadget(self, address: int) -> None:
@@ -235,7 +235,7 @@ class Tracee:
 
     def use_vdso(self, start: int, end: int) -> None:
         """Look for the instruction there, and save reading all of /proc/PID/maps for it."""
-        self._gadget = _gadget_in(self, start, end)
+        self._gadget = gadget.in_vdso(self, start, end)
 
     def step(self, name: str, *args: int) -> int:
         """Run one system call by PTRACE_SYSCALL; its result, negative errno on failure.
@@ -431,41 +431,3 @@ class Tracee:
         if self._memory >= 0:
             os.close(self._memory)
             self._memory = -1
-
-
-_offset = -1  # of the instruction in the vDSO: the kernel maps the same into every process of a kind
-
-
-def _find_gadget(tracee: Tracee) -> int:
-    with open(f"/proc/{tracee.tid}/maps", "rb", buffering=0) as maps:
-        data = b""
-        while more := maps.read(1 << 16):
-            data += more
-    end = data.find(b" [vdso]\n")
-    if end >= 0:
-        line = data[data.rfind(b"\n", 0, end) + 1 : end]
-        start, end = (int(x, 16) for x in line.split(None, 1)[0].split(b"-"))
-        if gadget := _gadget_in(tracee, start, end):
-            return gadget
-    raise TorporError(
-        f"task {tracee.tid} has no vDSO with a system-call instruction",
-        "it was unmapped, or the kernel runs with vdso=0",
-        "boot without vdso=0, or leave the vDSO mapped",
-        code="no-vdso",
-    )
-
-
-def _gadget_in(tracee: Tracee, start: int, end: int) -> int:
-    """The instruction's address in the vDSO that lies there; 0: it has none."""
-    global _offset
-    arch = tracee.arch
-    if 0 <= _offset < end - start and tracee.read(start + _offset, len(arch.instruction)) == arch.instruction:
-        return start + _offset
-    text = tracee.read(start, end - start)
-    at = text.find(arch.instruction)
-    while at >= 0 and at % arch.instruction_alignment:
-        at = text.find(arch.instruction, at + 1)
-    if at < 0:
-        return 0
-    _offset = at
-    return start + at

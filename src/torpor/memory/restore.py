@@ -260,6 +260,7 @@ class AddressSpaces:
         if space is None:
             return
         program = Program()
+        without_vdso = self.vdso.drop(task, program)
         self._map(program, task, [area for area in space.areas if is_shared_memory(area)])
         if space.tags.runs:
             tagged, stored = tags.shared(space)
@@ -316,6 +317,8 @@ class AddressSpaces:
         program = Program()
         self._append_layout(program, task, space, remote.value)
         yield program
+        if without_vdso and task.tracee is not None:
+            task.tracee.use_gadget(0)  # it was in the vDSO
 
     def _append_executable(self, program: Program, task: "RestoreTask", space: AddressSpace) -> Result:
         """Let the task have a descriptor of what it executes; its number is needed inside of a structure."""

@@ -3,6 +3,8 @@
 
 The kernel gave them to the first task; all others inherit them.  mremap(2) moves them, whole, and the kernel takes
 note: where a vDSO has signal trampolines, it finds them again.
+
+What a task had unmapped of them is put aside, and unmapped at the end: its children may have it.
 """
 
 import os
@@ -26,6 +28,7 @@ PROT_READ, PROT_EXEC = 1, 4
 MAP_FIXED = 0x10
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 KINDS = frozenset({"vvar", "vvar_vclock", "sigpage", "vdso"})
+_NONE = (0, 0)
 
 
 class Kernels(NamedTuple):
@@ -48,10 +51,10 @@ class Kernels(NamedTuple):
 class Place(NamedTuple):
     """Where the kernel's areas go in one address space.  `text` is what is left at the old place, if anything."""
 
-    data: Span
+    data: Span  # empty: the task has none
     code: Span
     text: bytes
-    spare: int  # where the kernel's areas go if not to the old place
+    spare: int  # where the kernel's areas go if not to the old place; those that the task does not have, until the end
 
     def is_left(self, address: int) -> bool:
         """Whether what is at `address` is the old text, or the zeros where its data were."""
@@ -68,21 +71,34 @@ class Places:
         self._spare = 0
         self._redirected: dict[bytes, bytes] = {}
         self._foreign: dict[int, bytes] = {}  # texts that are not this kernel's, by PID
-        self.of = {pid: place for pid, space in spaces.items() if (place := self._find(space)) is not None}
+        self.of = {pid: self._find(space) for pid, space in spaces.items()}
 
-    def _find(self, space: "AddressSpace") -> Place | None:
+    def _find(self, space: "AddressSpace") -> Place:
         data = _span([area for area in space.areas if area.status & vma.VVAR])
         code = _span([area for area in space.areas if area.status & vma.VDSO])
-        if code is None:
-            return None
-        data = data or (code[0], code[0])
+        if code == _NONE:
+            return self._without_code(space, data)
         text, kernels = _stored(space, code), self.kernels
         if text and text != kernels.text:
             self._foreign[space.task.pid] = text
         same_size = code[1] - code[0] == len(kernels.text) and data[1] - data[0] == kernels.data
         if same_size and (not text or text == kernels.text or self._fits(text)):
             return Place(data, code, b"", 0)
-        return Place(data, code, self._redirect(space, text), self._spare)
+        return Place(data, code, self._redirect(space, text), self._find_spare())
+
+    def _without_code(self, space: "AddressSpace", data: Span) -> Place:
+        """It has unmapped its vDSO, and what that needs perhaps."""
+        if data != _NONE and data[1] - data[0] != self.kernels.data:
+            raise space.task.refusal(
+                "the data of its vDSO, without the vDSO, are of another kernel than this one",
+                "restore it under the kernel that it was dumped on", code="other-vdso",
+            )  # fmt: skip
+        return Place(data, _NONE, b"", self._find_spare())
+
+    def _find_spare(self) -> int:
+        if not self._spare:
+            self._spare = self._find_hole(self.kernels.data + len(self.kernels.text) or PAGE)
+        return self._spare
 
     def _fits(self, text: bytes) -> bool:
         from torpor.memory import vdso
@@ -100,11 +116,10 @@ class Places:
                 "its vDSO is of another kernel than this one, and the images do not hold it",
                 "restore it under the kernel that it was dumped on", code="other-vdso",
             )  # fmt: skip
-        if not self._spare:
-            self._spare = self._find_hole(self.kernels.data + len(self.kernels.text))
+        spare = self._find_spare()
         if text not in self._redirected:
             try:
-                base = self._spare + self.kernels.data
+                base = spare + self.kernels.data
                 new = vdso.symbols(self.kernels.text)
                 self._redirected[text] = vdso.redirect(text, new, base, native())
             except (vdso.NotElf, vdso.TooShort) as error:
@@ -162,6 +177,18 @@ class Places:
             task.tracee.write(place.code[0], place.text)
         task.tracee.use_gadget(0)
 
+    def drop(self, task: "RestoreTask", program: Program) -> bool:
+        """Append that what the task does not have goes, now that all its children are there; whether there is any."""
+        place = self.of.get(task.pid)
+        if place is None or place.code != _NONE:
+            return False
+        start, end = place.spare, place.spare + self.kernels.data + len(self.kernels.text)
+        if place.data != _NONE:
+            start += self.kernels.data
+        if end > start:
+            program.call("munmap", start, end - start)
+        return True
+
     def _move(self, runner: Executor, program: Program, moves: list[tuple[int, int, int]]) -> None:
         flags = MREMAP_MAYMOVE | MREMAP_FIXED
         moves = [move for move in moves if move[0] != move[2]]
@@ -186,17 +213,22 @@ class Places:
 def _moves(now: list[Area], place: Place) -> list[tuple[int, int, int]]:
     """(from, bytes, to) of each area; [vvar] and [vvar_vclock] are one in images."""
     moves = []
-    at = place.spare if place.text else place.data[0]
-    for area in sorted(now, key=lambda area: (kind(area) == "vdso", area.start)):
-        if kind(area) == "vdso" and not place.text:
-            at = place.code[0]
-        moves.append((area.start, area.size, at))
-        at += area.size
+    data, code = place.data[0], place.code[0]
+    if place.text or place.data == _NONE:
+        data = place.spare
+    if place.text or place.code == _NONE:
+        code = place.spare + sum(area.size for area in now if kind(area) != "vdso")
+    for area in sorted(now, key=lambda area: area.start):
+        if kind(area) == "vdso":
+            moves.append((area.start, area.size, code))
+        else:
+            moves.append((area.start, area.size, data))
+            data += area.size
     return moves
 
 
-def _span(areas: list[VmaEntry]) -> Span | None:
-    return (areas[0].start, areas[-1].end) if areas else None
+def _span(areas: list[VmaEntry]) -> Span:
+    return (areas[0].start, areas[-1].end) if areas else _NONE
 
 
 def _stored(space: "AddressSpace", code: Span) -> bytes:
