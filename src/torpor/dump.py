@@ -103,8 +103,9 @@ def refuse_target(pid: int) -> None:
         raise UsageError("cannot dump process 1", "it is the init of this PID namespace", "dump it from outside")
     try:
         process = parse_status(read_all(f"/proc/{pid}/status")).tgid
+        alone = len(os.listdir(f"/proc/{pid}/task")) == 1  # asked for first: a thread may be calling execve(2)
         stat = parse_stat(read_all(f"/proc/{pid}/stat"))
-        ended = stat.state in "ZX" and len(os.listdir(f"/proc/{pid}/task")) == 1
+        ended = alone and stat.state in "ZX"
     except OSError:
         raise TaskGone(f"there is no process {pid}", remedy="check the PID given with -t") from None
     if process != pid:

@@ -17,6 +17,7 @@ from torpor.engine.program import Program
 from torpor.engine.stepper import Stepper
 from torpor.engine.stops import Kind
 from torpor.engine.team import ThreadTeam
+from torpor.engine.thaw import thaw, thaw_somehow
 from torpor.engine.waiting import check_cancelled, forget_cancellation
 from torpor.errors import DumpFailed, TaskGone, TorporError
 from torpor.images.schema.core import TaskKobjIdsEntry
@@ -322,16 +323,12 @@ def cure(dump: "Dump", stop: bool = False) -> None:
             task.runner.remove()
             task.runner = None
     if stop:
-        import signal
-
         for task in dump.tasks.values():
             # One that is stopped already would keep a second SIGSTOP pending.
             if not task.zombie and not task.leader.group_stop:
                 os.kill(task.pid, signal.SIGSTOP)
     for task in dump.tasks.values():
-        for thread in reversed(task.threads):
-            if thread.stopped:
-                thread.let_go()
+        thaw(thread for thread in task.threads if thread.stopped)
         if task.pidfd >= 0:
             os.close(task.pidfd)
             task.pidfd = -1
@@ -361,9 +358,4 @@ def cure_all(dump: "Dump", tree: "FrozenTree") -> None:
                 except (OSError, TorporError):
                     pass
     for process in tree.processes.values():
-        for thread in reversed(process.threads.values()):
-            try:
-                thread.stop_program()
-                thread.let_go()
-            except (OSError, TorporError):
-                pass
+        thaw_somehow(process.threads.values())

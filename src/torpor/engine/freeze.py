@@ -4,6 +4,10 @@
 The tree changes while it is being stopped, so passes are made until one finds nothing new: a process whose threads are
 all stopped makes no more threads and children.  Everything that was seen before is seized and interrupted first and
 waited for afterwards, so a thousand threads stop side by side.
+
+A stopped process can still come by children: a child of its child's, which ended before we stopped it, if it is a
+subreaper (prctl(2)).  And /proc/PID/task/TID/children may leave out a child where another ends while it is read
+(get_children_pid in fs/proc/array.c).  So when all are stopped, those that have children are asked once more.
 """
 
 import errno
@@ -12,7 +16,9 @@ import time
 
 from torpor import log
 from torpor.engine import stops
+from torpor.engine.seizing import Watch, collect_ended, seize
 from torpor.engine.stops import Kind
+from torpor.engine.thaw import thaw_somehow
 from torpor.engine.tracee import Tracee
 from torpor.engine.waiting import check_cancelled
 from torpor.errors import Refusal, TaskGone, TorporError
@@ -22,11 +28,11 @@ from torpor.kernel.process import kcmp
 from torpor.kernel.procfs import read_all
 from torpor.typed import NamedTuple
 
-OPTIONS = ptrace.O_TRACESYSGOOD
 _STUBBORN_S = 1.0  # how long a task may stay unstoppable (vfork, uninterruptible sleep) before it is refused
 _SPIN_S = 0.0002  # how long to ask without a pause: most have stopped by then
 _RELENT_S = 0.005  # before its vforked children are let run on
 _QUICK_S = 0.005  # most stop sooner
+_LAST_S = 0.1  # how long all that do not stop together may take when we give up
 KCMP_VM = 1
 
 
@@ -50,58 +56,139 @@ def freeze(root: int, children: bool = True, timeout: float = 0.0) -> FrozenTree
 
     Raises TaskGone, Refusal (already traced, no rights, unstoppable); what had been stopped goes on then.
     """
-    held: dict[int, Tracee] = {}
+    freezing = _Freezing(root, time.monotonic() + timeout if timeout else float("inf"))
     try:
-        return _freeze(root, held, children, time.monotonic() + timeout if timeout else float("inf"))
+        with freezing.watch:
+            return freezing.run(children)
     except BaseException:
-        for tracee in held.values():
+        thaw_somehow(thread for thread in freezing.held.values() if thread.stopped)  # these wait for no stubborn one
+        last = time.monotonic() + _LAST_S
+        for thread in freezing.held.values():
             try:
-                if not tracee.stopped:
-                    _await_stop(tracee, 0.1, {})
-                tracee.let_go()
+                if not thread.stopped and _await_stop(thread, last - time.monotonic(), {}):
+                    thread.let_go()
             except (OSError, TorporError):
                 pass  # gone, or unstoppable: the kernel lets go of it when the engine ends
         raise
 
 
-def _freeze(root: int, held: dict[int, Tracee], with_children: bool, deadline: float) -> FrozenTree:
-    processes: dict[int, FrozenProcess] = {}
-    for pid in _tree(root) if with_children else [root]:
-        _seize_all(pid, held)
-    queue = [(root, 0)]
-    for pid, ppid in queue:  # which grows meanwhile
-        check_cancelled()
+class _Freezing:
+    """A tree that is being stopped."""
+
+    def __init__(self, root: int, deadline: float) -> None:
+        self.root, self.deadline = root, deadline
+        self.held: dict[int, Tracee] = {}  # what is seized, by TID
+        self.watch = Watch(self.held)
+        self.processes: dict[int, FrozenProcess] = {}
+        self.queue = [(root, 0)]  # of processes and their parents
+        self.mothers: dict[int, list[int]] = {}  # of processes that have children: threads that may have more
+
+    def run(self, with_children: bool) -> FrozenTree:
+        for pid in _tree(self.root) if with_children else [self.root]:
+            self._seize_all(pid)
+        for pid, ppid in self.queue:  # which grows meanwhile
+            check_cancelled()
+            self._stop(pid, ppid, with_children)
+            if pid == self.queue[-1][0]:
+                for mother, tids in self.mothers.items():
+                    children = [child for tid in tids for child in _children(mother, tid)]
+                    self._add(mother, [child for child in children if child not in self.processes])
+        for process in self.processes.values():
+            first, *others = process.threads.values() or [None]
+            for thread in others:
+                assert first is not None and thread is not None
+                thread.share_memory(first)
+                thread.use_gadget_of(first)
+            log.debug(f"stopped process {process.pid}, threads {list(process.threads)}, children {process.children}")
+        number = sum(len(process.threads) for process in self.processes.values())
+        log.info(f"stopped {len(self.processes)} processes, {number} threads")
+        return FrozenTree(self.root, self.processes)
+
+    def _stop(self, pid: int, ppid: int, with_children: bool) -> None:
+        """Stop all threads of a process, and enter it."""
+        tids, threads = self._stop_threads(pid)
+        zombie = pid not in threads
+        if not threads and (pid == self.root or not _is_zombie(pid)):
+            if pid == self.root:
+                raise TaskGone(f"process {pid} has ended")
+            return  # ended, and was reaped, while we came
+        of = {tid: _children(pid, tid) for tid in tids} if with_children else {}
+        self.processes[pid] = FrozenProcess(pid, ppid, threads, zombie, [])
+        self._add(pid, [child for some in of.values() for child in some])
+        if threads and any(of.values()):  # a leader that lives is the one who adopts
+            self.mothers[pid] = [tid for tid, some in of.items() if some or zombie or tid == pid]
+
+    def _add(self, pid: int, children: list[int]) -> None:
+        """Enter the children of a stopped process.  The youngest is seized first: each may be about to make another and
+        to end, faster than we come to it."""
+        for child in reversed(children):
+            if child not in self.held:
+                self._seize_all(child)
+        self.processes[pid].children.extend(children)
+        self.queue += [(child, pid) for child in children]
+
+    def _stop_threads(self, pid: int) -> tuple[list[int], dict[int, Tracee]]:
+        """All threads of a process, and those that have been stopped: the others are dead."""
+        held = self.held
         threads: dict[int, Tracee] = {}
         while True:
-            if time.monotonic() > deadline:
-                raise Refusal(f"the tree of process {root}", "it could not be stopped in the time that --timeout gives",
+            left = self.deadline - time.monotonic()
+            if left < 0:
+                raise Refusal(f"the tree of process {self.root}",
+                              "it could not be stopped in the time that --timeout gives",
                               "give it more: --timeout SECONDS", code="timeout")  # fmt: skip
-            tids = _seize_all(pid, held)
+            tids = self._seize_all(pid)
+            for tid in threads.keys() - set(tids):  # ended by a thread that has called execve(2)
+                del threads[tid], held[tid]
             new = [tid for tid in tids if tid in held and tid not in threads]
-            for tid in new:
-                if _await_stop(held[tid], min(_STUBBORN_S, deadline - time.monotonic()), held):
-                    threads[tid] = held[tid]
-                else:
-                    del held[tid]
             if not new:
-                break
-        if not threads and (pid == root or not _is_zombie(pid)):
-            if pid == root:
-                raise TaskGone(f"process {root} has ended")
-            continue  # ended, and was reaped, while we came
-        children = _children(pid, tids) if with_children else []
-        zombie = pid not in threads
-        processes[pid] = FrozenProcess(pid, ppid, threads, zombie, children)
-        queue += [(child, pid) for child in children]
-    for process in processes.values():
-        first, *others = process.threads.values() or [None]
-        for thread in others:
-            assert first is not None and thread is not None
-            thread.share_memory(first)
-            thread.use_gadget_of(first)
-        log.debug(f"stopped process {process.pid}, threads {list(process.threads)}, children {process.children}")
-    log.info(f"stopped {len(processes)} processes, {sum(len(p.threads) for p in processes.values())} threads")
-    return FrozenTree(root, processes)
+                return tids, threads
+            for tid in new:
+                if _await_stop(held[tid], min(_STUBBORN_S, left), held):
+                    threads[tid] = held[tid]
+                    continue
+                del held[tid]
+                if pid in threads and not _is_stopped(pid):  # the leader now is the thread that has called execve(2)
+                    del threads[pid]
+                    held[pid] = _interrupted(pid, pid)
+
+    def _seize_all(self, pid: int) -> list[int]:
+        """Seize and interrupt what is not held yet; returns all TIDs."""
+        held = self.held
+        try:
+            tids = _tids(pid)
+        except TaskGone:
+            if held and pid not in held:
+                return []
+            raise
+        self.watch.begin(pid, len(tids))
+        for tid in tids:
+            if tid not in held and seize(pid, tid):
+                held[tid] = _interrupted(tid, pid)
+                held[tid].note_call()
+                for number in (tid, pid):  # by execve(2) it has the leader's number
+                    try:
+                        ptrace.interrupt(number)
+                        break
+                    except ProcessLookupError:
+                        continue  # it has ended: whoever waits for its stop is told so
+        self.watch.rest()
+        return tids
+
+
+def _interrupted(tid: int, pid: int) -> Tracee:
+    tracee = Tracee(tid, pid)
+    tracee.stopped = False
+    return tracee
+
+
+def _is_stopped(tid: int) -> bool:
+    """Of a thread that we trace, or traced."""
+    try:
+        ptrace.get_signal_mask(tid)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _tree(root: int) -> list[int]:
@@ -109,7 +196,8 @@ def _tree(root: int) -> list[int]:
     found = [root]
     for pid in found:
         try:
-            found += _children(pid, _tids(pid))
+            for tid in _tids(pid):
+                found += _children(pid, tid)
         except (OSError, TaskGone):
             pass
     return found
@@ -122,15 +210,13 @@ def _tids(pid: int) -> list[int]:
         raise TaskGone(f"there is no process {pid}", remedy="check the PID given with -t") from None
 
 
-def _children(pid: int, tids: list[int]) -> list[int]:
-    found: list[int] = []
-    for tid in tids:
-        try:
-            found += parse_pids(read_all(f"/proc/{pid}/task/{tid}/children"))
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ESRCH):
-                raise
-    return found
+def _children(pid: int, tid: int) -> list[int]:
+    try:
+        return parse_pids(read_all(f"/proc/{pid}/task/{tid}/children"))
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESRCH):
+            raise
+        return []
 
 
 def _is_zombie(pid: int) -> bool:
@@ -138,56 +224,6 @@ def _is_zombie(pid: int) -> bool:
         return parse_stat(read_all(f"/proc/{pid}/stat")).state == "Z"
     except (OSError, TaskGone):
         return False
-
-
-def _seize_all(pid: int, held: dict[int, Tracee]) -> list[int]:
-    """Seize and interrupt what is not held yet; returns all TIDs."""
-    try:
-        tids = _tids(pid)
-    except TaskGone:
-        if held and pid not in held:
-            return []
-        raise
-    for tid in tids:
-        if tid in held:
-            continue
-        try:
-            ptrace.seize(tid, OPTIONS)
-            held[tid] = Tracee(tid, pid)
-            held[tid].stopped = False
-            held[tid].note_call()
-            ptrace.interrupt(tid)
-        except OSError as error:
-            if error.errno == errno.ESRCH:
-                held.pop(tid, None)
-            elif error.errno == errno.EPERM:
-                if not _explain_eperm(pid, tid):
-                    continue
-            else:
-                raise
-    return tids
-
-
-def _explain_eperm(pid: int, tid: int) -> bool:
-    """False for a dead task (it cannot be seized, and need not be); else raises Refusal."""
-    from torpor.kernel.status import parse_status
-
-    try:
-        stat = parse_stat(read_all(f"/proc/{pid}/task/{tid}/stat"))
-        if stat.state in "ZX":
-            return False
-        tracer = parse_status(read_all(f"/proc/{pid}/task/{tid}/status")).tracer
-    except (OSError, TaskGone):
-        return False
-    subject = f"task {tid} ({stat.comm.decode(errors='replace')})"
-    if tracer:
-        raise Refusal(
-            subject,
-            f"process {tracer} traces it already (a debugger, strace, or another dump)",
-            "end the tracer first",
-            code="traced",
-        )
-    raise Refusal(subject, "no permission to trace it", "run as root, or with CAP_SYS_PTRACE", code="no-rights")
 
 
 def _await_stop(tracee: Tracee, patience: float, held: dict[int, Tracee]) -> bool:
@@ -206,8 +242,9 @@ def _await_stop(tracee: Tracee, patience: float, held: dict[int, Tracee]) -> boo
                     return False  # killed, but not told before its other threads have been waited for
                 if waited > patience:
                     _refuse_stubborn(tracee)
-                if waited > _RELENT_S and not released:
-                    released = _release_vforked(tracee, held)
+                if waited > _RELENT_S:
+                    collect_ended(tracee.pid, held)
+                    released = released or _release_vforked(tracee, held)
                 if waited < _SPIN_S:
                     os.sched_yield()
                 else:

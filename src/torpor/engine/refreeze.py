@@ -10,8 +10,8 @@ import time
 
 from torpor import log
 from torpor.engine.freeze import FrozenTree, freeze
+from torpor.engine.thaw import thaw_somehow
 from torpor.engine.waiting import check_cancelled
-from torpor.errors import TorporError
 from torpor.kernel.maps import kind, read_maps
 from torpor.typed import TYPE_CHECKING
 
@@ -36,7 +36,8 @@ def freeze_outside(root: int, children: bool = True, timeout: float = 0.0) -> Fr
             break
         log.debug(f"threads {inside} are inside the vDSO: letting the tree go for a moment")
         check_cancelled()
-        _let_go(tree)
+        for process in tree.processes.values():
+            thaw_somehow(process.threads.values())
         time.sleep(PAUSE_S)
         tree = freeze(root, children, timeout)
     return tree
@@ -49,12 +50,3 @@ def _inside(threads: "dict[int, Tracee]") -> list[int]:
         return []
     spans = [(area.start, area.end) for area in read_maps(running[0].tid) if kind(area) == "vdso"]
     return [t.tid for t in running if any(start <= t.arch.pc(t.general) < end for start, end in spans)]
-
-
-def _let_go(tree: FrozenTree) -> None:
-    for process in tree.processes.values():
-        for thread in process.threads.values():
-            try:
-                thread.let_go()
-            except (OSError, TorporError):
-                pass  # it has been killed

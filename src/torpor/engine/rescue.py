@@ -13,6 +13,7 @@ import time
 from torpor import signals as signal
 from torpor.engine import journal
 from torpor.engine.freeze import FrozenProcess, freeze
+from torpor.engine.thaw import thaw_somehow
 from torpor.engine.tracee import ALL_SIGNALS, Tracee
 from torpor.errors import Refusal, TorporError
 from torpor.kernel import ptrace
@@ -175,11 +176,7 @@ class Rescue:
                 self._tidy(pid, process, threads)
                 return
             finally:
-                for tracee in reversed(process.threads.values()):
-                    try:
-                        tracee.let_go()
-                    except (OSError, TorporError):
-                        pass
+                thaw_somehow(process.threads.values())
                 time.sleep(_PAUSE_S)
 
     def _freeze(self, pid: int) -> FrozenProcess:

@@ -32,6 +32,7 @@ from torpor.engine.executor import CannotInstall, Executor
 from torpor.engine.freeze import FrozenProcess, freeze
 from torpor.engine.program import CallFailed, Load32, Pointer, Program, Result
 from torpor.engine.stepper import Stepper
+from torpor.engine.thaw import thaw
 from torpor.errors import TaskGone, TorporError
 from torpor.typed import Iterator
 
@@ -125,8 +126,7 @@ def stopped(pid: int) -> Iterator[Task]:
         if task is not None:
             task._let_go()
         else:
-            for thread in process.threads.values():
-                thread.let_go()
+            thaw(process.threads.values())
 
 
 __all__ = ["AT_FDCWD", "CallFailed", "Load32", "Pointer", "Program", "Result", "Task", "stopped"]
