@@ -351,11 +351,15 @@ def cure_all(dump: "Dump", tree: "FrozenTree") -> None:
     """After a failure: put back whatever can be put back, whatever state it is in."""
     forget_cancellation()
     for task in dump.tasks.values():
-        for remove in (getattr(task.team, "abandon", None), getattr(task.runner, "remove", None)):
-            if remove is not None:
-                try:
-                    remove()
-                except (OSError, TorporError):
-                    pass
+        try:
+            if task.team is not None:
+                task.team.abandon(task.threads[1:])
+        except (OSError, TorporError):
+            pass
+        try:
+            if task.runner is not None:
+                task.runner.remove()
+        except (OSError, TorporError):
+            pass
     for process in tree.processes.values():
         thaw_somehow(process.threads.values())

@@ -178,3 +178,22 @@ def test_nothing_is_imported_in_vain(verb: str) -> None:
         capture_output=True, text=True, cwd="/", stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.stdout == "\n", done.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed: str, tmp_path: Path) -> None:
+    """Started without standard streams, as some services are: what it opens does not take their places."""
+    if os.geteuid():
+        pytest.skip("freezing needs root")
+    nothing = subprocess.DEVNULL
+    command = ["sleep", "100"]
+    with subprocess.Popen(command, start_new_session=True, stdin=nothing, stdout=nothing, stderr=nothing) as victim:
+        images, log = tmp_path / "images", tmp_path / "log"
+        images.mkdir()
+        words = f"'{sys.executable}' -m torpor dump -t {victim.pid} -D {images} -o {log} --leave-running {closed}"
+        done = subprocess.run(
+            ["sh", "-c", words], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SOURCE)}
+        )
+        victim.kill()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (images / "inventory.img").exists()

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,3 +64,20 @@ def test_a_file_that_went_is_told(folder: int, tmp_path: Path) -> None:
     (tmp_path / NAMES[150]).unlink()
     with pytest.raises(FileNotFoundError):
         to_disk.sync_files(folder, NAMES)
+
+
+@pytest.mark.parametrize("more", [0, 1, 3])
+def test_no_more_threads(more: int, folder: int, syncing: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a limit allows no more threads, fewer do it, or we alone."""
+    synced: list[str] = []
+    syncing(lambda fd: synced.append(name_of(fd)))
+    start, started = to_disk.start_new_thread, iter(range(more))
+
+    def start_some(*args: Any) -> int:
+        if next(started, None) is None:
+            raise RuntimeError("can't start new thread")
+        return start(*args)
+
+    monkeypatch.setattr(to_disk, "start_new_thread", start_some)
+    to_disk.sync_files(folder, NAMES)
+    assert sorted(synced) == sorted(NAMES)

@@ -39,6 +39,7 @@ def command() -> NoReturn:
     """The program ``torpor``: run the command of sys.argv, and end this process at once.
 
     Taking all modules apart again, as Python does at its end, would take 5 ms, a tenth of a small dump."""
+    _open_streams()
     status = main()
     try:
         sys.stdout.flush()
@@ -46,6 +47,18 @@ def command() -> NoReturn:
     except (OSError, ValueError):
         pass  # nobody listens any more
     os._exit(status)
+
+
+def _open_streams() -> None:
+    """Whoever starts us may have closed the standard streams, and what we open first would get their numbers."""
+    if sys.stdin is None or sys.stdout is None or sys.stderr is None:
+        while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(fd)
+        sys.stdin, sys.stdout, sys.stderr = (
+            stream or open(os.devnull, mode)
+            for stream, mode in ((sys.stdin, "r"), (sys.stdout, "w"), (sys.stderr, "w"))
+        )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from torpor.engine.waiting import wait_readable
 from torpor.errors import TaskGone
 from torpor.kernel import ptrace
 from torpor.kernel.syscall import call
-from torpor.typed import Mapping
+from torpor.typed import Iterable, Mapping
 
 _WORK = 2048  # bytes for a thread's program and its data
 
@@ -48,7 +48,12 @@ class ThreadTeam:
         pair = program.put(struct.pack(f"{arch.word[0]}ii", -1, -1))
         program.call("socketpair", AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)
         (batch,) = self.leader.batches(program)
-        self._make(batch, batch.pointers[pair])
+        try:
+            self._make(batch, batch.pointers[pair])
+        except CallFailed as error:
+            if error.call.result is not at:  # which was mapped, then
+                self._unmap(at.value, Program())
+            raise
         self._at, self._slots = at.value, threads
         journal.note("area", self.leader.tracee.pid, self._at, self._size)
         self.fd, theirs = struct.unpack(f"{arch.word[0]}ii", pair.data)
@@ -160,9 +165,19 @@ class ThreadTeam:
             return
         program = Program()
         program.call("close", self.fd)
-        program.call("munmap", self._at, self._size)
         self.leader.set_undo(Program())
-        self.leader.run(program)
-        journal.note("gone", self.leader.tracee.pid, self._at)
+        self._unmap(self._at, program)
         self.socket.close()
         self.socket = None
+
+    def abandon(self, threads: Iterable[Tracee]) -> None:
+        """After a failure: take these threads out of their programs, and close."""
+        for thread in threads:
+            thread.stop_program()
+            thread.rewind()
+        self.close()
+
+    def _unmap(self, at: int, program: Program) -> None:
+        program.call("munmap", at, self._size)
+        self.leader.run(program)
+        journal.note("gone", self.leader.tracee.pid, at)

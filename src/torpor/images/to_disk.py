@@ -52,9 +52,13 @@ def sync_files(dir_fd: int, names: Sequence[str]) -> None:
 
     ends = []
     for _ in range(min(THREADS, len(names) // _FEW) - 1):
-        ends.append(end := allocate_lock())
+        end = allocate_lock()
         end.acquire()
-        start_new_thread(_then_release, (work, end))
+        try:
+            start_new_thread(_then_release, (work, end))
+        except RuntimeError:
+            break  # a limit to threads (RLIMIT_NPROC, a cgroup's pids.max): those that there are do it all
+        ends.append(end)
     work()
     for end in ends:
         end.acquire()
