@@ -14,7 +14,7 @@ import pytest
 
 import torpor
 from faults.victim import run
-from harness.events import Nursery, tree_of
+from harness.events import Nursery, tree_of, wait_end
 
 CHILDREN = 60
 FAMILY = f"""
@@ -129,3 +129,39 @@ def test_soft_limit_at_restore(dumped: tuple[int, Path]) -> None:
             os.kill(pid, signal.SIGKILL)
     assert status == 0, text
     assert len(found) == 1 + CHILDREN and all(line.split()[3:5] == [str(FEW)] * 2 for line in found), found
+
+
+SEGMENTS = 300
+SHARED = f"""
+import mmap, signal
+areas = [mmap.mmap(-1, 4096) for _ in range({SEGMENTS})]
+for number, area in enumerate(areas):
+    area[:4] = number.to_bytes(4, "little")
+print("ready", flush=True)
+signal.sigwait([signal.SIGTERM])
+raise SystemExit(any(area[:4] != number.to_bytes(4, "little") for number, area in enumerate(areas)))
+"""
+
+
+def test_many_shared_areas(tmp_path: Path) -> None:
+    """Each shared area takes one descriptor, at dump and at restore; where they do not suffice, a dump is undone."""
+    code = "import signal; signal.pthread_sigmask(0, [15])\n" + SHARED
+    process = subprocess.Popen(
+        ["prlimit", f"--nofile={FEW}", "--", sys.executable, "-c", code],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout and process.stdout.readline() == b"ready\n"
+    process.stdout.close()
+    with Nursery():
+        status, text = run("dump", "-t", str(process.pid), "-D", tmp_path, prefix=("prlimit", "--nofile=200", "--"))
+    assert status == 1 and "hard limit of 200" in text and "ulimit -Hn" in text and "\n" not in text, text
+    assert process.poll() is None and not (tmp_path / "inventory.img").exists()
+    enough = ("prlimit", f"--nofile={SEGMENTS + 100}", "--")
+    with Nursery():
+        status, text = run("dump", "-t", str(process.pid), "-D", tmp_path, prefix=enough)
+        process.wait()
+        assert status == 0, text
+        status, text = run("restore", "-d", "-D", tmp_path, prefix=enough)
+        assert status == 0, text
+        os.kill(process.pid, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(wait_end(process.pid, 30)) == 0

@@ -245,8 +245,7 @@ class AddressSpaces:
             if entry is None:
                 raise ImageError("files.img is incomplete", f"a mapped file has id {id}, which is not there")
             if entry.memfd is not None:  # always open for both: what a mapping may do is in its protection
-                made[id] = os.dup(segments.open_segment(self.restore, entry.memfd.inode_id))
-                return made[id]
+                return segments.open_segment(self.restore, entry.memfd.inode_id)
             file_kind = registry.file_kind_of_type(entry.type)
             if file_kind is None:
                 raise ImageError("files.img is mangled", f"file {id}, type {entry.type}, cannot be mapped")
