@@ -2,6 +2,7 @@
 """Reading and checking images before anything is created: what comes from here can be trusted to make sense."""
 
 from torpor.engine.descriptors import shortage
+from torpor.engine.waiting import check_cancelled
 from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
 from torpor.images.schema.constants import TaskState
@@ -33,10 +34,17 @@ def load(restore: "Restore") -> Plan:
     entries = images.entries(kinds.PSTREE)
     if len(entries) > MAX_TASKS:
         raise ImageError("pstree.img is mangled", f"it has {len(entries)} tasks")
+    seen: set[int] = set()
     for entry in entries:
+        check_cancelled()
         task = RestoreTask(entry.pid, entry.ppid, entry.pgid, entry.sid, list(entry.threads))
-        if entry.pid in restore.tasks or len(task.threads) > MAX_THREADS:
-            raise ImageError("pstree.img is mangled", f"task {entry.pid} is there twice, or has too many threads")
+        # Now, or the same core would be read as often as it is named.
+        numbers = {entry.pid, *task.threads}
+        if numbers & seen or len(set(task.threads)) < len(task.threads):
+            raise ImageError("pstree.img is mangled", f"a task or thread of {entry.pid} is there twice")
+        if len(task.threads) > MAX_THREADS:
+            raise ImageError("pstree.img is mangled", f"task {entry.pid} has {len(task.threads)} threads")
+        seen |= numbers
         task.restore = restore
         task.cores[entry.pid] = images.one(kinds.CORE, entry.pid)
         tc = task.core.tc

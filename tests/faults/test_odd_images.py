@@ -10,6 +10,7 @@ import os
 import resource
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,11 @@ import pytest
 
 from faults.trees import Checkpoint
 from torpor.check_images import ImagesReport, look
+from torpor.images import kinds
+from torpor.images.container import encode_entries, start_of
+from torpor.images.directory import ImageReader
 from torpor.images.pages import PAGE_SIZE
+from torpor.images.schema.pstree import PstreeEntry
 from torpor.options import Options
 
 ALL = os.environ.get("TORPOR_CUTS") == "all"
@@ -125,3 +130,23 @@ def test_in_its_place(checkpoint: Checkpoint, spoilt: Path, thing: Callable[[Pat
         path.unlink()
         whole.rename(path)
     assert codes(looked_at(spoilt)) == []
+
+
+def test_a_thread_named_often(spoilt: Path) -> None:
+    """Thousands of times: its core is not read as often."""
+    with ImageReader.open(str(spoilt)) as images:
+        root, *others = images.entries(kinds.PSTREE)
+    other = next(one for one in (root, *others) if len(one.threads) > 1)
+    more = [
+        PstreeEntry(pid=pid, ppid=root.pid, pgid=root.pgid, sid=root.sid, threads=[pid] + [other.threads[1]] * 1000)
+        for pid in range(100_000, 100_100)
+    ]
+    data = [start_of(kinds.PSTREE), *encode_entries([root, *others, *more])]
+    (spoilt / kinds.PSTREE.file_name()).write_bytes(b"".join(data))
+    for one in more:
+        for kind in (kinds.CORE, kinds.IDS, kinds.FS):
+            shutil.copy(spoilt / kind.file_name(root.pid), spoilt / kind.file_name(one.pid))
+    started = time.process_time()
+    report = looked_at(spoilt)
+    assert "is there twice" in str(report.obstacles[0])
+    assert time.process_time() - started < 2
