@@ -41,7 +41,7 @@ FILE_TYPES = {1: "regular", 2: "pipe", 3: "fifo", 4: "inet", 5: "unix", 6: "even
 # Modules with ATTRIBUTES, in the order in which they are placed at restore.
 ATTRIBUTES = (
     "names", "sched", "creds", "prctl", "threads", "timers", "signals", "rlimits", "security", "cgroup",
-    "stops",
+    "stops", "semaphores",
 )  # fmt: skip
 
 # What has no resource of its own: saved and brought back by the dump and the restore themselves, in these files.
