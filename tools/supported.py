@@ -51,7 +51,8 @@ def lines() -> list[str]:
     out += ["## Not to be seen from outside", "",
             "Landlock rules, a session keyring, memory policies of single areas (mbind) and of threads but the first, "
             "the slice of a fair scheduling policy, notes of changes in directories (F_NOTIFY), and System V "
-            "semaphores held with SEM_UNDO that somebody else has operated since are neither saved nor refused.", ""]  # fmt: skip
+            "semaphores held with SEM_UNDO that somebody else has operated since are neither saved nor "
+            "refused.", ""]  # fmt: skip
     return out
 
 
