@@ -320,7 +320,8 @@ def _explain(error: OSError, session: "Dump") -> TorporError:
     of_image = isinstance(error.filename, str) and "/" not in error.filename
     if of_image or error.errno in (errno.EFBIG, errno.EROFS):
         what = f"cannot write {error.filename or 'the images'} to the images directory {session.options.images_dir}"
-        return DumpFailed(what, why, "name another directory with -D")
+        more = "raise the limit to file sizes (ulimit -f), or " if error.errno == errno.EFBIG else ""
+        return DumpFailed(what, why, f"{more}name another directory with -D")
     where = f" ({error.filename})" if error.filename else ""
     return DumpFailed("the dump failed", f"{why}{where}", "see the log (-v4 -o FILE)")
 

@@ -97,7 +97,7 @@ class AddressSpaces:
             plan = layout.Inherited([], [], space.private)
             self._clear(program, task)
             # Where huge pages are the system's habit, each page that is stored would come with 511 that nobody has
-            # touched.  Children inherit the switch; `Switches` in resources/prctl.py puts it back.
+            # touched.  Children inherit the switch; `finish` puts it back.
             program.call("prctl", PR_SET_THP_DISABLE, 1, 0, 0, 0)
         self._map(program, task, plan.create)
         self._account(program, space, plan.create)
@@ -259,6 +259,8 @@ class AddressSpaces:
         if space is None:
             return
         program = Program()
+        # Before areas ask for huge pages: with the switch on, khugepaged would not be told so (hugepage_madvise).
+        program.call("prctl", PR_SET_THP_DISABLE, 0, 0, 0, 0)
         without_vdso = self.vdso.drop(task, program)
         self._map(program, task, [area for area in space.areas if is_shared_memory(area)])
         if space.tags.runs:

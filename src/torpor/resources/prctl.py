@@ -322,8 +322,8 @@ class Switches(Attribute):
         disabled = extra.thp_disable
         if disabled is None:
             disabled = int(task.mm is not None and bool(task.mm.thp_disabled))
-        if disabled or task.mm is not None:  # its own memory was filled with the switch on
-            program.call("prctl", PR_SET_THP_DISABLE, int(disabled != 0), disabled & ~1, 0, 0)
+        if disabled:
+            program.call("prctl", PR_SET_THP_DISABLE, 1, disabled & ~1, 0, 0)
         if extra.mdwe:
             program.call("prctl", PR_SET_MDWE, extra.mdwe, 0, 0, 0)
 
