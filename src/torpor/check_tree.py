@@ -153,7 +153,7 @@ def check(options: Options) -> TreeReport:
             survey.refuse(Refusal(f"process {options.tree}", error.why, error.remedy, code=error.code))
     tasks = looking.tree(options.tree)
     survey.tasks = tasks
-    collect.refuse_session(survey, tasks)
+    collect.refuse_ties(survey, tasks)
     own = namespaces.of(os.getpid())
     files, memory = looking.Files(survey), looking.Memory(survey)
     known = _Known()

@@ -43,6 +43,7 @@ VDSO_STEPS = 5000  # instructions; a call takes a hundred or two, unless the ker
 STOPPING_S = 5.0  # until every task has come to its stop
 AT_ONCE = 32  # tasks that run programs at the same time
 KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND = range(5)
+_SHARED = {KCMP_VM: "memory", KCMP_FILES: "descriptors", KCMP_FS: "working directory"}  # handlers: only with memory
 
 
 def prepare(dump: "Dump") -> None:
@@ -89,7 +90,7 @@ def tasks(dump: "Dump", tree: "FrozenTree") -> None:
         task.pidfd = pidfd_open(tid) if tid == pid else pidfd_open_thread(tid, task.subject)
     own = dump.state["own namespaces"]
     clocks.forget(dump)
-    refuse_session(dump, dump.tasks)
+    refuse_ties(dump, dump.tasks)
     for task in dump.tasks.values():
         if task.zombie:
             continue
@@ -100,15 +101,29 @@ def tasks(dump: "Dump", tree: "FrozenTree") -> None:
     _assign_ids(dump)
 
 
-def refuse_session(dump: "Dump", tasks: dict[int, DumpTask]) -> None:
-    """As CRIU: a tree whose session is led from outside (a shell's job) is dumped only where that is said."""
+def refuse_ties(dump: "Dump", tasks: dict[int, DumpTask]) -> None:
+    """What ties the tree to processes outside of it.  What it shares with its parent would be its own after a restore;
+    with whom else, nobody could find out in little time.  As CRIU: a tree whose session is led from outside (a shell's
+    job) is dumped only where that is said."""
     root = next(iter(tasks.values()))
+    for kind, what in _SHARED.items():
+        if not root.zombie and _is_shared(root.leader.tid, root.stat.ppid, kind):
+            why = f"it shares its {what} with process {root.stat.ppid}, which is outside of the tree"
+            dump.refuse(root.refusal(why, f"dump both: -t {root.stat.ppid}", code="shared-outside"))
+            break
     if root.sid not in tasks and not dump.options.shell_job:
         why = f"its session {root.sid} is led by a process outside of the tree"
         if root.sid and not os.path.exists(f"/proc/{root.sid}"):  # a daemon that has forked once more after setsid()
             why = f"its session {root.sid} was led by a process outside of the tree, which has ended"
         remedy = "say --shell-job, here and at restore, where it joins the session that it is restored from"
         dump.refuse(root.refusal(why, remedy, code="shell-job"))
+
+
+def _is_shared(tid: int, other: int, kind: int) -> bool:
+    try:
+        return other > 0 and kcmp(tid, other, kind) == 0
+    except OSError:
+        return False  # it has ended, or is none of our business
 
 
 def _assign_ids(dump: "Dump") -> None:

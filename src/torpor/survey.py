@@ -129,7 +129,7 @@ def foresee(dump: Dump, root: int) -> list[DumpTask]:
     """
     own = dump.state["own namespaces"]
     tasks = tree(root)
-    collect.refuse_session(dump, tasks)
+    collect.refuse_ties(dump, tasks)
     modules: set[str] = set()
     for number, task in enumerate(tasks.values()):
         if task.zombie:

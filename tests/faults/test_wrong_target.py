@@ -197,3 +197,24 @@ def test_older_checkpoint_is_none_after_a_failure(tmp_path: Path) -> None:
             time.sleep(0.001)
         assert (tmp_path / "inventory.img").exists() == (code == 0)
         assert victim.harm("signals") == []
+
+
+@pytest.mark.parametrize(("flags", "what"), [(0x100, "memory"), (0x400, "descriptors"), (0x200, "working directory")])
+def test_shared_with_its_parent(flags: int, what: str, tmp_path: Path) -> None:
+    """By CLONE_VM, CLONE_FILES, CLONE_FS: restored, it would have its own."""
+    program = f"""
+import ctypes
+libc, stack = ctypes.CDLL(None), ctypes.create_string_buffer(1 << 20)
+print(libc.clone(libc.pause, ctypes.c_void_p(ctypes.addressof(stack) + (1 << 20) - 64), {flags | signal.SIGCHLD}, None),
+      flush=True)
+libc.pause()
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        child = int(parent.stdout.readline())
+        refused(child, tmp_path, f"shares its {what} with process {parent.pid}", f"-t {parent.pid}")
+        code, text = run("check", "-t", str(child))
+        assert code == 1 and f"shares its {what} with process {parent.pid}" in text
+        for pid in (child, parent.pid):
+            os.kill(pid, signal.SIGKILL)
