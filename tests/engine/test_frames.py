@@ -5,8 +5,11 @@ import struct
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from torpor.arch.arm import ARCH
 from torpor.arch.base import Registers
+from torpor.engine import frames
 from torpor.engine.frames import Stacks
 from torpor.images.pages import PAGE_SIZE
 
@@ -30,20 +33,21 @@ class Memory:
     arch = ARCH
 
     def __init__(self, start: int, size: int) -> None:
-        self.start, self.bytes, self.reads = start, bytearray(size), 0
+        self.start, self.bytes, self.reads, self.most = start, bytearray(size), 0, 0
 
     def read(self, address: int, length: int) -> bytes:
-        self.reads += length
+        self.reads, self.most = self.reads + length, max(self.most, length)
         return bytes(self.bytes[address - self.start : address - self.start + length])
 
     def write(self, address: int, data: bytes) -> None:
         self.bytes[address - self.start : address - self.start + len(data)] = data
 
     def stacks(self, *areas: tuple[int, int]) -> Stacks:
-        run = SimpleNamespace(vaddr=self.start, nr_pages=len(self.bytes) // PAGE_SIZE)
+        pages = range(self.start, self.start + len(self.bytes), PAGE_SIZE)
+        pieces = [(SimpleNamespace(vaddr=page, nr_pages=1), None) for page in pages]
         space: Any = SimpleNamespace(
             private=[SimpleNamespace(start=start, end=end) for start, end in areas],
-            pages=SimpleNamespace(pieces=[(run, None)]),
+            pages=SimpleNamespace(pieces=pieces),
         )
         tracee: Any = self
         return Stacks(space, tracee)
@@ -67,6 +71,24 @@ def test_frames_without_it_stay_as_they_are() -> None:
     stacks = memory.stacks((0x10000, 0x10000 + PAGE_SIZE))
     stacks.mend([0x10000])
     assert (stacks.mended, bytes(memory.bytes)) == (0, before)
+
+
+@pytest.mark.parametrize("window", [PAGE_SIZE, 2 * PAGE_SIZE, 1 << 20])
+def test_frames_anywhere(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Across the ends of pages, which are stored apart, and of what is looked at together."""
+    monkeypatch.setattr(frames, "WINDOW", window)
+    size = 64 * PAGE_SIZE
+    for shift in range(0, PAGE_SIZE, 376):
+        memory = Memory(0x10000, size)
+        places = range(0x10000 + shift, 0x10000 + size - PAGE_SIZE, 3 * PAGE_SIZE)
+        for place in places:
+            memory.write(place, frame(0, True))
+        stacks = memory.stacks((0x10000, 0x10000 + size))
+        stacks.mend([0x10000])
+        assert stacks.mended == len(places)
+        assert memory.most <= window + frames.FRAME
+        for place in places:
+            assert memory.read(place, REGSPACE + 292) == frame(0, False)[: REGSPACE + 292]
 
 
 def test_only_what_is_in_use_is_looked_at_and_only_once() -> None:

@@ -19,13 +19,20 @@ if TYPE_CHECKING:
     from torpor.engine.tracee import Tracee
     from torpor.memory.space import AddressSpace
 
+WINDOW = 1 << 20  # bytes that are looked at together: what a mangled image calls a stack may be all memory
+FRAME = 1 << 10  # no frame has more
+
 
 class Stacks:
     """Those in one address space, which has all its memory back."""
 
     def __init__(self, space: "AddressSpace", tracee: "Tracee") -> None:
         self._tracee, self._areas = tracee, [(area.start, area.end) for area in space.private]
-        self._stored = [(run.vaddr, run.vaddr + run.nr_pages * PAGE) for run, _ in space.pages.pieces]
+        self._stored: list[Span] = []
+        for run, _ in space.pages.pieces:  # neighbours stand apart where a parent checkpoint has one of them
+            joined = self._stored and self._stored[-1][1] == run.vaddr
+            first = self._stored.pop()[0] if joined else run.vaddr
+            self._stored.append((first, run.vaddr + run.nr_pages * PAGE))
         self._seen: dict[int, int] = {}  # of an area, by its start: from where up it has been looked at
         self.mended = 0
 
@@ -33,11 +40,15 @@ class Stacks:
         """Look at the stacks that these point into."""
         while pointers:
             for start, end in self._unseen(pointers.pop()):
-                stack = self._tracee.read(start, end - start)
-                for at, frame, pointer in self._tracee.arch.mended_frames(stack):
-                    self._tracee.write(start + at, frame)
-                    self.mended += 1
-                    pointers.append(pointer)
+                for window in range(start, end, WINDOW):
+                    self._look(max(start, window - FRAME), min(end, window + WINDOW), pointers)
+
+    def _look(self, start: int, end: int, pointers: list[int]) -> None:
+        stack = self._tracee.read(start, end - start)
+        for at, frame, pointer in self._tracee.arch.mended_frames(stack):
+            self._tracee.write(start + at, frame)
+            self.mended += 1
+            pointers.append(pointer)
 
     def _unseen(self, pointer: int) -> Iterator[Span]:
         """The stored memory from there up that was not looked at."""
