@@ -17,7 +17,7 @@ from harness import procview
 from harness.events import Nursery, pid_exists, tree_of
 from harness.failures import Different, ToolFailed
 from harness.tools import Tool
-from harness.workload import Running, Workload, make_owned, remove_owned
+from harness.workload import Workload, make_owned, remove_owned
 
 # What CRIU 4.2.1 leaves different after its restore: facts of that tool, found by running it.
 LEFT_BY: dict[str, list[procview.Tolerance]] = {
@@ -52,7 +52,7 @@ class Case:
     def __init__(self, workload: Workload, directory: Path, dumper: Tool, restorer: Tool, nursery: Nursery) -> None:
         self.workload, self.dumper, self.restorer, self.nursery = workload, dumper, restorer, nursery
         self.images = directory / "images"
-        self.running = Running(workload, directory / "home")
+        self.running = workload.running(directory / "home")
         try:
             self.running.start()
         finally:
@@ -287,4 +287,5 @@ def run_case(workload: Workload, mode: Mode, tools: dict[str, Tool], directory: 
             if attempt == 2:
                 raise
         finally:
-            remove_owned(place / "home" / "out")
+            for out in (place / "home" / "out", *place.glob("home/*/out")):  # a crowd's members have theirs
+                remove_owned(out)

@@ -9,6 +9,7 @@ A comment `wl: key=value ...` in its first 2,000 characters gives what the harne
     same=no                          do not compare /proc before and after (why must stand beside it)
     refused=has_sent_data            Torpor refuses to dump it, in a sentence with these words; it goes on and passes
     terminal=yes                     runs as a job of a shell on a terminal outside the tree (terminal.py)
+    alone=yes                        cannot be dumped in one tree with others (crowd.py; why must stand beside it)
 """
 
 import ctypes
@@ -35,7 +36,7 @@ CFLAGS += ["-Wno-missing-field-initializers"]
 HEADER = re.compile(r"(?:/\*|#) wl:(.*?)(?:\*/|$)", re.MULTILINE)
 OWNED = re.compile(r"^owns (msg|sem|shm) (\d+)$", re.MULTILINE)
 OWNED_FILE = re.compile(r"^owns file (/dev/shm/.+)$", re.MULTILINE)
-KEYS = {"opts", "dump", "restore", "libs", "timeout", "same", "terminal", "refused"}
+KEYS = {"opts", "dump", "restore", "libs", "timeout", "same", "terminal", "refused", "alone"}
 
 
 class Skipped(Exception):
@@ -60,6 +61,9 @@ class Workload:
     def options(self, verb: str) -> list[str]:
         both = f"{self.header.get('opts', '')},{self.header.get(verb, '')}"
         return [word for word in both.split(",") if word]
+
+    def running(self, directory: Path) -> "Running":
+        return Running(self, directory)
 
     def command(self) -> list[str]:
         if self.path.suffix == ".py":
@@ -114,9 +118,7 @@ class Running:
 
     def start(self) -> None:
         """Start it in a session of its own and wait for its `ready`."""
-        command = self.workload.command()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self.out.touch()
+        command = self.command()
         watch = FileWatch(self.out)
         if self.workload.header.get("terminal") == "yes":
             self.terminal = Terminal()
@@ -125,7 +127,13 @@ class Running:
             self.pid = os.fork()
             if self.pid == 0:
                 self._become(command)
-        self._wait_ready(watch)
+        self.wait_ready(watch)
+
+    def command(self) -> list[str]:
+        """What to execute; afterwards there is a place for it."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.out.touch()
+        return self.workload.command()
 
     def _become(self, command: list[str]) -> None:
         try:
@@ -146,20 +154,30 @@ class Running:
         finally:
             os._exit(126)
 
-    def _wait_ready(self, watch: FileWatch) -> None:
-        pidfd = os.pidfd_open(self.pid)
+    def wait_ready(self, watch: FileWatch) -> None:
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:  # its parent has reaped it already
+            self._ended_before_ready()
         try:
             if not watch.wait(lambda: "ready" in self.lines(), pidfd, self.workload.timeout):
-                status = os.waitpid(self.pid, 0)[1]
-                said = self.lines()
-                if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 77 and said:
-                    raise Skipped(said[-1].removeprefix("skip: "))
-                raise NeverReady(f"{self.workload.name} ended before `ready`, {status_in_words(status)}: {said}")
+                self._ended_before_ready()
         except Timeout as error:
             raise NeverReady(f"{self.workload.name} never said `ready`: {describe(self.pid)}") from error
         finally:
             os.close(pidfd)
             watch.close()
+
+    def _ended_before_ready(self) -> NoReturn:
+        status = self.ended(10)
+        said = self.lines()
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 77 and said:
+            raise Skipped(said[-1].removeprefix("skip: "))
+        raise NeverReady(f"{self.workload.name} ended before `ready`, {status_in_words(status)}: {said}")
+
+    def ended(self, timeout: float) -> int:
+        """Wait until it has ended, and reap it; its wait status."""
+        return wait_end(self.pid, timeout)
 
     def close(self) -> None:
         """The shell that it was a job of goes, and the terminal with it."""
@@ -202,8 +220,11 @@ class Running:
     def finish(self) -> None:
         """SIGTERM, then the verdict: exit status 0, last line `pass`, no line `fail`."""
         os.kill(self.pid, signal.SIGTERM)
+        self.verdict()
+
+    def verdict(self) -> None:
         try:
-            status = wait_end(self.pid, self.workload.timeout)
+            status = self.ended(self.workload.timeout)
         except Timeout as error:
             raise Timeout(f"no verdict after SIGTERM; said {self.lines()}; {error}") from error
         self.said_failure()
@@ -213,7 +234,7 @@ class Running:
 
     def ended_early(self) -> NoReturn:
         """It has ended though it was not told to: raise how, and what it says."""
-        status = wait_end(self.pid, self.workload.timeout)
+        status = self.ended(self.workload.timeout)
         self.said_failure()
         raise CheckFailed(self.workload.name, [f"ended by itself, {status_in_words(status)}, said {self.lines()[-3:]}"])
 
@@ -226,7 +247,7 @@ class Running:
     def wait_killed(self) -> None:
         """The tool that dumped it ended it: reap it."""
         try:
-            status = wait_end(self.pid, 10)
+            status = self.ended(10)
         except Timeout as error:
             raise Timeout(f"the dump ended, but not the original: {error}") from error
         if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:

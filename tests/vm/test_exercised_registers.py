@@ -11,7 +11,7 @@ from vmlab.targets import KERNELS
 from harness.workload import all_workloads
 
 MODULE = "workloads"
-CASES = " ".join(f"{workload.name}-restore" for workload in all_workloads() if workload.name.startswith("cpu_"))
+CASES = " ".join(f"{workload.name}-both" for workload in all_workloads() if workload.name.startswith("cpu_"))
 _AARCH64 = "general registers, flags, FP/SIMD, FPSR, FPCR, TLS register, rseq, tagged addresses"
 EXPECTED = {
     ("x86_64", ""): "general registers, flags, SSE, x87, MXCSR, AVX, protection keys, FS base, GS base, rseq",

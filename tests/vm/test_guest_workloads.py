@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every workload, dumped and restored by guests: test_guest_workloads.py::test_in_guest[ARCH-KERNEL-NAME-MODE].
 
-The cases are run by guest/workloads.py.  TORPOR_MODES chooses modes, as for tests/test_workloads.py; else each workload
-is restored, and those that show how threads go on after a dump do that, too: in one case (the mode `both`), or in two
-where it is of `SUBSET` or of what test_exercised_registers.py needs.  TORPOR_MODES=both has all go on, and takes twice
-as long.  ``-m vm_subset`` is a few minutes on all kernels.
+The cases are run by guest/workloads.py.  Each workload is dumped, restored, and dumped once more with --leave-running
+(the mode `both`); TORPOR_MODES chooses other modes, as for tests/test_workloads.py.  ``-m vm_subset`` is a few minutes
+on all kernels.
 """
 
 import os
@@ -25,9 +24,6 @@ SUBSET = (
     "sk_pair_stream", "sys_poll", "time_itimers", "tree_sessions", "tty_session",
 )  # fmt: skip
 
-# What happens inside of threads: registers, calls, signals, clocks.  What else a dump leaves as it was, the host's own
-# kernel shows (tests/test_workloads.py).
-GOES_ON = ("share_", "sig_", "sys_", "time_", "py_")
 LARGEST = (
     "cpu_bti",
     "cpu_mte",
@@ -40,19 +36,16 @@ LARGEST = (
 
 def cases() -> Iterator[Any]:
     yield pytest.param("command_line", marks=pytest.mark.vm_subset)
-    chosen = selected() if os.environ.get("TORPOR_MODES") else []
+    chosen = selected() if os.environ.get("TORPOR_MODES") else ["both"]
     for workload in all_workloads():
-        usual = ["both"] if workload.name.startswith(GOES_ON) else ["restore"]
-        if workload.name in SUBSET or workload.name.startswith("cpu_"):
-            usual = ["restore", "leave-running"]
-        for mode in chosen or usual:
-            few = workload.name in SUBSET and mode == "restore"
-            yield pytest.param(f"{workload.name}-{mode}", marks=[pytest.mark.vm_subset] if few else [])
+        few = [pytest.mark.vm_subset] if workload.name in SUBSET else []
+        for mode in chosen:
+            yield pytest.param(f"{workload.name}-{mode}", marks=few)
 
 
 @pytest.mark.vm
 @pytest.mark.vm_subset
-@pytest.mark.parametrize("case", [f"{name}-{mode}" for name in LARGEST for mode in ("restore", "leave-running")])
+@pytest.mark.parametrize("case", [f"{name}-both" for name in LARGEST])
 @pytest.mark.parametrize("cpu", ["max"])
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("arch", ["aarch64"])
@@ -64,9 +57,8 @@ def test_on_the_largest_cpu(guests, arch: str, kernel: str, cpu: str, case: str)
 @pytest.mark.vm
 @pytest.mark.parametrize(
     "case",
-    [f"{name}-{mode}" for name in ("cpu_bases", "cpu_registers", "fd_pipe", "sig_altstack", "py_threads")
-     for mode in ("restore", "leave-running")],
-)  # fmt: skip
+    [f"{name}-both" for name in ("cpu_bases", "cpu_registers", "fd_pipe", "sig_altstack", "py_threads")],
+)
 @pytest.mark.parametrize("cpu", ["max,-cx16,-xsave"])
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("arch", ["x86_64"])

@@ -2,6 +2,8 @@
 """What becomes of the cases when a guest dies, without a guest: vmlab/session.py with a machine that is made up."""
 
 import json
+import subprocess
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,3 +112,11 @@ def test_modules_share_a_boot_and_each_end_is_told(made: Any) -> None:
     assert other.file.exists() and KEY.file.exists()
     with pytest.raises(ValueError, match="both have a case a"):
         Guests([(KEY, "a"), (other, "a")], told.append)
+
+
+def test_what_a_guest_was_at_when_it_died() -> None:
+    said = ("@@READY 6.12 1.0", "@@BEGIN a", "@@BEGIN b", '@@RESULT {"case": "a", "together": 2}', "@@BEGIN c")
+    with subprocess.Popen(["printf", "%s\n", *said], stdout=subprocess.PIPE) as qemu:
+        outcome = machine._listen(qemu, time.monotonic(), 10, None, None)
+    assert outcome.unfinished == {"b", "c"}
+    assert outcome.status is None and [result["case"] for result in outcome.results] == ["a"]

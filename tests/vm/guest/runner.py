@@ -7,8 +7,13 @@ result, as one JSON object in a line.  Cases that spend their time waiting run a
 module); a module's ``CASE_SECONDS`` are how long one may take.  A kernel that says it has come to harm is given no
 further case: the guest ends, and whoever started it boots another for the rest.  What a case leaves behind is
 ended in a guest; on a machine that others use, too, it is left alone.
+
+A module may run several cases as one (``GROUPS``, which makes groups of the cases' names, and ``TOGETHER``, which runs
+such a group and returns each case's outcome and output).  Where that fails, each is run alone, to find out which it is;
+if all pass then, the last one fails, with what they came to together.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -18,6 +23,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple
 
 CASE_SECONDS = 60
 
@@ -28,15 +35,29 @@ _HARM = (b"BUG: ", b"Oops", b"Internal error", b"general protection", b"kernel p
          b"soft lockup", b"blocked for more than")  # fmt: skip
 
 
-class Case:
-    """One running case: a child that leads its own process group, which is ended as a whole afterwards."""
+Outcomes = dict[str, tuple[str, str]]
 
-    def __init__(self, name: str, function: Callable[[], object], seconds: float) -> None:
-        self.name = name
+
+class Failed(NamedTuple):
+    """A group that failed, and what its cases have come to since, each alone."""
+
+    names: list[str]
+    text: str
+    alone: dict[str, str]
+
+
+class Case:
+    """One running case, or a group: a child that leads its own process group, which is ended as a whole afterwards."""
+
+    def __init__(
+        self, names: list[str], function: Callable[[], object], seconds: float, group: Failed | None = None
+    ) -> None:
+        self.names, self.group = names, group
         self.deadline = time.monotonic() + seconds
-        say("BEGIN", name)
+        for name in names:
+            say("BEGIN", name)
         self.begun = time.monotonic()
-        self.output = os.memfd_create("output", 0)
+        self.output, self.outcomes = os.memfd_create("output", 0), os.memfd_create("outcomes", 0)
         self.pid = os.fork()
         if not self.pid:
             status = 1
@@ -44,7 +65,9 @@ class Case:
                 os.setpgid(0, 0)
                 os.dup2(self.output, 1)
                 os.dup2(self.output, 2)
-                function()
+                returned = function()
+                if len(names) > 1:
+                    os.write(self.outcomes, json.dumps(returned).encode())
                 status = 0
             except SystemExit as end:
                 status = end.code if isinstance(end.code, int) else 1
@@ -56,8 +79,8 @@ class Case:
                 os._exit(status)
         self.pidfd = os.pidfd_open(self.pid)
 
-    def finish(self) -> None:
-        """Report a case that has ended, or had its time."""
+    def finish(self) -> Failed | None:
+        """Report a case that has ended, or had its time.  A group that has failed is returned."""
         late = not select.select([self.pidfd], [], [], 0)[0]
         for kill, number in ((os.killpg, self.pid), (os.kill, self.pid)):
             try:
@@ -65,15 +88,35 @@ class Case:
             except (ProcessLookupError, PermissionError):
                 pass
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        size = os.fstat(self.output).st_size
-        text = os.pread(self.output, 8000, max(0, size - 8000)).decode(errors="replace")
-        os.close(self.output)
-        os.close(self.pidfd)
+        text = _end_of(self.output, 8000)
+        several: Outcomes = json.loads(_end_of(self.outcomes) or "{}")
+        for fd in (self.output, self.outcomes, self.pidfd):
+            os.close(fd)
         if late:
             text += "\n(it did not end in time)"
-        seconds = round(time.monotonic() - self.begun, 2)
         outcome = "failed" if late or code not in (0, SKIPPED) else "skipped" if code else "passed"
-        say("RESULT", json.dumps({"case": self.name, "outcome": outcome, "seconds": seconds, "output": text}))
+        if len(self.names) == 1:
+            self._report({self.names[0]: (outcome, text)})
+        elif outcome == "passed" and several.keys() == set(self.names):
+            self._report(several)
+        else:
+            print(f"failed together: {', '.join(self.names)}: {text}")
+            return Failed(self.names, text, {})
+        return None
+
+    def _report(self, outcomes: Outcomes) -> None:
+        seconds = round((time.monotonic() - self.begun) / len(outcomes), 2)
+        for name, (outcome, text) in outcomes.items():
+            if self.group:
+                self.group.alone[name] = outcome
+                if self.group.alone.keys() == set(self.group.names) and "failed" not in self.group.alone.values():
+                    outcome, text = "failed", f"each passes alone; together {self.group.names}:\n{self.group.text}"
+            result = {"case": name, "outcome": outcome, "seconds": seconds, "output": text, "together": len(outcomes)}
+            say("RESULT", json.dumps(result))
+
+
+def _end_of(fd: int, size: int = 1 << 20) -> str:
+    return os.pread(fd, size, max(0, os.fstat(fd).st_size - size)).decode(errors="replace")
 
 
 def say(mark: str, text: str) -> None:
@@ -140,25 +183,32 @@ def main() -> None:
 def run(name_of_module: str, cases: list[str], kernel: Kernel) -> None:
     """All cases of one module, or those that are named."""
     module = importlib.import_module(name_of_module)
-    waiting = cases or list(module.CASES)
+    names = cases or list(module.CASES)
+    waiting: list[tuple[list[str], Failed | None]] = [(group, None) for group in _groups(module, names)]
     waiting.reverse()
     running: list[Case] = []
     at_once, seconds = getattr(module, "AT_ONCE", 1), getattr(module, "CASE_SECONDS", CASE_SECONDS)
     while waiting or running:
         while waiting and len(running) < at_once:
-            name = waiting.pop()
-            running.append(Case(name, module.CASES[name], seconds))
+            group, failed = waiting.pop()
+            function = functools.partial(module.TOGETHER, group) if len(group) > 1 else module.CASES[group[0]]
+            running.append(Case(group, function, seconds, failed))
         left = max(0.0, min(case.deadline for case in running) - time.monotonic())
         ready = select.select([case.pidfd for case in running], [], [], left)[0]
         for case in list(running):
             if case.pidfd in ready or time.monotonic() > case.deadline:
                 running.remove(case)
-                case.finish()
+                if (failed := case.finish()) is not None:
+                    waiting += [([name], failed) for name in reversed(failed.names)]
         if not running:
             sweep()
             if harm := kernel.harm():
                 say("HARM", harm)
                 sys.exit(WRECKED)
+
+
+def _groups(module: ModuleType, names: list[str]) -> list[list[str]]:
+    return module.GROUPS(names) if hasattr(module, "GROUPS") else [[name] for name in names]
 
 
 if __name__ == "__main__":

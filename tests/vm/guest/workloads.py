@@ -4,6 +4,8 @@
 Torpor and the harness are imported once; every case, and every dump and restore in it, is a fork of this process.  The
 case `command_line` is the real command, with its own start of Python.  The programs were built outside, for this
 architecture and the C library that lies beside them (vmlab/programs.py).
+
+Most are run in crowds (harness/crowd.py), several in one tree: a dump and a restore cost much by themselves here.
 """
 
 import contextlib
@@ -16,18 +18,22 @@ import socket
 import struct
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import refused
 
 from harness import warm
+from harness.crowd import Crowd
+from harness.crowd import groups as crowds
 from harness.events import become_subreaper
 from harness.modes import MODES, run_case
 from harness.tools import TORPOR, TORPOR_WARM, Tool
 from harness.workload import DIRECTORY, Skipped, Workload
 
-CASE_SECONDS = 220
+CASE_SECONDS = 280
+CROWD = 12
+BY_THEMSELVES = ("command_line", "fd_many", "mem_areas_2000", "mem_cow", "threads_1000", "tree_wide")  # large
 
 
 def _prepare() -> None:
@@ -45,25 +51,66 @@ def _prepare() -> None:
     os.environ.update(TMPDIR="/tmp", TORPOR_WORKLOADS="/torpor/programs", WL_FEWER="yes")
 
 
+def workload_of(name: str) -> Workload:
+    path = next(path for path in (DIRECTORY / f"{name}.c", DIRECTORY / f"{name}.py") if path.exists())
+    workload = Workload(path)
+    workload.refused = workload.refused or refused.here(name, path.read_text())
+    return workload
+
+
 def run(name: str, mode: str, tool: Tool) -> None:
     """One workload through one mode."""
+    workload = workload_of(name)
+    if workload.refused:
+        print("refused:", workload.refused)
+    try:
+        with _place() as directory:
+            run_case(workload, MODES[mode], {"torpor": tool}, directory / "case")
+            for out in directory.glob("case/try*/home/out"):
+                print(_exercised(out.read_text().splitlines()))
+    except Skipped as why:
+        print(f"cannot run here: {why}")
+        sys.exit(77)
+
+
+def together(cases: list[str]) -> dict[str, tuple[str, str]]:
+    """Several workloads through one mode, in one tree: the outcome and the output of each case."""
+    names, mode = [case.partition("-")[0] for case in cases], cases[0].partition("-")[2]
+    crowd = Crowd([workload_of(name) for name in names])
+    with _place() as directory:
+        run_case(crowd, MODES[mode], {"torpor": TORPOR_WARM}, directory / "case")
+    passed = {name: ("passed", _exercised(lines)) for name, lines in crowd.said.items()}
+    skipped = {name: ("skipped", f"cannot run here: {why}") for name, why in crowd.skipped.items()}
+    return {case: (passed | skipped)[name] for case, name in zip(cases, names, strict=True)}
+
+
+def groups(cases: list[str]) -> list[list[str]]:
+    """What is run together, those by themselves last: they take most memory."""
+    alone, found = [], []
+    modes: dict[str, list[Workload]] = {}
+    for case in cases:
+        name, _, mode = case.partition("-")
+        if name in BY_THEMSELVES:
+            alone.append([case])
+        else:
+            modes.setdefault(mode, []).append(workload_of(name))
+    for mode, workloads in modes.items():
+        found += [[f"{workload.name}-{mode}" for workload in group] for group in crowds(workloads, CROWD)]
+    return found + alone
+
+
+@contextlib.contextmanager
+def _place() -> Iterator[Path]:
+    """A directory for a case; and where one fails, what the kernel says meanwhile."""
     become_subreaper()
-    path = next(path for path in (DIRECTORY / f"{name}.c", DIRECTORY / f"{name}.py") if path.exists())
     messages = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     os.lseek(messages, 0, os.SEEK_END)
     directory = Path(tempfile.mkdtemp(prefix="case-"))
     directory.chmod(0o755)
     try:
-        workload = Workload(path)
-        workload.refused = workload.refused or refused.here(name, path.read_text())
-        if workload.refused:
-            print("refused:", workload.refused)
-        run_case(workload, MODES[mode], {"torpor": tool}, directory / "case")
-        for out in directory.glob("case/try*/home/out"):
-            print("\n".join(line for line in out.read_text().splitlines() if line.startswith("exercised: ")))
-    except Skipped as why:
-        print(f"cannot run here: {why}")
-        sys.exit(77)
+        yield directory
+    except Skipped:
+        raise
     except BaseException:
         with contextlib.suppress(BlockingIOError):
             while line := os.read(messages, 8192):
@@ -71,6 +118,10 @@ def run(name: str, mode: str, tool: Tool) -> None:
         raise
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _exercised(lines: list[str]) -> str:
+    return "\n".join(line for line in lines if line.startswith("exercised: "))
 
 
 class _Cases(dict[str, Callable[[], None]]):
@@ -82,6 +133,7 @@ class _Cases(dict[str, Callable[[], None]]):
 
 
 CASES = _Cases()
+GROUPS, TOGETHER = groups, together
 _prepare()
 warm.import_all()
 # A case is a process that ends soon, as each command is: no collection in it walks over what all of them share, which

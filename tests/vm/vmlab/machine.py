@@ -253,7 +253,7 @@ def run(
     `files` maps paths in the guest to files or directories here; tests/vm/guest is always at /t, src at /torpor/src.
     `disk` MiB, if not 0, are a new ext4 file system at /tmp, which may be larger than its `memory` (MiB).
     `archives` are unpacked before `files`.
-    `timeout` counts from the guest being ready and from each result; booting has a limit of its own.
+    `timeout` counts from the guest being ready, and from each case's beginning and result; booting has a limit of its own.
     `heard` gets each result when it comes; "cpu" in it is the processor time, in seconds, that QEMU took for the case.
     """
     with SLOTS, scratch_directory(f"{target.arch}-{version}-") as directory:
@@ -313,9 +313,11 @@ def _listen(
                 deadline = time.monotonic() + timeout
             elif mark == "BEGIN":
                 begun_cases[rest] = _cpu(qemu.pid)
+                deadline = time.monotonic() + timeout
             elif mark == "RESULT":
                 result = json.loads(rest)
-                result["cpu"] = round(_cpu(qemu.pid) - begun_cases.pop(result["case"], 0.0), 2)
+                taken = _cpu(qemu.pid) - begun_cases.pop(result["case"], 0.0)
+                result["cpu"] = round(taken / result.pop("together", 1), 2)
                 results.append(result)
                 if heard is not None:
                     heard(result)
@@ -325,7 +327,7 @@ def _listen(
             lines.append(line)
             if echo is not None:
                 echo(f"{time.monotonic() - begun:7.2f} {line}")
-    return Outcome(status, results, "\n".join(lines), time.monotonic() - begun, frozenset(begun_cases))
+    return Outcome(status, results, "\n".join(lines), time.monotonic() - begun, unfinished=frozenset(begun_cases))
 
 
 def describe_failure(outcome: Outcome) -> VmError:

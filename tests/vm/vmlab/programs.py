@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from harness import crowd
 from harness.workload import DIRECTORY, Workload
 
 from . import VmError, cache_dir, targets
@@ -63,12 +64,13 @@ def build(target: Target, names: Iterable[str]) -> tuple[dict[str, Path], dict[s
     cache = cache_dir() / "programs" / target.arch
 
     def one(name: str) -> Path | str:
+        source = crowd.SOURCE if name == crowd.SOURCE.stem else DIRECTORY / f"{name}.c"
         try:
-            return Workload(DIRECTORY / f"{name}.c").build(compiler, [f"--sysroot={root}"], cache)
+            return Workload(source).build(compiler, [f"--sysroot={root}"], cache)
         except AssertionError as error:
             return str(error)
 
-    wanted = [name for name in names if (DIRECTORY / f"{name}.c").exists()]
+    wanted = [name for name in names if (DIRECTORY / f"{name}.c").exists()] + [crowd.SOURCE.stem]
     files: dict[str, Path] = {}
     broken: dict[str, str] = {}
     with locked(cache), ThreadPoolExecutor(2) as pool:

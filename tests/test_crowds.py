@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workloads together: several in one tree, dumped, restored, and dumped again with --leave-running: crowd.py."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from harness.crowd import Crowd, groups
+from harness.modes import MODES, run_case
+from harness.tools import TORPOR
+from harness.workload import Workload, all_workloads
+
+SIZE = 25
+CROWDS = [group for group in groups(all_workloads(), SIZE) if len(group) > 1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("members", CROWDS, ids=lambda members: f"{members[0].name}-and-{len(members) - 1}-more")
+def test_crowd(members: list[Workload], tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)  # for workloads that become another user
+    crowd = Crowd(members)
+    run_case(crowd, MODES["both"], {"torpor": TORPOR}, tmp_path / "case")
+    assert crowd.said.keys() | crowd.skipped.keys() == {member.name for member in members}
