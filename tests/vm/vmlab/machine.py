@@ -253,7 +253,8 @@ def run(
     `files` maps paths in the guest to files or directories here; tests/vm/guest is always at /t, src at /torpor/src.
     `disk` MiB, if not 0, are a new ext4 file system at /tmp, which may be larger than its `memory` (MiB).
     `archives` are unpacked before `files`.
-    `timeout` counts from the guest being ready, and from each case's beginning and result; booting has a limit of its own.
+    `timeout` counts from the guest being ready, and from the beginning and the result of each case; booting has a
+    limit of its own.
     `heard` gets each result when it comes; "cpu" in it is the processor time, in seconds, that QEMU took for the case.
     """
     with SLOTS, scratch_directory(f"{target.arch}-{version}-") as directory:
