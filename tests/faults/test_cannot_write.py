@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images that cannot be written: a clear sentence, status 1, the victim unharmed, nothing that looks like a dump."""
 
+import errno
 import os
 import resource
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import torpor
 from faults.victim import Victim, dump
 from harness.events import Nursery
 
@@ -184,3 +186,16 @@ def test_memory_cgroup_of_the_images(victim: Victim, tmp_path: Path) -> None:
         for pid in (group / "cgroup.procs").read_text().split():
             os.kill(int(pid), signal.SIGKILL)
         group.rmdir()
+
+
+def test_the_disk_fails_at_the_end(victim: Victim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written does not get to the disk, of which only fsync(2) tells: the file is named, nothing is left."""
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(torpor.DumpFailed, match=rf"cannot write \S+\.img to .*{tmp_path}.*Input/output error"):
+        torpor.dump(victim.pid, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert victim.harm("signals") == []

@@ -56,8 +56,9 @@ def test_the_error_of_any_file_is_told(wrong: int, folder: int, syncing: Callabl
             raise OSError(errno.EIO, "lost")
 
     syncing(sync)
-    with pytest.raises(OSError, match="lost"):
+    with pytest.raises(OSError, match="lost") as told:
         to_disk.sync_files(folder, NAMES)
+    assert told.value.filename == NAMES[wrong]
 
 
 def test_a_file_that_went_is_told(folder: int, tmp_path: Path) -> None:

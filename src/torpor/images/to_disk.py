@@ -75,5 +75,8 @@ def _sync(dir_fd: int, name: str) -> None:
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         os.fsync(fd)
+    except OSError as error:
+        error.filename = name
+        raise
     finally:
         os.close(fd)
