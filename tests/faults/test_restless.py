@@ -12,12 +12,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from faults.victim import compiled
 from torpor.engine import freeze as module
 from torpor.engine.freeze import FrozenTree, freeze
+from torpor.engine.tracee import Tracee
 from torpor.kernel import ptrace
 from torpor.kernel.proc import parse_stat
 from torpor.kernel.procfs import read_all
@@ -154,6 +156,37 @@ def test_another_program_while_it_is_seized(seized: int, monkeypatch: pytest.Mon
         assert process.stdout and process.stdout.readline() == "ready\n"
 
 
+def test_another_program_when_its_leader_has_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that was not seen yet becomes the leader: it is stopped, and it is the first."""
+    with restless("execs") as process:
+        tids = sorted(map(int, os.listdir(f"/proc/{process.pid}/task")))
+        listing, awaiting, done = module._tids, module._await_stop, []
+
+        def list_some(pid: int) -> list[int]:
+            return [tid for tid in listing(pid) if tid != tids[-1]]
+
+        def await_stop(thread: Tracee, *more: Any) -> bool:
+            stopped = awaiting(thread, *more)
+            if thread.tid == process.pid and not done:
+                done.append(thread)
+                set_off(process)
+                until(lambda: state(tids[-1]) == "D")
+            return stopped
+
+        monkeypatch.setattr(module, "_tids", list_some)
+        monkeypatch.setattr(module, "_await_stop", await_stop)
+
+        def work() -> None:
+            tree = freeze(process.pid)
+            first, *_ = threads = tree.processes[process.pid].threads
+            assert first == process.pid
+            assert all(state(tid) == "t" for tid in threads)
+            let_go(tree)
+
+        in_time(work)
+        assert process.stdout and process.stdout.readline() == "ready\n"
+
+
 def test_another_program_all_the_time() -> None:
     with restless("execs", "often") as process:
 
@@ -161,6 +194,7 @@ def test_another_program_all_the_time() -> None:
             for _ in range(ROUNDS):
                 tree = freeze(process.pid)
                 threads = tree.processes[process.pid].threads
+                assert next(iter(threads)) == process.pid
                 assert sorted(threads) == sorted(map(int, os.listdir(f"/proc/{process.pid}/task")))
                 for thread in threads.values():
                     assert thread.general

@@ -142,7 +142,7 @@ class _Freezing:
                 del threads[tid], held[tid]
             new = [tid for tid in tids if tid in held and tid not in threads]
             if not new:
-                return tids, threads
+                return tids, {tid: threads[tid] for tid in tids if tid in threads}
             for tid in new:
                 if _await_stop(held[tid], min(_STUBBORN_S, left), held):
                     threads[tid] = held[tid]
