@@ -29,6 +29,7 @@ from torpor.kernel.procfs import read_all
 from torpor.typed import NamedTuple
 
 _STUBBORN_S = 1.0  # how long a task may stay unstoppable (vfork, uninterruptible sleep) before it is refused
+_BUSY_S = 5.0  # ... where all that it waits for is a processor
 _SPIN_S = 0.0002  # how long to ask without a pause: most have stopped by then
 _RELENT_S = 0.005  # before its vforked children are let run on
 _QUICK_S = 0.005  # most stop sooner
@@ -144,7 +145,7 @@ class _Freezing:
             if not new:
                 return tids, {tid: threads[tid] for tid in tids if tid in threads}
             for tid in new:
-                if _await_stop(held[tid], min(_STUBBORN_S, left), held):
+                if _await_stop(held[tid], min(_STUBBORN_S, left), held, min(_BUSY_S, left)):
                     threads[tid] = held[tid]
                     continue
                 del held[tid]
@@ -220,14 +221,20 @@ def _children(pid: int, tid: int) -> list[int]:
 
 
 def _is_zombie(pid: int) -> bool:
+    return _state(pid) == "Z"
+
+
+def _state(pid: int) -> str:
+    """The letter of proc_pid_stat(5); empty: it is gone."""
     try:
-        return parse_stat(read_all(f"/proc/{pid}/stat")).state == "Z"
+        return parse_stat(read_all(f"/proc/{pid}/stat")).state
     except (OSError, TaskGone):
-        return False
+        return ""
 
 
-def _await_stop(tracee: Tracee, patience: float, held: dict[int, Tracee]) -> bool:
-    """Wait until an interrupted task has stopped.  False: it ended instead."""
+def _await_stop(tracee: Tracee, patience: float, held: dict[int, Tracee], if_busy: float = 0.0) -> bool:
+    """Wait until an interrupted task has stopped; `patience` in seconds, another where others have the processors.
+    False: it ended instead."""
     start = time.monotonic()
     released: list[Tracee] = []
     try:
@@ -240,7 +247,7 @@ def _await_stop(tracee: Tracee, patience: float, held: dict[int, Tracee]) -> boo
                 waited = time.monotonic() - start
                 if waited > _QUICK_S and _is_zombie(tracee.tid):
                     return False  # killed, but not told before its other threads have been waited for
-                if waited > patience:
+                if waited > patience and (waited > if_busy or _state(tracee.tid) != "R"):
                     _refuse_stubborn(tracee)
                 if waited > _RELENT_S:
                     collect_ended(tracee.pid, held)
@@ -295,5 +302,7 @@ def _release_vforked(parent: Tracee, held: dict[int, Tracee]) -> list[Tracee]:
 
 def _refuse_stubborn(tracee: Tracee) -> None:
     of = f" of process {tracee.pid}" if tracee.pid != tracee.tid else ""
-    why = "it does not stop: it waits for its vfork child, or sleeps uninterruptibly in the kernel"
-    raise Refusal(f"task {tracee.tid}{of}", why, "try again in a moment", code="unstoppable")
+    why, remedy = "it waits for its vfork child, or sleeps uninterruptibly in the kernel", "try again in a moment"
+    if _state(tracee.tid) == "R":
+        why, remedy = "it gets no processor", "try again when the machine has less to do"
+    raise Refusal(f"task {tracee.tid}{of}", f"it does not stop: {why}", remedy, code="unstoppable")
