@@ -247,7 +247,8 @@ def _await_stop(tracee: Tracee, patience: float, held: dict[int, Tracee], if_bus
                 waited = time.monotonic() - start
                 if waited > _QUICK_S and _is_zombie(tracee.tid):
                     return False  # killed, but not told before its other threads have been waited for
-                if waited > patience and (waited > if_busy or _state(tracee.tid) != "R"):
+                # "t": it has stopped since we asked.
+                if waited > patience and (waited > if_busy or _state(tracee.tid) not in ("R", "t")):
                     _refuse_stubborn(tracee)
                 if waited > _RELENT_S:
                     collect_ended(tracee.pid, held)
