@@ -2,6 +2,7 @@
 """What errors say: every one about images also says what to do about it."""
 
 import ast
+import errno
 import pickle
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import torpor
-from torpor.errors import ImageError, TorporError
+from torpor.errors import ImageError, TorporError, shortage
 
 SOURCE = Path(__file__).resolve().parents[1] / "src/torpor"
 
@@ -26,6 +27,18 @@ def test_they_cross_from_the_engine() -> None:
     error = ImageError("pages-1.img is missing", code="missing-image")
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.code, again.remedy) == (str(error), error.code, error.remedy)
+
+
+def test_what_a_process_may_have_no_more_of() -> None:
+    for error, code in (
+        (MemoryError(), "no-memory"),
+        (OSError(errno.ENOMEM, "x"), "no-memory"),
+        (OSError(errno.EMFILE, "x"), "no-descriptors"),
+        (OSError(errno.ENFILE, "x"), "no-descriptors"),
+    ):
+        told = shortage(error)
+        assert told is not None and told.code == code and told.remedy
+    assert shortage(OSError(errno.ENOENT, "x")) is None and shortage(ValueError()) is None
 
 
 def test_every_refusal_in_restores_has_a_remedy_or_says_not_yet() -> None:

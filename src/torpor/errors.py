@@ -104,3 +104,19 @@ class RestoreFailed(TorporError):
     """The restore was undone; nothing of the tree is left."""
 
     code = "restore-failed"
+
+
+def shortage(error: BaseException) -> TorporError | None:
+    """What to say of an error that tells only that this process may have no more of something; None: of another."""
+    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    if number == errno.ENOMEM:
+        why, remedy = "there is none left", "free some, or raise the limit for Torpor's processes (ulimit -v)"
+        return TorporError("Torpor gets no more memory", why, remedy, code="no-memory")
+    if number == errno.EMFILE:
+        remedy = "raise the limit for Torpor's processes (ulimit -Hn)"
+        return TorporError("Torpor may open no more files", os.strerror(number), remedy, code="no-descriptors")
+    if number == errno.ENFILE:
+        return TorporError(
+            "nobody can open more files", os.strerror(number), "raise fs.file-max", code="no-descriptors"
+        )
+    return None

@@ -57,6 +57,17 @@ def test_soft_limit(family: int, tmp_path: Path) -> None:
     assert [limits(pid) for pid in tree_of(family)] == before
 
 
+@pytest.mark.parametrize("files", [8, 12, 16])
+def test_hardly_any(family: int, files: int, tmp_path: Path) -> None:
+    """Too few even to find out how many are needed."""
+    with Nursery():
+        status, text = run(
+            "dump", "-t", str(family), "-D", tmp_path, "-R", prefix=("prlimit", f"--nofile={files}", "--")
+        )
+    assert status == 1 and text.startswith("torpor: ") and "ulimit -Hn" in text and "\n" not in text, text
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_hard_limit(family: int, tmp_path: Path) -> None:
     """Refused before anything is touched, with the number that is needed; and with that, it works."""
     with Nursery():

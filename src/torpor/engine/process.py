@@ -14,7 +14,7 @@ import sys
 
 from torpor import log
 from torpor import signals as signal
-from torpor.errors import TorporError
+from torpor.errors import TorporError, shortage
 from torpor.typed import Any, Callable, TypeVar
 
 T = TypeVar("T")
@@ -77,9 +77,12 @@ def _engine(work: Callable[[Report], T], out: int, alive: int) -> None:
     except TorporError as error:
         answer = ("error", error)
     except BaseException as error:
-        import traceback
+        if (told := shortage(error)) is not None:
+            answer = ("error", told)
+        else:
+            import traceback
 
-        answer = ("bug", (repr(error), traceback.format_exc()))
+            answer = ("bug", (repr(error), traceback.format_exc()))
     log.release()
     try:
         _send(out, answer)
