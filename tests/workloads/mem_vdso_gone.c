@@ -8,12 +8,6 @@
 
 extern char **environ;
 
-#ifdef __arm__
-enum { keeps_data = true }; /* its [sigpage] would be left, and images do not tell the two apart */
-#else
-enum { keeps_data = false };
-#endif
-
 /* The bounds of the areas with this name, which lie one after the other; false: there are none. */
 static bool find(const char *name, uintptr_t *start, uintptr_t *end)
 {
@@ -50,10 +44,9 @@ static void has(const char *who, bool code, bool data)
 static void without(void *unused)
 {
 	(void)unused;
-	if (!keeps_data)
-		unmap("[vvar");
+	unmap("[vvar");
 	wl_child_ready_wait();
-	has("the child", false, keeps_data);
+	has("the child", false, false);
 	if (wl_wrong)
 		_exit(1);
 	_exit(0);
@@ -80,6 +73,9 @@ int main(int argc, char **argv)
 	}
 	if (!getauxval(AT_SYSINFO_EHDR))
 		wl_skip("the kernel gives no vDSO");
+#ifdef __arm__ /* refused in words: Torpor steps over ARM's system-call instruction, and its C library has Thumb's only */
+	wl_skip("nothing but the vDSO has a system-call instruction in ARM state");
+#endif
 	unmap("[vdso]");
 	pid_t one = wl_child(without, NULL), other = wl_child(anew, NULL);
 	wl_ready_wait();
