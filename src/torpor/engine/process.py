@@ -168,7 +168,7 @@ def _front(
     if answer is None:
         raise TorporError(
             "the engine process died",
-            f"it was killed (wait status {status})",
+            f"it was killed by signal {status & 0x7F}" if status & 0x7F else f"it ended with exit status {status >> 8}",
             "the tasks it held went on by themselves; try again",
             code="engine-died",
         )
