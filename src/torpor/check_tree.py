@@ -48,6 +48,7 @@ class TreeReport(NamedTuple):
     files: dict[str, int]
     descriptors: int
     obstacles: tuple[Refusal, ...]
+    warnings: tuple[str, ...]
     image_bytes: int
     frozen_seconds: float
 
@@ -81,6 +82,8 @@ class TreeReport(NamedTuple):
                 f"and stop the tree for about {duration(self.frozen_seconds)} with -R"
             )
             lines.append("(without -R it stands still until all of that is on the disk, and is ended then)")
+        if self.warnings:
+            lines += ["", "will be missing", *(f"  {_clean(text)}" for text in self.warnings)]
         lines += ["", "Cannot be dumped as it is." if self.obstacles else "Can be dumped."]
         return lines
 
@@ -118,6 +121,7 @@ class TreeReport(NamedTuple):
             "obstacles": [
                 {"code": one.code, "what": one.what, "why": one.why, "remedy": one.remedy} for one in self.obstacles
             ],
+            "warnings": self.warnings,
             "estimate": {"image_bytes": self.image_bytes, "frozen_seconds": self.frozen_seconds},
         }
 
@@ -192,6 +196,7 @@ def check(options: Options) -> TreeReport:
         files=amounts.files,
         descriptors=files.descriptors,
         obstacles=tuple(survey.refusals),
+        warnings=tuple(survey.warnings),
         image_bytes=costs.image_bytes(amounts),
         frozen_seconds=costs.frozen_seconds(amounts),
     )

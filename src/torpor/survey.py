@@ -44,10 +44,14 @@ class Survey(Dump):
     def __init__(self, options: "Options") -> None:
         super().__init__(options, _no_images())
         self.refusals: list[Refusal] = []
+        self.warnings: list[str] = []
         self.state["attributes"] = registry.attributes()
 
     def refuse(self, refusal: Refusal) -> None:
         self.refusals.append(refusal)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
 
     def looking(self, subject: str, task: DumpTask | None = None) -> "Looking":
         """What is refused inside is noted, what has vanished is passed over, and missing rights are a refusal.  Where

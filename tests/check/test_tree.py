@@ -223,3 +223,39 @@ def test_five_thousand_files_are_quick(tmp_path: Path) -> None:
         report = check(victim.pid)
         assert report.ok and report.descriptors > 5000
         assert time.process_time() - before < 0.5 * 1.5  # processor time: the machine may be busy with other things
+
+
+PIPES = """
+import os, subprocess, sys, time
+inside = os.pipe()
+unread, _ = os.pipe()
+os.close(_)
+if os.fork() == 0:
+    os.close(inside[0])
+    time.sleep(1000)
+os.close(inside[1])
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_pipes_to_others(tmp_path: Path) -> None:
+    """Of a pipe inside of the tree, and of one that has no other end, nothing is said; of others, all is said once."""
+    with Victim(tmp_path, sys.executable, "-c", PIPES) as victim:
+        warnings = check(victim.pid).warnings
+        os.killpg(victim.pid, signal.SIGKILL)
+        assert warnings == ()
+    process = subprocess.Popen(
+        [sys.executable, "-c", PIPES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        (warning,) = check(process.pid).warnings
+        dumped = command("dump", "-t", process.pid, "-D", tmp_path, "-R")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert dumped.returncode == 0, dumped.stderr
+    assert warning.startswith(f"task {process.pid} (python") and "fd 0 (pipe:[" in warning
+    assert " and 1 more: somebody outside of the tree holds the other end" in warning
+    assert dumped.stderr.count("outside of the tree") == 1 and warning in dumped.stderr

@@ -51,7 +51,8 @@ def refused(victim: Victim, images: Path, *words: str, options: tuple[str, ...] 
     assert "a bug" not in text and "Traceback" not in text, text
     for word in words:
         assert word in text, text
-    assert text.startswith("torpor: ") and "\n" not in text
+    *before, text = text.splitlines()
+    assert text.startswith("torpor: ") and all(line.startswith("Warn: ") for line in before), before
     assert not (images.is_dir() and (images / "inventory.img").exists())
     assert victim.harm("signals") == []
     return text

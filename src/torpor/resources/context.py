@@ -6,6 +6,7 @@ Resources reach other resources only through these.
 
 import os
 
+from torpor import log
 from torpor.errors import Refusal, TorporError
 from torpor.kernel.process import pidfd_getfd
 from torpor.kernel.procfs import read_all
@@ -163,6 +164,10 @@ class Dump:
     def refuse(self, refusal: Refusal) -> None:
         """Something cannot be dumped.  A dump ends here; a check collects them: go on after it."""
         raise refusal
+
+    def warn(self, message: str) -> None:
+        """Something is dumped that a restore cannot bring back whole, though it is no reason to refuse it all."""
+        log.warning(message)
 
     def new_file_id(self) -> int:
         """A number for files.img: also for mapped files, executables, working directories."""

@@ -8,11 +8,14 @@ facts:
   pipe(2) made have not; O_RDWR is possible too.  So the first description of each end without that flag gets pipe(2)'s
   own, all others are opened again.
 - An end that nobody holds must be closed again, but only when the queue is filled: writing needs a reader.
+- Somebody outside of the tree may hold the other end (the rest of a shell's pipeline, a supervisor).  /proc does not
+  tell who, but poll(2) tells that there is one.  No restore can give it back to them.
 - Who may open /proc/PID/fd/N depends on the inode's owner (programs that write to /dev/stdout do that), and CRIU's
   format does not know it: it goes into torpor-files.img.
 """
 
 import os
+from select import poll
 
 from torpor.errors import ImageError
 from torpor.images import kinds
@@ -97,6 +100,17 @@ class Queues:
                 pipe_queue.fill(descriptor, queue, packets, f"pipe {pipe_id}")
 
 
+_READS, _WRITES, _BOTH = 1, 2, 3
+_HOLDS = {os.O_RDONLY: _READS, os.O_WRONLY: _WRITES, os.O_RDWR: _BOTH}
+
+
+class Ends:
+    """Of one pipe: which of its ends the tree holds.  others: somebody holds the end that the tree had not then."""
+
+    def __init__(self, first: "SeenFile") -> None:
+        self.first, self.held, self.others = first, 0, False
+
+
 class Pipe(Described):
     covers = frozenset({"fd:pipe"})
     type = PIPE
@@ -104,6 +118,28 @@ class Pipe(Described):
     queues = Queues(kinds.PIPES_DATA)
 
     # -- dump ---------------------------------------------------------------------------------------------------------
+    def examine(self, seen: "SeenFile", dump: "Dump") -> None:
+        ends: dict[int, Ends] = dump.setdefault("pipe ends", {})
+        pipe = ends.setdefault(seen.stat.st_ino, Ends(seen))
+        pipe.held |= _HOLDS[seen.info.status_flags & os.O_ACCMODE]
+        if pipe.held != _BOTH and not pipe.others:
+            poller = poll()
+            poller.register(seen.fd, 0)
+            pipe.others = not poller.poll(0)  # POLLHUP: nobody can write; POLLERR: nobody reads
+
+    def examined(self, dump: "Dump") -> None:
+        ends: dict[int, Ends] = dump.state["pipe ends"]
+        outside = [pipe.first for pipe in ends.values() if pipe.held != _BOTH and pipe.others]
+        if outside:
+            others = f" and {len(outside) - 1:,} more" if len(outside) > 1 else ""
+            dump.warn(
+                f"{outside[0].subject}{others}: somebody outside of the tree holds the other end, and after a restore "
+                "nobody does; dump the processes at both ends together to keep it"
+            )
+
+    def settle(self, dump: "Dump") -> None:
+        self.examined(dump)
+
     def save(self, seen: "SeenFile", dump: "Dump") -> FileEntry:
         pipe_id = self.queues.save(seen, dump)
         if seen.stat.st_uid or seen.stat.st_gid:
