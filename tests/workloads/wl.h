@@ -10,7 +10,7 @@
  *     }
  *
  * Children (wl_child) say when they are set up (wl_child_ready), sleep until their own SIGTERM (wl_wait), check, and
- * leave with wl_child_pass(); the parent ends them with wl_end(pid).  All talk on stdout, which is opened for appending:
+ * return; the parent ends them with wl_end(pid).  All talk on stdout, which is opened for appending:
  * one write a line.  A header comment with "wl:" gives options: see tests/harness/workload.py. */
 #ifndef WL_H
 #define WL_H

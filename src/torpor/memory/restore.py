@@ -88,12 +88,14 @@ class AddressSpaces:
         runner = task.executor
         parent = self.spaces.get(task.memory_from)
         inherits = parent is not None and runner.inherited
-        self.vdso.place(task, task.memory_from if inherits else 0)
         program = Program()
         if parent is not None and inherits:
             plan = layout.inherit(parent.areas, space.areas)
+            self._drop(program, plan)  # first: the kernel's own areas may lie where the parent has something else
+            program = self.vdso.place(task, program, task.memory_from)
             self._keep(program, plan, space, parent)
         else:
+            program = self.vdso.place(task, program)
             plan = layout.Inherited([], [], space.private)
             self._clear(program, task)
             # Where huge pages are the system's habit, each page that is stored would come with 511 that nobody has
@@ -143,13 +145,16 @@ class AddressSpaces:
             if not ours and kind(area) not in keep:
                 program.call("munmap", area.start, area.end - area.start)
 
-    def _keep(self, program: Program, plan: layout.Inherited, space: AddressSpace, parent: AddressSpace) -> None:
-        """Append what makes the areas that a child has of its parent its own."""
+    def _drop(self, program: Program, plan: layout.Inherited) -> None:
+        """Append that what a child does not have of its parent goes."""
         for start, end in plan.drop:
             program.call("munmap", start, end - start)
         for old, new in plan.keep:
             if new.end < old.end:
                 program.call("munmap", new.end, old.end - new.end)
+
+    def _keep(self, program: Program, plan: layout.Inherited, space: AddressSpace, parent: AddressSpace) -> None:
+        """Append what makes the areas that a child has of its parent its own."""
         for old, new in plan.keep:
             if new.end > old.end:
                 program.call("mremap", new.start, old.end - old.start, new.end - new.start, 0, 0)

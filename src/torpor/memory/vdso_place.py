@@ -152,15 +152,15 @@ class Places:
                         restore.problem(task.refusal(why, remedy, code="inside-vdso"))
 
     # -- restore ----------------------------------------------------------------------------------------------------
-    def place(self, task: "RestoreTask", inherited_from: int) -> None:
-        """Put them where they belong.  `inherited_from`: the PID whose memory this task has got; 0: it is the first."""
+    def place(self, task: "RestoreTask", program: Program, inherited_from: int = 0) -> Program:
+        """Put them where they belong, when `program` has run; the program to go on with.  `inherited_from`: the PID
+        whose memory this task has got; 0: it is the first."""
         place = self.of.get(task.pid)
         before = self.of.get(inherited_from)
         if place is None or place == before:
-            return
+            return program
         runner = task.runner
         assert runner is not None and task.tracee is not None
-        program = Program()
         if before is not None and before.text:
             for start, end in (before.data, before.code):
                 if end > start:
@@ -176,6 +176,7 @@ class Places:
             runner.run(program)
             task.tracee.write(place.code[0], place.text)
         task.tracee.use_gadget(0)
+        return Program()
 
     def drop(self, task: "RestoreTask", program: Program) -> bool:
         """Append that what the task does not have goes, now that all its children are there; whether there is any."""
