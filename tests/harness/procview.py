@@ -223,11 +223,11 @@ class Viewer:
     # -- memory --
     def areas(self, task: str, at: str) -> None:
         found: list[Area] = []
-        rest = _read(f"{at}/smaps") or ""
-        while rest:
-            block, _, rest = rest.partition("\nVmFlags:")  # the last line of an area
+        block, *more = (_read(f"{at}/smaps") or "").split("\nVmFlags:")  # the last line of an area
+        for flags_and_next in more:
             line, _, sizes = block.partition("\n")
-            words, (flags, _, rest) = line.split(maxsplit=5), rest.partition("\n")
+            flags, _, block = flags_and_next.partition("\n")
+            words = line.split(maxsplit=5)
             start, _, end = words[0].partition("-")
             inode, name = words[4], "".join(words[5:])
             size = sizes.partition("KernelPageSize:")[2].split(maxsplit=1)[0]
