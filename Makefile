@@ -15,7 +15,7 @@ test: .venv/ready-test
 # Other architectures and kernels, in QEMU: fetches hundreds of megabytes the first time.
 # One of them: make test-vm ARCH=s390x KERNEL=6.12 TESTS=read
 test-vm: .venv/ready-vm
-	$(PYTHON) -m pytest -m vm tests/vm -k "test$(if $(ARCH), and $(ARCH)-)$(if $(KERNEL), and $(KERNEL)-)$(if $(TESTS), and ($(TESTS)))" $(PYTEST_ARGS)
+	$(PYTHON) -m pytest -m vm tests/vm -k "test$(if $(ARCH), and [$(ARCH)-)$(if $(KERNEL), and $(KERNEL)-)$(if $(TESTS), and ($(TESTS)))" $(PYTEST_ARGS)
 
 # A little of everything on all ten kernels; a few minutes.
 test-vm-subset: .venv/ready-vm
