@@ -72,7 +72,7 @@ class AddressSpaces:
         size = AREA_PAGE + LEADER_AREA * restore.state["executor areas"]
         self.hole = self._find_hole(size)
         executors = self.hole, self.hole + size
-        self.vdso = vdso_place.Places(self.spaces, lambda size: self._find_hole(size, executors))
+        self.vdso = vdso_place.Places(self.spaces, lambda size, *more: self._find_hole(size, executors, *more))
         segments.check(restore)
 
     def _find_hole(self, size: int, *more: Span) -> int:

@@ -64,8 +64,9 @@ class Place(NamedTuple):
 class Places:
     """Of all address spaces.  Raises Refusal for what cannot be."""
 
-    def __init__(self, spaces: "dict[int, AddressSpace]", find_hole: Callable[[int], int]) -> None:
-        """`find_hole`: an address where so many bytes are free in the whole tree, from beginning to end."""
+    def __init__(self, spaces: "dict[int, AddressSpace]", find_hole: Callable[..., int]) -> None:
+        """`find_hole`: an address where so many bytes are free in the whole tree, from beginning to end, and outside of
+        the spans that follow."""
         self.kernels = Kernels.look()
         self._spaces, self._find_hole = spaces, find_hole
         self._spare = 0
@@ -193,17 +194,15 @@ class Places:
     def _move(self, runner: Executor, program: Program, moves: list[tuple[int, int, int]]) -> None:
         flags = MREMAP_MAYMOVE | MREMAP_FIXED
         moves = [move for move in moves if move[0] != move[2]]
-        if moves:
-            low = min(a for a, _, _ in moves), max(a + n for a, n, _ in moves)
-            high = min(b for _, _, b in moves), max(b + n for _, n, b in moves)
-            if low[0] < high[1] and high[0] < low[1]:  # old and new overlap: by way of a third place
-                spare = self._find_hole(sum(n for _, n, _ in moves))
-                steps = []
-                for a, n, b in moves:
-                    program.call("mremap", a, n, n, flags, spare)
-                    steps.append((spare, n, b))
-                    spare += n
-                moves = steps
+        old = [(a, a + n) for a, n, _ in moves]
+        if any(start < b + n and b < end for start, end in old for _, n, b in moves):  # by way of a third place
+            third = self._find_hole(sum(n for _, n, _ in moves), *old)
+            steps = []
+            for a, n, b in moves:
+                program.call("mremap", a, n, n, flags, third)
+                steps.append((third, n, b))
+                third += n
+            moves = steps
         for a, n, b in moves:
             program.call("munmap", b, n)
             program.call("mremap", a, n, n, flags, b)
