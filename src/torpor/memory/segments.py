@@ -30,6 +30,7 @@ F_ADD_SEALS, F_GET_SEALS = 1033, 1034
 F_SEAL_SEAL = 1
 MFD_EXEC = 0x10
 MAX_SEGMENT = 1 << 46
+MAX_MODE = 0o177777
 FIRST_SHMID = 1 << 30  # of memfds: IPC ids, which name pagemaps too, are far below
 SHARED_SEALS = 1  # F_SEAL_SEAL: what CRIU's images say of shared anonymous memory
 KEY = "memory:segments"
@@ -181,6 +182,10 @@ def check(restore: Restore) -> None:
             raise ImageError("memfd.img is mangled", f"segment {inode.inode_id} is there twice, or too large")
         if "\0" in inode.name or len(os.fsencode(inode.name)) > 249:
             raise ImageError("memfd.img is mangled", f"segment {inode.inode_id} has an impossible name")
+        if (inode.mode or 0) > MAX_MODE:
+            raise ImageError(
+                "memfd.img is mangled", f"segment {inode.inode_id} has the impossible mode {inode.mode:#o}"
+            )
         inodes[inode.inode_id] = inode
         if not inode.size:
             continue  # CRIU writes no pagemap then

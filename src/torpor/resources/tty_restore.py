@@ -274,8 +274,8 @@ class Terminals:
             if info.uid is not None and info.gid is not None and (facts.st_uid, facts.st_gid) != (info.uid, info.gid):
                 os.fchown(fd, info.uid, info.gid)
             own = extras(self.restore).get(entry.id)
-            if own is not None and own.mode is not None and facts.st_mode & 0o7777 != own.mode:
-                os.fchmod(fd, own.mode)
+            if own is not None and own.mode is not None and facts.st_mode & 0o7777 != own.mode & 0o7777:
+                os.fchmod(fd, own.mode & 0o7777)
         set_flags(fd, entry.tty.flags)
 
     @staticmethod
