@@ -25,7 +25,7 @@ from torpor.images.kinds import RAW, kind_of_file
 from torpor.images.message import Field, Message
 
 PATIENCE_S = 30.0  # a case takes 20 ms
-LARGE = 64 << 20  # bytes of an image whose entries are not changed any more: some mutations double them
+LARGE = 16 << 20  # bytes of an image: what would make it larger is left out (a file's content three thousand times)
 MANY, LARGE = 3000, 500_000  # times, bytes
 BITS = {"bool": 1, "int32": 32, "sint32": 32, "uint32": 32, "int64": 64, "sint64": 64, "uint64": 64, "fixed64": 64}
 NAMES = ["", "/", ".", "..", "/proc/self/mem", "a/../../b", "x" + chr(0) + "y", "/dev/mem", "n" * 5000, "%s%n", " "]
@@ -109,12 +109,13 @@ class Mutator:
             other = dice.choice(dice.choice(self.kinds))
             self.changed[name] = self.original[other]
             return f"{name} is a copy of {other}"
-        entries = self._entries(name, data) if what > 5 and len(data) < LARGE else None
+        entries = self._entries(name, data) if what > 5 else None
         if not entries:
             told, self.changed[name] = _change_bytes(data, mutation.where, mutation.what >> 4, dice)
         else:
             told = self._change_entries(entries, mutation.where, mutation.what >> 4, dice)
-            self.changed[name] = _encoded(name, entries)
+            encoded = _encoded(name, entries)
+            self.changed[name] = encoded if len(encoded) < LARGE else data
         return f"{name}: {told}"
 
     def _entries(self, name: str, data: bytes) -> list[Entry] | None:
