@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A crowd: several workloads that are dumped and restored as one tree, each with a verdict of its own.
 
-What a dump and a restore cost by themselves is then paid once for all of them: in an emulated machine most of a case.
-And what belongs to several workloads meets in one checkpoint.  `crowd.c` is their parent.
+What belongs to several workloads meets in one checkpoint, and what a dump and a restore cost by themselves is paid once
+for all of them.  `crowd.c` is their parent.
 """
 
 import os

@@ -5,7 +5,7 @@ Torpor and the harness are imported once; every case, and every dump and restore
 case `command_line` is the real command, with its own start of Python.  The programs were built outside, for this
 architecture and the C library that lies beside them (vmlab/programs.py).
 
-Most are run in crowds (harness/crowd.py), several in one tree: a dump and a restore cost much by themselves here.
+Most are run in crowds (harness/crowd.py), several in one tree.
 """
 
 import contextlib
