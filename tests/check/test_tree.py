@@ -226,10 +226,10 @@ def test_five_thousand_files_are_quick(tmp_path: Path) -> None:
 
 
 PIPES = """
-import os, subprocess, sys, time
+import os, time
 inside = os.pipe()
-unread, _ = os.pipe()
-os.close(_)
+without_writer, writer = os.pipe()
+os.close(writer)
 if os.fork() == 0:
     os.close(inside[0])
     time.sleep(1000)

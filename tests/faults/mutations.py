@@ -25,7 +25,6 @@ from torpor.images.kinds import RAW, kind_of_file
 from torpor.images.message import Field, Message
 
 PATIENCE_S = 30.0  # a case takes 20 ms
-LARGE = 16 << 20  # bytes of an image: what would make it larger is left out (a file's content three thousand times)
 MANY, LARGE = 3000, 500_000  # times, bytes
 BITS = {"bool": 1, "int32": 32, "sint32": 32, "uint32": 32, "int64": 64, "sint64": 64, "uint64": 64, "fixed64": 64}
 NAMES = ["", "/", ".", "..", "/proc/self/mem", "a/../../b", "x" + chr(0) + "y", "/dev/mem", "n" * 5000, "%s%n", " "]
@@ -114,8 +113,7 @@ class Mutator:
             told, self.changed[name] = _change_bytes(data, mutation.where, mutation.what >> 4, dice)
         else:
             told = self._change_entries(entries, mutation.where, mutation.what >> 4, dice)
-            encoded = _encoded(name, entries)
-            self.changed[name] = encoded if len(encoded) < LARGE else data
+            self.changed[name] = _encoded(name, entries)
         return f"{name}: {told}"
 
     def _entries(self, name: str, data: bytes) -> list[Entry] | None:
@@ -193,8 +191,8 @@ def _fields(message: Message, name: str) -> Iterator[Site]:
 
 def _change_list(items: list[Any], at: int, dice: random.Random) -> tuple[str, list[Any]]:
     one = items[at]
-    whole = one[0] if isinstance(one, tuple) else one  # an entry comes with its payload
-    size = len(whole.encode()) + 1 if isinstance(whole, Message) else 1
+    whole, payload = one if isinstance(one, tuple) else (one, None)  # an entry comes with its payload
+    size = (len(whole.encode()) if isinstance(whole, Message) else 0) + len(payload or b"") + 1
     many = max(2, min(MANY, LARGE // size)) if len(items) < 1000 else 2
     return dice.choice([
         ("is lost", items[:at] + items[at + 1 :]),

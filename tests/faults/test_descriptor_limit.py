@@ -97,16 +97,22 @@ FEW = (
 )
 
 
-@pytest.fixture(scope="module")
-def dumped(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
-    """A family that may have few descriptors, dumped and ended."""
-    images = tmp_path_factory.mktemp("images")
+def with_few(code: str) -> "subprocess.Popen[bytes]":
+    """A program that may have few descriptors, when it has said that it is ready."""
     process = subprocess.Popen(
-        ["prlimit", f"--nofile={FEW}", "--", sys.executable, "-c", FAMILY],
+        ["prlimit", f"--nofile={FEW}", "--", sys.executable, "-c", code],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     assert process.stdout and process.stdout.readline() == b"ready\n"
     process.stdout.close()
+    return process
+
+
+@pytest.fixture(scope="module")
+def dumped(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """A family that may have few descriptors, dumped and ended."""
+    images = tmp_path_factory.mktemp("images")
+    process = with_few(FAMILY)
     with Nursery():
         status, text = run("dump", "-t", str(process.pid), "-D", images)
         process.wait()
@@ -157,12 +163,7 @@ raise SystemExit(any(area[:4] != number.to_bytes(4, "little") for number, area i
 def test_many_shared_areas(tmp_path: Path) -> None:
     """Each shared area takes one descriptor, at dump and at restore; where they do not suffice, a dump is undone."""
     code = "import signal; signal.pthread_sigmask(0, [15])\n" + SHARED
-    process = subprocess.Popen(
-        ["prlimit", f"--nofile={FEW}", "--", sys.executable, "-c", code],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
-    assert process.stdout and process.stdout.readline() == b"ready\n"
-    process.stdout.close()
+    process = with_few(code)
     with Nursery():
         status, text = run("dump", "-t", str(process.pid), "-D", tmp_path, prefix=("prlimit", "--nofile=200", "--"))
     assert status == 1 and "hard limit of 200" in text and "ulimit -Hn" in text and "\n" not in text, text

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.victim import SOURCE, Command, Victim, compiled, dump, run, tracer
+from faults.victim import SOURCE, Command, Victim, compiled, dump, run, status, tracer
 from harness.events import Nursery, children_of
 
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
@@ -56,15 +56,8 @@ def test_init(tmp_path: Path) -> None:
     refused(1, tmp_path, "process 1")
 
 
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except FileNotFoundError:
-        return ""
-
-
 def test_kernel_thread(tmp_path: Path) -> None:
-    if _name(2) != "kthreadd":
+    if status(2, "Name") != "kthreadd":
         pytest.skip("kernel threads are not seen from here")
     refused(2, tmp_path, "kernel")
 

@@ -22,7 +22,7 @@ def groups(workloads: Iterable[Workload], size: int) -> list[list[Workload]]:
     alike: dict[tuple[str, ...], list[Workload]] = {}
     found = []
     for workload in workloads:
-        if workload.refused or not workload.compared or {"terminal", "alone"} & workload.header.keys():
+        if workload.refused or not workload.compared or "terminal" in workload.header:
             found.append([workload])
         else:
             alike.setdefault((*workload.options("dump"), "", *workload.options("restore")), []).append(workload)

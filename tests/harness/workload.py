@@ -9,7 +9,6 @@ A comment `wl: key=value ...` in its first 2,000 characters gives what the harne
     same=no                          do not compare /proc before and after (why must stand beside it)
     refused=has_sent_data            Torpor refuses to dump it, in a sentence with these words; it goes on and passes
     terminal=yes                     runs as a job of a shell on a terminal outside the tree (terminal.py)
-    alone=yes                        cannot be dumped in one tree with others (crowd.py; why must stand beside it)
 """
 
 import ctypes
@@ -36,7 +35,7 @@ CFLAGS += ["-Wno-missing-field-initializers"]
 HEADER = re.compile(r"(?:/\*|#) wl:(.*?)(?:\*/|$)", re.MULTILINE)
 OWNED = re.compile(r"^owns (msg|sem|shm) (\d+)$", re.MULTILINE)
 OWNED_FILE = re.compile(r"^owns file (/dev/shm/.+)$", re.MULTILINE)
-KEYS = {"opts", "dump", "restore", "libs", "timeout", "same", "terminal", "refused", "alone"}
+KEYS = {"opts", "dump", "restore", "libs", "timeout", "same", "terminal", "refused"}
 
 
 class Skipped(Exception):
