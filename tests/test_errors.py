@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import torpor
-from torpor.errors import ImageError, TorporError, shortage
+from torpor.errors import ImageError, TorporError, exhausted
 
 SOURCE = Path(__file__).resolve().parents[1] / "src/torpor"
 
@@ -36,9 +36,9 @@ def test_what_a_process_may_have_no_more_of() -> None:
         (OSError(errno.EMFILE, "x"), "no-descriptors"),
         (OSError(errno.ENFILE, "x"), "no-descriptors"),
     ):
-        told = shortage(error)
+        told = exhausted(error)
         assert told is not None and told.code == code and told.remedy
-    assert shortage(OSError(errno.ENOENT, "x")) is None and shortage(ValueError()) is None
+    assert exhausted(OSError(errno.ENOENT, "x")) is None and exhausted(ValueError()) is None
 
 
 def test_every_refusal_in_restores_has_a_remedy_or_says_not_yet() -> None:

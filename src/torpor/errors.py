@@ -106,7 +106,7 @@ class RestoreFailed(TorporError):
     code = "restore-failed"
 
 
-def shortage(error: BaseException) -> TorporError | None:
+def exhausted(error: BaseException) -> TorporError | None:
     """What to say of an error that tells only that this process may have no more of something; None: of another."""
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     if number == errno.ENOMEM:

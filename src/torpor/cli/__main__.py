@@ -13,7 +13,7 @@ import sys
 
 from torpor import log
 from torpor.cli.say import Voice
-from torpor.errors import TorporError, UsageError, shortage
+from torpor.errors import TorporError, UsageError, exhausted
 from torpor.getopt import Command, parse, scan
 from torpor.options import Options
 from torpor.signals import SIG_BLOCK, SIG_DFL, SIG_SETMASK, SIGCHLD, SIGHUP, SIGINT, SIGTERM, pthread_sigmask, signal
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except Exception as error:  # a bug, most likely: say so, and what is needed to find it
-        told = shortage(error)
+        told = exhausted(error)
         return voice.bug(error) if told is None else voice.error(told)
     finally:
         if not own_process:

@@ -14,7 +14,7 @@ import sys
 
 from torpor import log
 from torpor import signals as signal
-from torpor.errors import TorporError, shortage
+from torpor.errors import TorporError, exhausted
 from torpor.typed import Any, Callable, TypeVar
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ def _engine(work: Callable[[Report], T], out: int, alive: int) -> None:
     except TorporError as error:
         answer = ("error", error)
     except BaseException as error:
-        if (told := shortage(error)) is not None:
+        if (told := exhausted(error)) is not None:
             answer = ("error", told)
         else:
             import traceback
