@@ -21,7 +21,7 @@ import time
 
 from torpor import log
 from torpor import signals as signal
-from torpor.errors import DumpFailed, Refusal, TaskGone, TorporError, UsageError
+from torpor.errors import DumpFailed, Refusal, TaskGone, TorporError, UsageError, exhausted
 from torpor.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -311,12 +311,8 @@ def _explain(error: OSError, session: "Dump") -> TorporError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "make room, or choose another directory with -D"
         return DumpFailed("cannot write the images", why, remedy, code="disk-full")
-    if error.errno == errno.EMFILE:  # what it needs for areas and files depends on what they are
-        from resource import RLIMIT_NOFILE, getrlimit
-
-        hard = getrlimit(RLIMIT_NOFILE)[1]
-        why = f"that takes more descriptors than Torpor's own hard limit of {hard} allows"
-        return DumpFailed("the dump failed", why, "raise it: ulimit -Hn NUMBER", code="no-descriptors")
+    if (told := exhausted(error)) is not None:
+        return told
     of_image = isinstance(error.filename, str) and "/" not in error.filename
     if of_image or error.errno in (errno.EFBIG, errno.EROFS):
         what = f"cannot write {error.filename or 'the images'} to the images directory {session.options.images_dir}"

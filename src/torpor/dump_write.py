@@ -2,9 +2,11 @@
 """Everything that a dump can write when the tasks go on already (or, if they are to end, just before)."""
 
 import os
+from resource import RLIMIT_NOFILE, getrlimit
 
 from torpor import log
 from torpor.arch import native
+from torpor.engine.descriptors import shortage
 from torpor.images import kinds
 from torpor.images.directory import write_stats
 from torpor.images.message import Encoded
@@ -80,12 +82,20 @@ def everything(dump: "Dump", asked: "Asked", memory: "list[AddressSpace]") -> No
     write_extras(dump)
     segments.save_inodes(dump)
     images.write(kinds.FILES, in_order(dump.file_entries))
+    _foresee_restore(dump)
     images.write(kinds.SECCOMP, [SeccompEntry()])
     clocks.save(dump)
     if dump.options.cpu_cap:
         from torpor import cpuinfo
 
         cpuinfo.save(dump)
+
+
+def _foresee_restore(dump: "Dump") -> None:
+    """Files are dumped one after another, and restored all at once: say so where this machine lets nobody do that."""
+    short = shortage(len(dump.tasks), len(dump.file_entries), getrlimit(RLIMIT_NOFILE)[1])
+    if short is not None:
+        dump.warn(f"a restore of it under this limit will be refused: {'; '.join(short)}")
 
 
 def _descriptors(table: "Table", types: dict[int, int]) -> list[Any]:

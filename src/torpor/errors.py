@@ -113,8 +113,10 @@ def exhausted(error: BaseException) -> TorporError | None:
         why, remedy = "there is none left", "free some, or raise the limit for Torpor's processes (ulimit -v)"
         return TorporError("Torpor gets no more memory", why, remedy, code="no-memory")
     if number == errno.EMFILE:
-        remedy = "raise the limit for Torpor's processes (ulimit -Hn)"
-        return TorporError("Torpor may open no more files", os.strerror(number), remedy, code="no-descriptors")
+        from resource import RLIMIT_NOFILE, getrlimit
+
+        why = f"its own hard limit is {getrlimit(RLIMIT_NOFILE)[1]}"
+        return TorporError("Torpor may open no more files", why, "raise it: ulimit -Hn NUMBER", code="no-descriptors")
     if number == errno.ENFILE:
         return TorporError(
             "nobody can open more files", os.strerror(number), "raise fs.file-max", code="no-descriptors"

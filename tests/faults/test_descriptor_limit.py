@@ -97,10 +97,10 @@ FEW = (
 )
 
 
-def with_few(code: str) -> "subprocess.Popen[bytes]":
+def with_few(code: str, number: int = FEW) -> "subprocess.Popen[bytes]":
     """A program that may have few descriptors, when it has said that it is ready."""
     process = subprocess.Popen(
-        ["prlimit", f"--nofile={FEW}", "--", sys.executable, "-c", code],
+        ["prlimit", f"--nofile={number}", "--", sys.executable, "-c", code],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     assert process.stdout and process.stdout.readline() == b"ready\n"
@@ -166,7 +166,7 @@ def test_many_shared_areas(tmp_path: Path) -> None:
     process = with_few(code)
     with Nursery():
         status, text = run("dump", "-t", str(process.pid), "-D", tmp_path, prefix=("prlimit", "--nofile=200", "--"))
-    assert status == 1 and "hard limit of 200" in text and "ulimit -Hn" in text and "\n" not in text, text
+    assert status == 1 and "hard limit is 200" in text and "ulimit -Hn" in text and "\n" not in text, text
     assert process.poll() is None and not (tmp_path / "inventory.img").exists()
     enough = ("prlimit", f"--nofile={SEGMENTS + 100}", "--")
     with Nursery():
@@ -174,6 +174,35 @@ def test_many_shared_areas(tmp_path: Path) -> None:
         process.wait()
         assert status == 0, text
         status, text = run("restore", "-d", "-D", tmp_path, prefix=enough)
+        assert status == 0, text
+        os.kill(process.pid, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(wait_end(process.pid, 30)) == 0
+
+
+EVENTS = 300
+COUNTERS = f"""
+import os, signal
+signal.pthread_sigmask(0, [15])
+counters = [os.eventfd(number) for number in range(1, {EVENTS})]
+print("ready", flush=True)
+signal.sigwait([signal.SIGTERM])
+raise SystemExit(any(os.eventfd_read(counter) != number for number, counter in enumerate(counters, 1)))
+"""
+
+
+def test_files_that_a_restore_could_not_hold(tmp_path: Path) -> None:
+    """A dump needs few descriptors for open files, a restore one for each: the dump says what the restore will."""
+    few = EVENTS + 20
+    process = with_few(COUNTERS, few)
+    limited = ("prlimit", f"--nofile={few}", "--")
+    with Nursery():
+        status, text = run("dump", "-t", str(process.pid), "-D", tmp_path, prefix=limited)
+        process.wait()
+        assert status == 0 and f"hard limit is {few}" in text, text
+        needed = text.split("ulimit -Hn ")[1].split()[0].rstrip(")")
+        status, text = run("restore", "-d", "-D", tmp_path, prefix=limited)
+        assert status == 1 and f"ulimit -Hn {needed}" in text, text
+        status, text = run("restore", "-d", "-D", tmp_path, prefix=("prlimit", f"--nofile={needed}", "--"))
         assert status == 0, text
         os.kill(process.pid, signal.SIGTERM)
         assert os.waitstatus_to_exitcode(wait_end(process.pid, 30)) == 0

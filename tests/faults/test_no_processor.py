@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +37,20 @@ def spinning(nice: int, policy: int) -> Iterator[int]:
         process.wait()
 
 
+def wait_starved(pid: int) -> None:
+    """Until it has waited for a processor for a while, in which it got none."""
+
+    def ran() -> str:
+        return Path(f"/proc/{pid}/schedstat").read_text().split()[0]
+
+    deadline = time.monotonic() + 30
+    before = ""
+    while (now := ran()) != before:
+        before = now
+        assert time.monotonic() < deadline, "it gets a processor all the same"
+        time.sleep(0.2)
+
+
 @pytest.mark.parametrize("patience", [0.0, 30.0], ids=["refused", "waited for"])
 def test_gets_no_processor(patience: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STUBBORN_S", 0.05)
@@ -42,6 +58,7 @@ def test_gets_no_processor(patience: float, monkeypatch: pytest.MonkeyPatch) -> 
     with spinning(0, os.SCHED_IDLE) as victim, ExitStack() as others:
         for _ in range(4):
             others.enter_context(spinning(-20, os.SCHED_OTHER))
+        wait_starved(victim)
         if patience:
             relief = threading.Timer(0.5, others.close)
             relief.start()
