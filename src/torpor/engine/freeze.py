@@ -141,17 +141,18 @@ class _Freezing:
             tids = self._seize_all(pid)
             for tid in threads.keys() - set(tids):  # ended by a thread that has called execve(2)
                 del threads[tid], held[tid]
+            if pid in threads and _is_another(pid):  # that thread, which has the leader's number now
+                del threads[pid], held[pid]
+                continue
             new = [tid for tid in tids if tid in held and tid not in threads]
-            if not new:
-                return tids, {tid: threads[tid] for tid in tids if tid in threads}
             for tid in new:
                 if _await_stop(held[tid], min(_STUBBORN_S, left), held, min(_BUSY_S, left)):
                     threads[tid] = held[tid]
-                    continue
-                del held[tid]
-                if pid in threads and not _is_stopped(pid):  # the leader now is the thread that has called execve(2)
-                    del threads[pid]
-                    held[pid] = _interrupted(pid, pid)
+                else:
+                    del held[tid]
+            # One that is neither stopped nor dead has the leader's number by execve(2), or will: the leader comes last.
+            if not new and all(tid in threads or _state(tid) in ("Z", "X", "") for tid in reversed(tids)):
+                return tids, {tid: threads[tid] for tid in tids if tid in threads}
 
     def _seize_all(self, pid: int) -> list[int]:
         """Seize and interrupt what is not held yet; returns all TIDs."""
@@ -183,13 +184,14 @@ def _interrupted(tid: int, pid: int) -> Tracee:
     return tracee
 
 
-def _is_stopped(tid: int) -> bool:
-    """Of a thread that we trace, or traced."""
+def _is_another(pid: int) -> bool:
+    """Whether the task that we have stopped under this number is no longer the one that has it: what has it now runs,
+    or has stopped since.  (A stop can be waited for once.)"""
     try:
-        ptrace.get_signal_mask(tid)
-    except ProcessLookupError:
-        return False
-    return True
+        ptrace.get_signal_mask(pid)
+        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT | stops.WALL) is not None
+    except (ProcessLookupError, ChildProcessError):
+        return True
 
 
 def _tree(root: int) -> list[int]:

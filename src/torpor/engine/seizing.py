@@ -9,7 +9,7 @@ when seizing takes long.
 """
 
 import errno
-from _thread import allocate_lock, start_new_thread
+from _thread import allocate_lock, get_native_id, start_new_thread
 
 from torpor import log
 from torpor.engine import stops
@@ -76,7 +76,8 @@ def collect_ended(pid: int, held: "dict[int, Tracee]") -> None:
 
 
 def seize(pid: int, tid: int) -> bool:
-    """False: it has ended.  Raises Refusal."""
+    """True: it is traced by us; perhaps was already, under another number (execve(2) gives a thread the leader's).
+    False: it has ended.  Raises Refusal."""
     for last in (False, False, True):
         try:
             ptrace.seize(tid, OPTIONS)
@@ -86,14 +87,14 @@ def seize(pid: int, tid: int) -> bool:
                 return False
             if error.errno != errno.EPERM:
                 raise
-        if not _explain_eperm(pid, tid, last):
-            return False
+        if (ours := _explain_eperm(pid, tid, last)) is not None:
+            return ours
     return False
 
 
-def _explain_eperm(pid: int, tid: int, last: bool) -> bool:
-    """False for a dead task (it cannot be seized, and need not be); else raises Refusal.  Unless nobody is to blame and
-    this was not the `last` try: then it had ended, and one that called execve(2) has its number."""
+def _explain_eperm(pid: int, tid: int, last: bool) -> bool | None:
+    """True: we trace it.  False: it is dead (it cannot be seized, and need not be).  Else raises Refusal, unless nobody
+    is to blame and this was not the `last` try: None, it had ended, and one that called execve(2) has its number."""
     from torpor.kernel.status import parse_status
 
     try:
@@ -103,6 +104,8 @@ def _explain_eperm(pid: int, tid: int, last: bool) -> bool:
         tracer = parse_status(read_all(f"/proc/{pid}/task/{tid}/status")).tracer
     except (OSError, TaskGone):
         return False
+    if tracer == get_native_id():
+        return True
     subject = f"task {tid} ({stat.comm.decode(errors='replace')})"
     if tracer:
         raise Refusal(
@@ -112,5 +115,5 @@ def _explain_eperm(pid: int, tid: int, last: bool) -> bool:
             code="traced",
         )
     if not last:
-        return True
+        return None
     raise Refusal(subject, "no permission to trace it", "run as root, or with CAP_SYS_PTRACE", code="no-rights")
