@@ -202,7 +202,7 @@ class AArch64(Arch):
 
     def resumed(self, general: bytes, before: bytes) -> bytes:
         r = _words(general)
-        if self._forgets(r, before):
+        if self._forgets(r, before) and not self.loses_nothing(r[X8], r[X0 + 1]):
             r[X8] = self.SYSCALLS["restart_syscall"]
         return _GENERAL.pack(*r)
 

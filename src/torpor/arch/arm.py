@@ -223,7 +223,8 @@ class Arm(Arch):
 
     def resumed(self, general: bytes, before: bytes) -> bytes:
         r = _words(general)
-        if self._forgets(r, before):
+        poll_for_a_while = r[R7] == self.SYSCALLS["poll"] and r[R0 + 2] >> 31 == 0
+        if self._forgets(r, before) and (poll_for_a_while or not self.loses_nothing(r[R7], r[1])):
             r[R7] = self.SYSCALLS["restart_syscall"]
         return _GENERAL.pack(*r)
 

@@ -6,7 +6,7 @@ return new bytes; engine/ moves them with PTRACE_GETREGSET and PTRACE_SETREGSET.
 """
 
 from torpor.errors import ImageError, Refusal
-from torpor.typed import TYPE_CHECKING, Iterator, Mapping, NamedTuple, NoReturn, Sequence, TypeVar
+from torpor.typed import TYPE_CHECKING, Callable, Iterator, Mapping, NamedTuple, NoReturn, Sequence, TypeVar
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
@@ -181,6 +181,14 @@ class Arch:
         """How the call that the thread is in was interrupted, for torpor-PID.img: an ERESTART number, and what else the
         kernel remembers of the call.  None: `settled` says all, or the registers do not show it."""
         return None
+
+    def first_interrupted(
+        self, general: bytes, specials: dict[int, bytes], read: Callable[[int, int], bytes]
+    ) -> tuple[bytes, dict[int, bytes]]:
+        """The same, or, of a thread that was interrupted in restart_syscall, by which the kernel continues a call that
+        was interrupted before, what it would show in that call itself.  The kernel forgets its number, so `read`
+        (address, length; empty where nothing is) is asked for the instructions that have made it."""
+        return general, specials
 
     def call_at(self, general: bytes, code: bytes) -> Call | None:
         """The call that a thread is about to make whose next instruction `code` (4 bytes) begins with.  See

@@ -22,7 +22,7 @@ from torpor.arch.base import (
     Call,
     Registers,
 )
-from torpor.typed import TYPE_CHECKING, Mapping, Sequence
+from torpor.typed import TYPE_CHECKING, Callable, Mapping, Sequence
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
@@ -128,6 +128,17 @@ class X86_64(Arch):
         # The ABI wants the stack as after a call, and the direction flag clear.
         r[RSP], r[RIP], r[ORIG_RAX], r[EFLAGS] = (stack & ~15) - 8, entry, _NO_CALL, 0x202
         return _GENERAL.pack(*r)
+
+    def first_interrupted(
+        self, general: bytes, specials: dict[int, bytes], read: Callable[[int, int], bytes]
+    ) -> tuple[bytes, dict[int, bytes]]:
+        r = _words(general)
+        if r[ORIG_RAX] != self.SYSCALLS["restart_syscall"] or -_signed(r[RAX]) != ERESTART_RESTARTBLOCK:
+            return general, specials
+        code = read(r[RIP] - 7, 7)  # mov eax, NUMBER; syscall
+        if code[:1] == b"\xb8" and code[5:] == self.instruction:
+            r[ORIG_RAX] = int.from_bytes(code[1:5], "little")
+        return _GENERAL.pack(*r), specials
 
     def call_at(self, general: bytes, code: bytes) -> Call | None:
         r = _words(general)

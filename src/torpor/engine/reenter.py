@@ -37,7 +37,7 @@ def find(thread: Tracee, general: bytes, stored: tuple[int, int] | None, exact: 
         return None
     if not exact:
         general = _before_it_ended(thread, general)
-    call = arch.call_at(general, _code(thread, arch.pc(general)))
+    call = arch.call_at(general, thread.code(arch.pc(general), CODE))
     if call is None:
         return None
     if stored is None:
@@ -53,19 +53,12 @@ def _before_it_ended(thread: Tracee, general: bytes) -> bytes:
     """Registers that make a call again which CRIU's stop has ended; else the same.  If the call lets signals in itself,
     and none waits, EINTR may be all that its caller waits for."""
     arch = thread.arch
-    code = _code(thread, arch.pc(general) - CODE)
+    code = thread.code(arch.pc(general) - CODE, CODE)
     again = arch.ended_call(general, code)
     if again is None or (call := arch.call_at(again, code)) is None:
         return general
     lets_in = call.nr in arch.numbers_of(("epoll_pwait", "epoll_pwait2")) and call.args[4]
     return general if lets_in and not thread.awaiting() else again
-
-
-def _code(thread: Tracee, address: int) -> bytes:
-    try:
-        return thread.read(max(address, 0), CODE)
-    except (OSError, OverflowError):
-        return b""  # at the end of an area, or nowhere
 
 
 def _has_time_limit(thread: Tracee, call: Call) -> bool:

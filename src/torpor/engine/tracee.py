@@ -74,6 +74,13 @@ class Tracee:
             raise OSError(errno.EIO, f"short read of task memory at {address:#x}")
         return data
 
+    def code(self, address: int, length: int) -> bytes:
+        """As `read`; nothing at an area's end, or nowhere."""
+        try:
+            return self.read(max(address, 0), length)
+        except (OSError, OverflowError):
+            return b""
+
     def write(self, address: int, data: bytes) -> None:
         if os.pwrite(self.memory, data, address & self.arch.untag_mask) != len(data):
             raise OSError(errno.EIO, f"short write of task memory at {address:#x}")
@@ -87,6 +94,7 @@ class Tracee:
             self._specials = {which: ptrace.get_regset(self.tid, which) for which in self.arch.before_programs()}
             if self.arch.volatile:
                 self._read_volatile()
+            self._general, self._specials = self.arch.first_interrupted(self._general, self._specials, self.code)
             self._read_rseq()
         return self._general
 
