@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every workload in every mode: test_workloads.py::test_workload[NAME-MODE].
 
-TORPOR_MODES=restore,from-criu pytest -k mem_   chooses modes and workloads.
+TORPOR_MODES=restore,from-criu pytest -k mem_   chooses modes and workloads.  The mode `restore` is the command as a user
+starts it; in the others it is a fork of this process, which spares most of its processor time (harness/warm.py).
 """
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
 
 import peer
+from harness import warm
 from harness.failures import excuse
 from harness.modes import MODES, Mode, run_case, selected
-from harness.tools import TORPOR, Tool
+from harness.tools import TORPOR, TORPOR_WARM, Tool
 from harness.workload import Skipped, Workload, all_workloads
 
 _oracle: dict[str, AssertionError | None] = {}
 
 
 def tools_for(mode: Mode) -> dict[str, Tool]:
-    tools = {"torpor": TORPOR}
+    tools = {"torpor": TORPOR if mode is MODES["restore"] else TORPOR_WARM}
     if "criu" in (mode.dumper, mode.restorer):
         command, why = peer.criu()
         if command is None:
@@ -43,7 +46,15 @@ def criu_fails(workload: Workload, directory: Path) -> AssertionError | None:
     return _oracle[workload.name]
 
 
+@pytest.fixture(scope="module")
+def _warm() -> None:
+    warm.import_all()
+    gc.collect()
+    gc.freeze()  # what is there now is not walked over, hence not copied, in each fork
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.usefixtures("_warm")
 @pytest.mark.parametrize("mode_name", selected())
 @pytest.mark.parametrize("workload", all_workloads(), ids=lambda workload: workload.name)
 def test_workload(workload: Workload, mode_name: str, tmp_path: Path) -> None:

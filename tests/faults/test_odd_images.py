@@ -3,7 +3,7 @@
 kernel, each ends in sentences, with little memory.
 
 TORPOR_CUTS=all cuts at every length (pages, where only the number of bytes counts, at each page's end and beside it:
-some 16,000 cuts); else the short images at each of them, the long ones at some.
+some 16,000 cuts); else within the header, and at some.
 """
 
 import os
@@ -68,8 +68,8 @@ def cuts(size: int, pages: bool) -> list[int]:
         return sorted(
             {at + near for at in range(0, size + 1, PAGE_SIZE) for near in (-1, 0, 1) if 0 <= at + near < size}
         )
-    stride = 1 if ALL else max(1, size // 40)
-    return sorted({*range(min(size, 16)), *range(0, size, stride), size - 1})
+    stride = 1 if ALL else max(1, size // 12)
+    return sorted({*range(min(size, 9)), *range(0, size, stride), size - 1})
 
 
 def test_cut(checkpoint: Checkpoint, spoilt: Path, capsys: pytest.CaptureFixture[str]) -> None:
