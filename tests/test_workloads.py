@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every workload in every mode: test_workloads.py::test_workload[NAME-MODE].
 
-TORPOR_MODES=restore,from-criu pytest -k mem_   chooses modes and workloads.  The mode `restore` is the command as a user
-starts it; in the others it is a fork of this process, which spares most of its processor time (harness/warm.py).
+TORPOR_MODES=restore,from-criu pytest -k mem_   chooses modes and workloads.
+
+The mode `restore` is the command as a user starts it; in the others it is a fork of this process, which spares most of
+its processor time (harness/warm.py).
 """
 
 import gc

@@ -137,6 +137,7 @@ def test_kill_at_any_moment(images: Path, capsys: pytest.CaptureFixture[str]) ->
             where = ("in a stop" if death.stopped else "running our calls") if death.inside else "outside"
             print(f"  {count:4} × {death.who}, {where}")
         print(f"  {number - len(lost)} of {number} victims as before; {restarts} system calls not restarted")
+        print(*(f"  {line}\n" for line in lost), sep="", end="")
     assert len(lost) <= number // 200 * ALLOWED, "\n".join(lost)
 
 

@@ -21,7 +21,7 @@ import struct
 from torpor.arch.base import EINTR, ERESTARTNOHAND, Arch, Call, Registers
 from torpor.arch.numbers import FROM_424, numbers
 from torpor.errors import Refusal
-from torpor.typed import TYPE_CHECKING, Mapping, Sequence
+from torpor.typed import TYPE_CHECKING, Callable, Mapping, Sequence
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
@@ -66,6 +66,7 @@ _AT_HWCAP2, _HWCAP2_MTE = 26, 1 << 18
 _GENERAL = struct.Struct("<34Q")
 X0, X8, SP, PC, PSTATE = 0, 8, 31, 32, 33
 _M64 = (1 << 64) - 1
+_MOVZ_X8, _MOVZ_X8_MASK, _NEAR = 0x52800008, 0x7FE0001F, 8  # mov x8 or w8, NUMBER; so near before its svc
 _BTYPE = 0xC00  # set between an indirect branch and its target: it would fault at our entry
 
 # The calls that ask to be continued by restart_syscall, see ERESTART_RESTARTBLOCK in kernel/ and fs/.
@@ -167,6 +168,20 @@ class AArch64(Arch):
 
     def interruption(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> tuple[int, int] | None:
         return (ERESTARTNOHAND, 0) if self.again(general, specials, before) else None
+
+    def first_interrupted(
+        self, general: bytes, specials: dict[int, bytes], before: bytes, read: Callable[[int, int], bytes]
+    ) -> tuple[bytes, dict[int, bytes], bytes]:
+        r = _words(general)
+        number, _, rest = before.partition(b" ")
+        if r[X8] != self.SYSCALLS["restart_syscall"] or number != b"%d" % r[X8]:
+            return general, specials, before
+        code = struct.iter_unpack("<I", read(r[PC] - 4 * _NEAR, 4 * _NEAR))
+        numbers = [word >> 5 & 0xFFFF for (word,) in code if word & _MOVZ_X8_MASK == _MOVZ_X8]
+        if numbers:
+            r[X8] = numbers[-1]
+            before = b"%d %s" % (r[X8], rest)
+        return _GENERAL.pack(*r), specials, before
 
     def call_at(self, general: bytes, code: bytes) -> Call | None:
         r = _words(general)

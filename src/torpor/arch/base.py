@@ -183,12 +183,13 @@ class Arch:
         return None
 
     def first_interrupted(
-        self, general: bytes, specials: dict[int, bytes], read: Callable[[int, int], bytes]
-    ) -> tuple[bytes, dict[int, bytes]]:
+        self, general: bytes, specials: dict[int, bytes], before: bytes, read: Callable[[int, int], bytes]
+    ) -> tuple[bytes, dict[int, bytes], bytes]:
         """The same, or, of a thread that was interrupted in restart_syscall, by which the kernel continues a call that
         was interrupted before, what it would show in that call itself.  The kernel forgets its number, so `read`
-        (address, length; empty where nothing is) is asked for the instructions that have made it."""
-        return general, specials
+        (address, length; empty where nothing is) is asked for the instructions that have made it.  (On ppc64le it
+        forgets the first argument, too; 32-bit ARM keeps the number.)"""
+        return general, specials, before
 
     def call_at(self, general: bytes, code: bytes) -> Call | None:
         """The call that a thread is about to make whose next instruction `code` (4 bytes) begins with.  See

@@ -16,7 +16,7 @@ import struct
 from torpor.arch.base import EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, Arch, Call, Registers
 from torpor.arch.numbers import FROM_424, numbers
 from torpor.errors import Refusal
-from torpor.typed import TYPE_CHECKING, Callable, Mapping, Sequence
+from torpor.typed import TYPE_CHECKING, Mapping, Sequence
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
@@ -68,7 +68,6 @@ _M64 = (1 << 64) - 1
 _SUMMARY_OVERFLOW = 0x10000000
 _TRAP_SC, _TRAP_SCV = 0xC00, 0x3000
 _ENTRIES = {b"\x02\x00\x00\x44": _TRAP_SC, b"\x01\x00\x00\x44": _TRAP_SCV}  # by instruction: sc, scv 0
-_LI_R0, _NEAR = 0x3800, 9  # li r0, NUMBER; it stands at most so many instructions before the next one
 _MSR_VEC, _MSR_VSX, _MSR_TRANSACTION = 1 << 25, 1 << 23, 3 << 33
 
 # struct ucontext, with which struct rt_sigframe begins: flags, link, stack, mask (8 of 128 bytes), sigcontext.
@@ -143,17 +142,6 @@ class Ppc64le(Arch):
 
     def _how(self, r: list[int]) -> int:
         return self.how_interrupted(_error(r), r[R0], r[ORIG_R3], r[R4])
-
-    def first_interrupted(
-        self, general: bytes, specials: dict[int, bytes], read: Callable[[int, int], bytes]
-    ) -> tuple[bytes, dict[int, bytes]]:
-        r = _words(general)
-        if r[R0] != self.SYSCALLS["restart_syscall"] or _error(r) != ERESTART_RESTARTBLOCK:
-            return general, specials
-        code = read(r[NIP] - 4 * _NEAR, 4 * _NEAR)
-        numbers = [word & 0xFFFF for (word,) in struct.iter_unpack("<I", code) if word >> 16 == _LI_R0]
-        r[R0] = numbers[-1] if numbers else r[R0]
-        return _GENERAL.pack(*r), specials
 
     def call_at(self, general: bytes, code: bytes) -> Call | None:
         r = _words(general)

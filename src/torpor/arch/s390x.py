@@ -134,15 +134,15 @@ class S390x(Arch):
         return (how, call) if how else None
 
     def first_interrupted(
-        self, general: bytes, specials: dict[int, bytes], read: Callable[[int, int], bytes]
-    ) -> tuple[bytes, dict[int, bytes]]:
+        self, general: bytes, specials: dict[int, bytes], before: bytes, read: Callable[[int, int], bytes]
+    ) -> tuple[bytes, dict[int, bytes], bytes]:
         r, call = _words(general), struct.unpack(">I", specials[NT_S390_SYSTEM_CALL])[0]
         if call & 0xFFFF == self.SYSCALLS["restart_syscall"] and r[R2] == -ERESTART_RESTARTBLOCK & _M64:
             code = read(r[PSW_ADDRESS] - 2, 2)  # svc NUMBER; with 0 it is in r1
             if code[:1] == b"\x0a":
                 call = 2 << 16 | (code[1] or r[R1] & 0xFFFF)
                 specials = {**specials, NT_S390_SYSTEM_CALL: struct.pack(">I", call)}
-        return general, specials
+        return general, specials, before
 
     def _how(self, r: list[int], call: int) -> int:
         return self.how_interrupted(_M64 + 1 - r[R2], call & 0xFFFF, r[ORIG_R2], r[R3]) if call else 0

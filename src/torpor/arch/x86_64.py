@@ -130,15 +130,15 @@ class X86_64(Arch):
         return _GENERAL.pack(*r)
 
     def first_interrupted(
-        self, general: bytes, specials: dict[int, bytes], read: Callable[[int, int], bytes]
-    ) -> tuple[bytes, dict[int, bytes]]:
+        self, general: bytes, specials: dict[int, bytes], before: bytes, read: Callable[[int, int], bytes]
+    ) -> tuple[bytes, dict[int, bytes], bytes]:
         r = _words(general)
         if r[ORIG_RAX] != self.SYSCALLS["restart_syscall"] or -_signed(r[RAX]) != ERESTART_RESTARTBLOCK:
-            return general, specials
+            return general, specials, before
         code = read(r[RIP] - 7, 7)  # mov eax, NUMBER; syscall
         if code[:1] == b"\xb8" and code[5:] == self.instruction:
             r[ORIG_RAX] = int.from_bytes(code[1:5], "little")
-        return _GENERAL.pack(*r), specials
+        return _GENERAL.pack(*r), specials, before
 
     def call_at(self, general: bytes, code: bytes) -> Call | None:
         r = _words(general)

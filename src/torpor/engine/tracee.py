@@ -94,7 +94,9 @@ class Tracee:
             self._specials = {which: ptrace.get_regset(self.tid, which) for which in self.arch.before_programs()}
             if self.arch.volatile:
                 self._read_volatile()
-            self._general, self._specials = self.arch.first_interrupted(self._general, self._specials, self.code)
+            self._general, self._specials, self.call_before = self.arch.first_interrupted(
+                self._general, self._specials, self.call_before, self.code
+            )
             self._read_rseq()
         return self._general
 
