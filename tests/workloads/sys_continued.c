@@ -7,9 +7,9 @@
 #include <semaphore.h>
 
 #ifdef __powerpc64__
-#define AS_IT_MAY(n) ((n) == -1 && errno == EINTR)
+#define MAY_END(n) ((n) == -1 && errno == EINTR)
 #else
-#define AS_IT_MAY(n) false
+#define MAY_END(n) false
 #endif
 
 static int forever[2], timed[2];
@@ -22,8 +22,11 @@ static void *wait_on(void *argument)
 	struct pollfd p = {ends[0], POLLIN, 0};
 	const char *how = ends == timed ? "with a timeout" : "for ever";
 	waits++;
-	int n = poll(&p, 1, ends == timed ? 600000 : -1);
-	EXPECT((n == 1 && p.revents == POLLIN) || AS_IT_MAY(n), "poll %s gives %d: %s", how, n, n < 0 ? strerror(errno) : "");
+	int n;
+	do
+		n = poll(&p, 1, ends == timed ? 600000 : -1);
+	while (MAY_END(n));
+	EXPECT(n == 1 && p.revents == POLLIN, "poll %s gives %d: %s", how, n, n < 0 ? strerror(errno) : "");
 	return NULL;
 }
 
@@ -33,8 +36,11 @@ static void *wait_for_semaphore(void *unused)
 	clock_gettime(CLOCK_REALTIME, &end);
 	end.tv_sec += 600;
 	waits++;
-	int n = sem_timedwait(&posted, &end); // FUTEX_WAIT_BITSET, until a point in time
-	EXPECT(n == 0 || AS_IT_MAY(n), "sem_timedwait gives %d: %s", n, strerror(errno));
+	int n;
+	do
+		n = sem_timedwait(&posted, &end); // FUTEX_WAIT_BITSET, until a point in time
+	while (MAY_END(n));
+	EXPECT(n == 0, "sem_timedwait gives %d: %s", n, strerror(errno));
 	return unused;
 }
 
