@@ -9,7 +9,8 @@ from typing import cast
 import pytest
 
 from torpor.arch import MODULES, interrupted
-from torpor.arch.base import ERESTARTNOHAND, ERESTARTSYS, RESTARTED, Arch, Call
+from torpor.arch.base import ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTSYS, RESTARTED, Arch, Call
+from torpor.arch.s390x import NT_S390_SYSTEM_CALL
 from torpor.engine import reenter
 from torpor.engine.tracee import Tracee
 
@@ -112,10 +113,8 @@ class Thread:
     def __init__(self, waiting: int) -> None:
         self.awaiting = lambda: waiting
 
-    def read(self, address: int, length: int) -> bytes:
-        if address != PC:
-            raise OSError
-        return b"\x01\x00\x00\x44"
+    def code(self, address: int, length: int) -> bytes:
+        return b"\x01\x00\x00\x44" if address == PC else b""
 
 
 @pytest.mark.parametrize(
@@ -160,3 +159,40 @@ def test_by_way_of_another_call() -> None:
     assert interrupted.how(arch, Call(ipc, (2, 0))) == 0  # SEMGET
     assert arch.ends_by_a_stop(ipc, 4) and not arch.ends_by_a_stop(ipc, 11)  # SEMTIMEDOP, MSGSND
     assert arch.ends_by_a_stop(socketcall, 10) and not arch.ends_by_a_stop(socketcall, 3)  # recv, connect
+
+
+def continued(name: str) -> tuple[bytes, dict[int, bytes], bytes, bytes]:
+    """What a thread shows whose futex the kernel has continued by restart_syscall when it is interrupted again:
+    registers, register sets, /proc/TID/syscall before that, and the instructions up to the next one."""
+    nr, restart = (ARCHES[name].SYSCALLS[call] for call in ("futex", "restart_syscall"))
+    ended = (1 << 64) - ERESTART_RESTARTBLOCK
+    return {
+        "x86_64": lambda: (words("<27Q", {10: ended, 15: restart, 16: PC}), {}, b"",
+                           b"\x90\xb8" + nr.to_bytes(4, "little") + b"\x0f\x05"),
+        "aarch64": lambda: (words("<34Q", {8: restart, 32: PC}), {}, b"%d 0x0 0x0 0x0 0x0 0x0 0x0 0x0 0x1004" % restart,
+                            struct.pack("<3I", 0xD2800008 | nr << 5, 0xAA0203E3, 0x93407C21)),
+        "s390x": lambda: (words(">18Q", {1: PC, 4: ended}) + bytes(72),
+                          {NT_S390_SYSTEM_CALL: struct.pack(">I", 2 << 16 | restart)}, b"", bytes((0x0A, nr))),
+    }[name]()  # fmt: skip
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("name", ["x86_64", "aarch64", "s390x"])
+def test_a_continued_call_gets_its_number_back(name: str, known: bool) -> None:
+    arch = ARCHES[name]
+    general, specials, before, code = continued(name)
+    seen = {"x86_64": lambda: general[8 * 15 : 8 * 16], "aarch64": lambda: general[8 * 8 : 8 * 9] + before[:4],
+            "s390x": lambda: specials[NT_S390_SYSTEM_CALL]}[name]  # fmt: skip
+    nr, restart = (
+        {"x86_64": struct.pack("<Q", nr), "aarch64": struct.pack("<Q", nr) + (b"%d 0x0" % nr)[:4],
+         "s390x": struct.pack(">I", 2 << 16 | nr)}[name]
+        for nr in (arch.SYSCALLS["futex"], arch.SYSCALLS["restart_syscall"])
+    )  # fmt: skip
+    assert seen() == restart
+
+    def read(address: int, length: int) -> bytes:
+        assert address + length == PC
+        return code[-length:] if known else b""
+
+    general, specials, before = arch.first_interrupted(general, specials, before, read)
+    assert seen() == (nr if known else restart)

@@ -91,7 +91,7 @@ class Workload:
             command = [compiler, "-o", unfinished, str(self.path), *(flag for flag in flags if flag)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode or done.stderr:
-                raise AssertionError(f"{self.path.name} does not compile cleanly:\n{done.stderr[:1500]}")
+                raise NeverReady(f"{self.path.name} does not compile cleanly:\n{done.stderr[:1500]}")
             os.rename(unfinished, program)
         return program
 

@@ -33,6 +33,9 @@ _BUSY_S = 5.0  # ... where all that it waits for is a processor
 _SPIN_S = 0.0002  # how long to ask without a pause: most have stopped by then
 _RELENT_S = 0.005  # before its vforked children are let run on
 _QUICK_S = 0.005  # most stop sooner
+_AGAIN_S = (
+    0.2  # before it is interrupted again, should the first time have met another: one in execve(2) changes numbers
+)
 _LAST_S = 0.1  # how long all that do not stop together may take when we give up
 KCMP_VM = 1
 
@@ -168,12 +171,8 @@ class _Freezing:
             if tid not in held and seize(pid, tid):
                 held[tid] = _interrupted(tid, pid)
                 held[tid].note_call()
-                for number in (tid, pid):  # by execve(2) it has the leader's number
-                    try:
-                        ptrace.interrupt(number)
-                        break
-                    except ProcessLookupError:
-                        continue  # it has ended: whoever waits for its stop is told so
+                if not _interrupt(tid):
+                    _interrupt(pid)  # by execve(2) it has the leader's number
         self.watch.rest()
         return tids
 
@@ -182,6 +181,15 @@ def _interrupted(tid: int, pid: int) -> Tracee:
     tracee = Tracee(tid, pid)
     tracee.stopped = False
     return tracee
+
+
+def _interrupt(tid: int) -> bool:
+    """False: it has ended, and whoever waits for its stop is told so."""
+    try:
+        ptrace.interrupt(tid)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _is_another(pid: int) -> bool:
@@ -238,6 +246,7 @@ def _await_stop(tracee: Tracee, patience: float, held: dict[int, Tracee], if_bus
     """Wait until an interrupted task has stopped; `patience` in seconds, another where others have the processors.
     False: it ended instead."""
     start = time.monotonic()
+    again = _AGAIN_S
     released: list[Tracee] = []
     try:
         while True:
@@ -252,6 +261,9 @@ def _await_stop(tracee: Tracee, patience: float, held: dict[int, Tracee], if_bus
                 # "t": it has stopped since we asked.
                 if waited > patience and (waited > if_busy or _state(tracee.tid) not in ("R", "t")):
                     _refuse_stubborn(tracee)
+                if waited > again:
+                    again += _AGAIN_S
+                    _interrupt(tracee.tid)
                 if waited > _RELENT_S:
                     collect_ended(tracee.pid, held)
                     released = released or _release_vforked(tracee, held)
@@ -271,10 +283,7 @@ def _await_stop(tracee: Tracee, patience: float, held: dict[int, Tracee], if_bus
             ptrace.cont(tracee.tid, stop.signal if stop.kind is Kind.SIGNAL else 0)
     finally:
         for child in released:
-            try:
-                ptrace.interrupt(child.tid)
-            except ProcessLookupError:
-                pass
+            _interrupt(child.tid)
     tracee.stopped = True
     return True
 
@@ -305,7 +314,13 @@ def _release_vforked(parent: Tracee, held: dict[int, Tracee]) -> list[Tracee]:
 
 def _refuse_stubborn(tracee: Tracee) -> None:
     of = f" of process {tracee.pid}" if tracee.pid != tracee.tid else ""
-    why, remedy = "it waits for its vfork child, or sleeps uninterruptibly in the kernel", "try again in a moment"
-    if _state(tracee.tid) == "R":
+    state, remedy = _state(tracee.tid), "try again in a moment"
+    if state == "R":
         why, remedy = "it gets no processor", "try again when the machine has less to do"
+    else:
+        try:
+            where = read_all(f"/proc/{tracee.tid}/wchan").decode()
+        except OSError:
+            where = ""
+        why = f"it waits for its vfork child, or sleeps uninterruptibly in the kernel ({' in '.join((state, where))})"
     raise Refusal(f"task {tracee.tid}{of}", f"it does not stop: {why}", remedy, code="unstoppable")
