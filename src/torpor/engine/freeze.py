@@ -33,9 +33,7 @@ _BUSY_S = 5.0  # ... where all that it waits for is a processor
 _SPIN_S = 0.0002  # how long to ask without a pause: most have stopped by then
 _RELENT_S = 0.005  # before its vforked children are let run on
 _QUICK_S = 0.005  # most stop sooner
-_AGAIN_S = (
-    0.2  # before it is interrupted again, should the first time have met another: one in execve(2) changes numbers
-)
+_AGAIN_S = 0.2  # before it is interrupted again: the first time may have met another, as execve(2) changes numbers
 _LAST_S = 0.1  # how long all that do not stop together may take when we give up
 KCMP_VM = 1
 
@@ -242,6 +240,14 @@ def _state(pid: int) -> str:
         return ""
 
 
+def _wchan(tid: int) -> str:
+    """The kernel function that a task sleeps in."""
+    try:
+        return read_all(f"/proc/{tid}/wchan").decode()
+    except OSError:
+        return "?"
+
+
 def _await_stop(tracee: Tracee, patience: float, held: dict[int, Tracee], if_busy: float = 0.0) -> bool:
     """Wait until an interrupted task has stopped; `patience` in seconds, another where others have the processors.
     False: it ended instead."""
@@ -256,7 +262,7 @@ def _await_stop(tracee: Tracee, patience: float, held: dict[int, Tracee], if_bus
                 return False
             if stop is None:
                 waited = time.monotonic() - start
-                if waited > _QUICK_S and _is_zombie(tracee.tid):
+                if waited > _QUICK_S and tracee.tid == tracee.pid and _is_zombie(tracee.pid):
                     return False  # killed, but not told before its other threads have been waited for
                 # "t": it has stopped since we asked.
                 if waited > patience and (waited > if_busy or _state(tracee.tid) not in ("R", "t")):
@@ -314,13 +320,10 @@ def _release_vforked(parent: Tracee, held: dict[int, Tracee]) -> list[Tracee]:
 
 def _refuse_stubborn(tracee: Tracee) -> None:
     of = f" of process {tracee.pid}" if tracee.pid != tracee.tid else ""
-    state, remedy = _state(tracee.tid), "try again in a moment"
-    if state == "R":
+    if (state := _state(tracee.tid)) == "R":
         why, remedy = "it gets no processor", "try again when the machine has less to do"
     else:
-        try:
-            where = read_all(f"/proc/{tracee.tid}/wchan").decode()
-        except OSError:
-            where = ""
-        why = f"it waits for its vfork child, or sleeps uninterruptibly in the kernel ({' in '.join((state, where))})"
+        where = f"{state} in {_wchan(tracee.tid)}"
+        why = f"it waits for its vfork child, or sleeps uninterruptibly in the kernel ({where})"
+        remedy = "try again in a moment"
     raise Refusal(f"task {tracee.tid}{of}", f"it does not stop: {why}", remedy, code="unstoppable")
