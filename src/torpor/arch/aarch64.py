@@ -70,8 +70,7 @@ _MOVZ_X8, _MOVZ_X8_MASK, _NEAR = 0x52800008, 0x7FE0001F, 8  # mov x8 or w8, NUMB
 _BTYPE = 0xC00  # set between an indirect branch and its target: it would fault at our entry
 
 # The calls that ask to be continued by restart_syscall, see ERESTART_RESTARTBLOCK in kernel/ and fs/.
-_FUTEX_COMMAND = 0x7F
-_FUTEX_WAITS = (0, 9)  # FUTEX_WAIT, FUTEX_WAIT_BITSET
+_FUTEX_COMMAND, _FUTEX_WAIT = 0x7F, 0
 _TIMER_ABSTIME = 1
 
 # struct rt_sigframe: siginfo (128 bytes), then ucontext: flags, link, stack, mask (8 of 128 bytes), sigcontext.
@@ -200,7 +199,7 @@ class AArch64(Arch):
 
     def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
         r = _words(general)
-        if self._forgets(r, before) and not self.loses_nothing(r[X8], r[X0 + 1]):  # else it is rewound already
+        if self._forgets(r, before):  # else it is rewound already
             r[X0], r[PC] = -EINTR & _M64, r[PC] + 4
             return _GENERAL.pack(*r)
         return self.again(general, specials, before) or general
@@ -217,12 +216,12 @@ class AArch64(Arch):
 
     def resumed(self, general: bytes, before: bytes) -> bytes:
         r = _words(general)
-        if self._forgets(r, before) and not self.loses_nothing(r[X8], r[X0 + 1]):
+        if self._forgets(r, before):
             r[X8] = self.SYSCALLS["restart_syscall"]
         return _GENERAL.pack(*r)
 
     def _forgets(self, r: list[int], before: bytes) -> bool:
-        """Whether the interrupted call is one that would begin anew."""
+        """Whether the interrupted call is one that would begin anew, and lose time: not until a point in time."""
         fields = before.split()
         if len(fields) != 9:  # "running", or stopped between two calls
             return False
@@ -233,7 +232,7 @@ class AArch64(Arch):
         if nr == self.SYSCALLS["clock_nanosleep"]:
             return not args[1] & _TIMER_ABSTIME
         if nr == self.SYSCALLS["futex"]:
-            return args[1] & _FUTEX_COMMAND in _FUTEX_WAITS and args[3] != 0
+            return args[1] & _FUTEX_COMMAND == _FUTEX_WAIT and args[3] != 0
         return nr == self.SYSCALLS["nanosleep"]
 
     def jump(self, target: int) -> bytes:

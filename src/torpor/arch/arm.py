@@ -67,8 +67,7 @@ _M32 = (1 << 32) - 1
 _THUMB, _IT, _JAZELLE, _BIG_ENDIAN = 1 << 5, 0x0600FC00, 1 << 24, 1 << 9
 
 _RESTART = 0  # number of restart_syscall
-_FUTEX_COMMAND = 0x7F
-_FUTEX_WAITS = (0, 9)
+_FUTEX_COMMAND, _FUTEX_WAIT = 0x7F, 0
 _TIMER_ABSTIME = 1
 
 # struct rt_sigframe: siginfo (128 bytes), then ucontext: flags, link, stack, sigcontext, mask (128 bytes), extensions.
@@ -223,13 +222,12 @@ class Arm(Arch):
 
     def resumed(self, general: bytes, before: bytes) -> bytes:
         r = _words(general)
-        poll_for_a_while = r[R7] == self.SYSCALLS["poll"] and r[R0 + 2] >> 31 == 0
-        if self._forgets(r, before) and (poll_for_a_while or not self.loses_nothing(r[R7], r[1])):
+        if self._forgets(r, before):
             r[R7] = self.SYSCALLS["restart_syscall"]
         return _GENERAL.pack(*r)
 
     def _forgets(self, r: list[int], before: bytes) -> bool:
-        """Whether the task is in a call that would begin anew: continued by restart_syscall it does not.
+        """Whether the task is in a call that would begin anew, and lose time: continued by restart_syscall it does not.
 
         Registers alone do not tell: a sleep that has just ended shows 0 and the clock 0 in r0 and ORIG_r0, too.
         """
@@ -243,8 +241,8 @@ class Arm(Arch):
         if nr in (names["clock_nanosleep"], names["clock_nanosleep_time64"]):
             return not arg1 & _TIMER_ABSTIME
         if nr in (names["futex"], names["futex_time64"]):
-            return arg1 & _FUTEX_COMMAND in _FUTEX_WAITS and arg3 != 0
-        return nr in (names["nanosleep"], names["poll"])
+            return arg1 & _FUTEX_COMMAND == _FUTEX_WAIT and arg3 != 0
+        return nr == names["nanosleep"] or (nr == names["poll"] and r[R0 + 2] >> 31 == 0)
 
     def jump(self, target: int) -> bytes:
         return struct.pack("<II", 0xE51FF004, target)  # ldr pc, [pc, #-4]

@@ -152,7 +152,7 @@ class _Freezing:
                 else:
                     del held[tid]
             # One that is neither stopped nor dead has the leader's number by execve(2), or will: the leader comes last.
-            if not new and all(tid in threads or _state(tid) in ("Z", "X", "") for tid in reversed(tids)):
+            if not new and all(tid in threads or stops.has_ended(tid) for tid in reversed(tids)):
                 return tids, {tid: threads[tid] for tid in tids if tid in threads}
 
     def _seize_all(self, pid: int) -> list[int]:
