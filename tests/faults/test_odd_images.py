@@ -3,7 +3,7 @@
 kernel, each ends in sentences, with little memory.
 
 TORPOR_CUTS=all cuts at every length (pages, where only the number of bytes counts, at each page's end and beside it:
-some 16,000 cuts); else within the header, and at some.
+some 33,000 cuts); else within the header, and at some.
 """
 
 import os
