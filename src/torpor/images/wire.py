@@ -31,7 +31,8 @@ _U32: Final = (1 << 32) - 1
 _REMEMBERED: Final = 256  # numbers of a field: flags and the like repeat, addresses do not
 
 
-_uppers: dict[int, bytes] = {}
+_lowers: dict[int, bytes] = {}  # of addresses, by their low 21 bits: where pages begin, there are 512 of these
+_uppers: dict[int, bytes] = {}  # by what is above: few differ in that
 
 
 def varint(value: int) -> bytes:
@@ -39,14 +40,18 @@ def varint(value: int) -> bytes:
         return bytes((value,))
     if value < 1 << 14:
         return bytes((value & 127 | 128, value >> 7))
-    if 1 << 42 <= value < 1 << 49:  # most addresses of user space: seven bytes, of which few differ in the upper four
-        high = value >> 21
-        upper = _uppers.get(high)
+    if 1 << 42 <= value < 1 << 49:  # most addresses of user space: seven bytes
+        low, high = value & 0x1FFFFF, value >> 21
+        lower, upper = _lowers.get(low), _uppers.get(high)
+        if lower is None:
+            lower = bytes((low & 127 | 128, low >> 7 & 127 | 128, low >> 14 | 128))
+            if len(_lowers) < 1024:
+                _lowers[low] = lower
         if upper is None:
             upper = bytes((high & 127 | 128, high >> 7 & 127 | 128, high >> 14 & 127 | 128, high >> 21))
             if len(_uppers) < 1024:
                 _uppers[high] = upper
-        return bytes((value & 127 | 128, value >> 7 & 127 | 128, value >> 14 & 127 | 128)) + upper
+        return lower + upper
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)

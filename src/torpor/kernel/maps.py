@@ -118,23 +118,27 @@ def parse_vm_flags(data: bytes) -> dict[int, frozenset[str]]:
 
     Also "pkey" where the area has a protection key (pkeys(7)), which smaps shows on a line of its own.
     """
-    found: dict[int, frozenset[str]] = {}
     sets: dict[bytes, frozenset[str]] = {}
-    head = b""
+    flags: list[frozenset[str]] = []
+    start = data[:17].partition(b"-")[0]
+    starts = [start]
     try:
-        # Flags are the last line of an area's: what follows them begins with the next one's address.
-        head, *parts = data.split(b"\nVmFlags:")
+        # Flags are the last line of an area's: what follows them begins with the next one's address.  Of all that
+        # smaps says, 700 bytes an area, these two are looked at.
+        _, *parts = data.split(b"\nVmFlags:")
         for part in parts:
-            line, _, after = part.partition(b"\n")
-            flags = sets.get(line)
-            if flags is None:
-                flags = sets[line] = frozenset(line.decode("ascii").split())
-            found[int(head[: head.index(b"-")], 16)] = flags
-            head = after
-        if head or data.count(b"\nSize:") != len(parts):
+            end = part.index(b"\n")
+            known = sets.get(line := part[:end])
+            if known is None:
+                known = sets[line] = frozenset(line.decode("ascii").split())
+            flags.append(known)
+            start = part[end + 1 : end + 18].partition(b"-")[0]
+            starts.append(start)
+        if starts.pop() or data.count(b"\nSize:") != len(flags):
             raise ValueError
+        found = dict(zip([int(start, 16) for start in starts], flags, strict=True))
     except ValueError:
-        raise ParseError("smaps", head) from None
+        raise ParseError("smaps", start) from None
     if data.count(b"ProtectionKey:") != data.count(b"ProtectionKey:         0\n"):
         _add_keys(data, found)
     return found

@@ -7,7 +7,7 @@ put before it.  That takes a third of the time that a message for each would tak
 
 from torpor.images.message import Encoded
 from torpor.images.schema.vma import VmaEntry
-from torpor.images.wire import LENGTH
+from torpor.images.wire import varint
 from torpor.kernel.maps import MAP_SHARED
 from torpor.memory import areas as vma
 from torpor.typed import TYPE_CHECKING, Any
@@ -52,7 +52,7 @@ def describe(space: "AddressSpace") -> list[Any]:
     space.lock_future = (arch.mcl_future if "lo" in ours else 0) | (arch.mcl_onfault if "lf" in ours else 0)
     sorts: dict[tuple[str, int, int, frozenset[str]], _Sort] = {}
     entries: list[Any] = []  # Encoded
-    add, new, number = entries.append, Encoded, LENGTH
+    add, new = entries.append, Encoded
     vvar_start, vvar_end = 0, -1
     for area, what in zip(task.areas, space.kinds, strict=True):
         start, end, prot, sharing, offset, _, _, path = area
@@ -75,7 +75,7 @@ def describe(space: "AddressSpace") -> list[Any]:
                 start = vvar_start
                 entries.pop()
             vvar_start, vvar_end = start, end
-        add(new(b"".join((_START, number[start], _END, number[end], rest))))
+        add(new(b"".join((_START, varint(start), _END, varint(end), rest))))
     return entries + [
         VmaEntry(start=start, end=end, pgoff=0, shmid=0, prot=0, flags=0, status=vma.GUARD, fd=-1)
         for start, end in space.guards
