@@ -5,39 +5,32 @@ import ctypes
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from torpor.errors import TaskGone
-from torpor.kernel import mounts, proc, status
+from torpor.kernel import maps, mounts, proc, status
 from torpor.kernel.procfs import ParseError, read_all, read_at
-from torpor.kernel.taskdir import NAMESPACES, TaskDir
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-@pytest.fixture
-def me() -> Iterator[TaskDir]:
-    with TaskDir(os.getpid()) as task:
-        yield task
+def stat_of(pid: int | str = "self") -> proc.Stat:
+    return proc.parse_stat(read_all(f"/proc/{pid}/stat"))
 
 
-@pytest.fixture
-def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
-    with subprocess.Popen(["sleep", "1000"], env={"A": "1", "B": "x=y"}, cwd="/", stdin=subprocess.DEVNULL) as child:
-        with TaskDir(child.pid) as task:
-            while task.cmdline()[:1] != [b"sleep"] or task.stat().state != "S":
-                pass  # not executed yet, or still loading its libraries
-        yield child
-        child.kill()
+def status_of(pid: int | str = "self") -> status.Status:
+    return status.parse_status(read_all(f"/proc/{pid}/status"))
+
+
+def thread_status_of(pid: int | str = "self") -> status.ThreadStatus:
+    return status.parse_thread_status(read_all(f"/proc/{pid}/status"))
 
 
 def test_read_all_is_the_whole_file(tmp_path: Path) -> None:
@@ -49,8 +42,8 @@ def test_read_all_is_the_whole_file(tmp_path: Path) -> None:
         os.close(fd)
 
 
-def test_stat(me: TaskDir) -> None:
-    stat = me.stat()
+def test_stat() -> None:
+    stat = stat_of()
     assert (stat.pid, stat.ppid) == (os.getpid(), os.getppid())
     assert (stat.pgrp, stat.session) == (os.getpgrp(), os.getsid(0))
     assert (stat.state, stat.exit_signal, stat.num_threads) == ("R", signal.SIGCHLD, threading.active_count())
@@ -62,18 +55,18 @@ def test_stat(me: TaskDir) -> None:
 @pytest.mark.parametrize(
     "name", [b"plain", b") R 1 (", b"a\nb", b"back\\sl\\n", b" ends ", b"\xff\xfe", b"", b"Pid:\t1"]
 )
-def test_names(me: TaskDir, name: bytes) -> None:
-    old = me.comm()
+def test_names(name: bytes) -> None:
+    old = stat_of().comm
     try:
         libc.prctl(15, name)
-        assert me.comm() == me.stat().comm == me.status().name == me.thread_status().name == name
-        assert me.stat().ppid == me.status().ppid == os.getppid()
+        assert stat_of().comm == status_of().name == thread_status_of().name == name
+        assert stat_of().ppid == status_of().ppid == os.getppid()
     finally:
         libc.prctl(15, old)
 
 
-def test_status(me: TaskDir) -> None:
-    found = me.status()
+def test_status() -> None:
+    found = status_of()
     cred = found.credentials
     assert (found.pid, found.tgid, found.ppid) == (os.getpid(), os.getpid(), os.getppid())
     assert cred.uids[:3] == os.getresuid()
@@ -81,7 +74,7 @@ def test_status(me: TaskDir) -> None:
     assert sorted(cred.groups) == sorted(os.getgroups())
     umask = os.umask(0o27)
     try:
-        assert me.status().umask == 0o27
+        assert status_of().umask == 0o27
     finally:
         os.umask(umask)
     assert found.ns_tids[-1] == os.getpid()
@@ -93,7 +86,7 @@ def test_status(me: TaskDir) -> None:
         assert bool(cred.bounding >> bit & 1) == (libc.prctl(23, bit, 0, 0, 0) == 1)
 
 
-def test_signal_masks(me: TaskDir) -> None:
+def test_signal_masks() -> None:
     def bits(signals: set[int]) -> int:
         return sum(1 << number - 1 for number in signals)
 
@@ -104,13 +97,13 @@ def test_signal_masks(me: TaskDir) -> None:
     try:
         signal.raise_signal(signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGRTMAX)
-        found = me.status()
-        assert found.blocked == bits(mask | wanted) == me.thread_status().blocked
+        found = status_of()
+        assert found.blocked == bits(mask | wanted) == thread_status_of().blocked
         assert found.ignored & bits({signal.SIGUSR2, signal.SIGWINCH}) == bits({signal.SIGUSR2})
         assert found.caught & bits({signal.SIGUSR2, signal.SIGWINCH}) == bits({signal.SIGWINCH})
         assert (found.pending, found.shared_pending) == (bits({signal.SIGUSR1}), bits({signal.SIGRTMAX}))
         assert found.signals_queued >= 1
-        assert me.thread_status().pending == found.pending
+        assert thread_status_of().pending == found.pending
     finally:
         signal.sigwait({signal.SIGUSR1})
         signal.sigwait({signal.SIGRTMAX})
@@ -143,15 +136,15 @@ def test_status_in_another_order() -> None:
     assert status.parse_status(turned)._replace(other={}) == status.parse_status(data)._replace(other={})
 
 
-def test_limits(me: TaskDir) -> None:
-    limits = me.limits()
+def test_limits() -> None:
+    limits = proc.parse_limits(read_all("/proc/self/limits"))
     assert len(limits) == len(proc.LIMITS) == 16
     for number, limit in limits.items():
         expected = (value & proc.INFINITY for value in resource.getrlimit(number))
         assert limit == tuple(expected)
 
 
-def test_posix_timers(me: TaskDir) -> None:
+def test_posix_timers() -> None:
     class Event(ctypes.Structure):  # struct sigevent
         _fields_ = (
             ("value", ctypes.c_void_p),
@@ -177,7 +170,7 @@ def test_posix_timers(me: TaskDir) -> None:
         made.append(timer.value)
     try:
         pid = os.getpid()
-        mine = {timer.id: timer for timer in me.timers()}
+        mine = {timer.id: timer for timer in proc.parse_timers(read_all("/proc/self/timers"))}
         assert [mine[number] for number in made] == [
             proc.Timer(made[0], signal.SIGUSR1, 0x1234, "signal", False, pid, 1),
             proc.Timer(made[1], signal.SIGRTMIN, 0, "none", False, pid, 0),
@@ -188,64 +181,29 @@ def test_posix_timers(me: TaskDir) -> None:
             libc.syscall(226 if os.uname().machine == "x86_64" else 111, number)
 
 
-def test_strings_and_links(sleeper: "subprocess.Popen[bytes]") -> None:
-    with TaskDir(sleeper.pid) as task:
-        assert task.cmdline() == [b"sleep", b"1000"]
-        assert sorted(task.environ()) == [b"A=1", b"B=x=y"]
-        assert task.link("exe") == os.path.realpath(shutil.which("sleep") or "")
-        assert (task.link("cwd"), task.link("root")) == ("/", "/")
-        assert task.fds() == [0, 1, 2]
-        assert task.tids() == [sleeper.pid]
-        assert task.link("fd/0") == "/dev/null"
-        assert dict(task.auxv())[6] == resource.getpagesize()
-        call = task.syscall()
-        while call.nr is None:
-            call = task.syscall()
-        assert call.nr == {"x86_64": 230, "aarch64": 115}.get(os.uname().machine, call.nr)
-        assert len(call.args) == 6
-        assert call.pc > 0
-        assert "nanosleep" in task.wchan() or task.wchan() == "0"
-        fd = task.open("fd/0")
-        assert os.readlink(f"/proc/self/fd/{fd}") == "/dev/null"
-        os.close(fd)
+def test_numbers() -> None:
+    def number(name: str, base: int = 10) -> int:
+        return proc.parse_number(name, read_all(f"/proc/self/{name}"), base)
+
+    assert number("personality", 16) == libc.personality(0xFFFFFFFF)
+    assert number("timerslack_ns") == libc.prctl(30, 0, 0, 0, 0)
+    assert number("oom_score_adj") == int(Path("/proc/self/oom_score_adj").read_text())
 
 
-def test_strings() -> None:
-    assert proc.parse_strings(b"") == []
-    assert proc.parse_strings(b"a\0\0b\0") == [b"a", b"", b"b"]
-    assert proc.parse_strings(b"title without an end") == [b"title without an end"]
+def test_auxv() -> None:
+    assert dict(proc.parse_auxv(read_all("/proc/self/auxv")))[6] == resource.getpagesize()
 
 
-def test_numbers(me: TaskDir) -> None:
-    assert me.personality() == libc.personality(0xFFFFFFFF)
-    assert me.timerslack_ns() == libc.prctl(30, 0, 0, 0, 0)
-    old = me.oom_score_adj()
-    with subprocess.Popen(["sleep", "1000"]) as child, TaskDir(child.pid) as task:
-        Path(f"/proc/{child.pid}/oom_score_adj").write_text("777")
-        assert task.oom_score_adj() == 777
-        Path(f"/proc/{child.pid}/coredump_filter").write_text("0x3")
-        assert task.coredump_filter() == 3
+def test_children() -> None:
+    with subprocess.Popen(["sleep", "1000"]) as child:
+        tid = threading.get_native_id()
+        assert child.pid in proc.parse_pids(read_all(f"/proc/self/task/{tid}/children"))
         child.kill()
-    assert me.oom_score_adj() == old
-    assert me.loginuid() is None or isinstance(me.loginuid(), int)
-    assert me.label() is None or isinstance(me.label(), bytes)
 
 
-def test_children(me: TaskDir, sleeper: "subprocess.Popen[bytes]") -> None:
-    assert sleeper.pid in me.children()
-    with TaskDir(os.getpid(), threading.get_native_id()) as thread:
-        assert sleeper.pid in thread.children()
-
-
-def test_namespaces(me: TaskDir) -> None:
-    found = me.namespaces()
-    assert set(found) <= set(NAMESPACES)
-    assert found == {name: os.stat(f"/proc/self/ns/{name}").st_ino for name in found}
-    assert {"mnt", "net", "pid", "user", "uts", "ipc"} <= set(found)
-
-
-def test_cgroups(me: TaskDir) -> None:
-    shown = ["{}:{}:{}".format(m.hierarchy, ",".join(m.controllers), m.path) for m in me.cgroups()]
+def test_cgroups() -> None:
+    found = proc.parse_cgroup(read_all("/proc/self/cgroup"))
+    shown = ["{}:{}:{}".format(m.hierarchy, ",".join(m.controllers), m.path) for m in found]
     assert shown == Path("/proc/self/cgroup").read_text().splitlines()
 
 
@@ -264,53 +222,27 @@ def test_a_thread_has_its_own_files() -> None:
     thread.start()
     ready.wait()
     try:
-        with TaskDir(os.getpid(), tids[0]) as task:
-            found = task.thread_status()
-            assert (found.tid, found.name) == (tids[0], b"other name")
-            assert found.blocked >> signal.SIGUSR1 - 1 & 1
-            assert task.status().tgid == os.getpid()
+        found = thread_status_of(f"self/task/{tids[0]}")
+        assert (found.tid, found.name) == (tids[0], b"other name")
+        assert found.blocked >> signal.SIGUSR1 - 1 & 1
+        assert status_of(f"self/task/{tids[0]}").tgid == os.getpid()
     finally:
         end.set()
         thread.join()
 
 
-def test_a_zombie_is_not_gone() -> None:
+def test_a_zombie() -> None:
     pid = os.fork()
     if pid == 0:
         os._exit(3)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    with TaskDir(pid) as task:
-        assert task.stat().state == task.status().state == "Z"
-        assert os.waitstatus_to_exitcode(task.stat().exit_code) == 3
-        assert (task.maps(), task.cmdline(), task.vm_flags()) == ([], [], {})
-        absent: list[Callable[[], object]] = [task.environ, task.auxv, lambda: task.link("exe"), task.mounts]
-        for read in absent:
-            try:
-                assert not read()
-            except OSError:
-                pass
-        assert set(task.namespaces()) < set(NAMESPACES)
-        os.waitpid(pid, 0)
-        for read in (
-            task.stat,
-            task.status,
-            task.maps,
-            task.namespaces,
-            task.label,
-            task.tids,
-            task.fds,
-            task.children,
-        ):
-            with pytest.raises(TaskGone, match=f"task {pid}"):
-                read()
-    with pytest.raises(TaskGone):
-        TaskDir(pid)
-
-
-def test_what_a_task_lacks_is_not_its_end(me: TaskDir) -> None:
-    with pytest.raises(FileNotFoundError):
-        me.read("no-such-file")
-    assert me.optional("no-such-file") is None
+    assert stat_of(pid).state == status_of(pid).state == "Z"
+    assert os.waitstatus_to_exitcode(stat_of(pid).exit_code) == 3
+    assert (maps.read_maps(pid), maps.read_vm_flags(pid)) == ([], {})
+    os.waitpid(pid, 0)
+    for gone in (stat_of, maps.read_maps):
+        with pytest.raises(FileNotFoundError):
+            gone(pid)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a mount namespace")
@@ -332,8 +264,8 @@ def test_mounts(tmp_path: Path) -> None:
     assert ours.parent in {mount.id for mount in found}
 
 
-def test_own_mounts(me: TaskDir) -> None:
-    by_point = {mount.point: mount for mount in me.mounts()}
+def test_own_mounts() -> None:
+    by_point = {mount.point: mount for mount in mounts.parse_mountinfo(read_all("/proc/self/mountinfo"))}
     assert by_point["/proc"].fstype == "proc"
     assert os.makedev(*by_point["/proc"].dev) == os.stat("/proc").st_dev
 
@@ -345,16 +277,12 @@ PARSERS: dict[str, Callable[[bytes], object]] = {
     "limits": proc.parse_limits,
     "timers": proc.parse_timers,
     "cgroup": proc.parse_cgroup,
-    "cmdline": proc.parse_strings,
     "auxv": proc.parse_auxv,
-    "syscall": proc.parse_syscall,
     "children": proc.parse_pids,
     "personality": lambda data: proc.parse_number("personality", data, 16),
     "mountinfo": mounts.parse_mountinfo,
 }
-SAMPLES = [
-    read_all("/proc/self/" + name) for name in ("stat", "status", "limits", "cgroup", "auxv", "syscall", "mountinfo")
-]
+SAMPLES = [read_all("/proc/self/" + name) for name in ("stat", "status", "limits", "cgroup", "auxv", "mountinfo")]
 
 
 @st.composite

@@ -21,7 +21,6 @@ T = TypeVar("T")
 Report = Callable[[str, Any], None]
 
 TICK = 0.2  # seconds
-_MAX_MESSAGE = 1 << 24
 
 
 def run_engine(

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What /proc/PID shows of a task, as typed facts: parsers from bytes, no I/O (proc_pid_*(5); readers: taskdir.py).
+"""What /proc/PID shows of a task, as typed facts: parsers from bytes, no I/O (proc_pid_*(5)).
 
 Every parser takes the content of one file and raises ParseError for what it cannot read; unknown lines and fields, of
 a newer kernel, are passed over.  Surprising:
 
 - The name of a task may hold anything but NUL: in `stat` it stands in parentheses unescaped, ")" and newlines too
   (only the last ")" counts).
-- Fields that need ptrace rights (addresses in `stat`, `syscall`) read as 0 without them, not as an error.
+- Fields that need ptrace rights (addresses in `stat`) read as 0 without them, not as an error.
 - IDs are translated into the PID and user namespace of the /proc mount or the reader; 0 or 65534 where they have none.
 """
 
@@ -79,9 +79,6 @@ class Stat(NamedTuple):
 _STAT_NUMBERS = len(Stat._fields) - 3
 
 PF_EXITING = 0x4
-PF_VCPU = 0x1
-PF_FORKNOEXEC = 0x40
-PF_KTHREAD = 0x00200000
 
 
 def parse_stat(data: bytes) -> Stat:
@@ -203,11 +200,6 @@ def parse_cgroup(data: bytes) -> list[Membership]:
     return found
 
 
-def parse_strings(data: bytes) -> list[bytes]:
-    """cmdline or environ: strings that each end in NUL (a program may have overwritten them with anything)."""
-    return data.removesuffix(b"\0").split(b"\0") if data else []
-
-
 _AUXV = struct.Struct("2N")
 
 
@@ -216,26 +208,6 @@ def parse_auxv(data: bytes) -> list[tuple[int, int]]:
     if len(data) % _AUXV.size:
         raise ParseError("auxv", data)
     return [pair for pair in _AUXV.iter_unpack(data) if pair[0]]
-
-
-class InSyscall(NamedTuple):
-    """/proc/PID/syscall.  nr -1: blocked, but not in a system call; None: running."""
-
-    nr: int | None
-    args: tuple[int, ...]
-    sp: int
-    pc: int
-
-
-def parse_syscall(data: bytes) -> InSyscall:
-    words = data.split()
-    try:
-        if words == [b"running"]:
-            return InSyscall(None, (), 0, 0)
-        sp, pc = (int(word, 16) for word in words[-2:])
-        return InSyscall(int(words[0]), tuple(int(word, 16) for word in words[1:-2]), sp, pc)
-    except (ValueError, IndexError):
-        raise ParseError("syscall", data) from None
 
 
 def parse_number(name: str, data: bytes, base: int = 10) -> int:

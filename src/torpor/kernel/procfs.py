@@ -8,7 +8,7 @@ them:
   records (4 KiB as a rule), however much is asked for.  The end is a read of 0 bytes, never a short one.
 - When the task ends, open() says ENOENT, read() and write() on a file that is already open say ESRCH.
 - ENOENT also means "this kernel has no such file" or "this task has none" (exe of a zombie), so it proves nothing
-  about the task: `torpor.kernel.taskdir` looks again before it says that a task is gone.
+  about the task.
 """
 
 import os

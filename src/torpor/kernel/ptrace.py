@@ -19,7 +19,7 @@ _ptrace.restype = ctypes.c_long
 
 CONT, KILL, SINGLESTEP, DETACH, SYSCALL = 7, 8, 9, 17, 24
 GET_THREAD_AREA = 22
-SETOPTIONS, GETEVENTMSG, GETSIGINFO = 0x4200, 0x4201, 0x4202
+SETOPTIONS = 0x4200
 GETREGSET, SETREGSET, SEIZE, INTERRUPT = 0x4204, 0x4205, 0x4206, 0x4207
 LISTEN, PEEKSIGINFO, GETSIGMASK, SETSIGMASK = 0x4208, 0x4209, 0x420A, 0x420B
 GET_SYSCALL_INFO, GET_RSEQ_CONFIGURATION = 0x420E, 0x420F
@@ -92,13 +92,6 @@ def set_options(tid: int, options: int) -> None:
     request(SETOPTIONS, tid, 0, options)
 
 
-def event_message(tid: int) -> int:
-    """What the last event stop was about, e.g. the TID of a new child."""
-    value = ctypes.c_ulong()
-    request(GETEVENTMSG, tid, 0, ctypes.addressof(value))
-    return value.value
-
-
 def get_regset(tid: int, which: int) -> bytes:
     """One register set, as long as this CPU and this task have it."""
     _iov.base, _iov.length = _buffer_at, _REGSET_MAX
@@ -128,12 +121,6 @@ def get_signal_mask(tid: int) -> int:
 def set_signal_mask(tid: int, mask: int) -> None:
     struct.pack_into("=Q", _buffer, 0, mask & 0xFFFFFFFFFFFFFFFF)
     request(SETSIGMASK, tid, 8, _buffer_at)
-
-
-def signal_info(tid: int) -> bytes:
-    """siginfo of the signal that a signal-delivery stop is about."""
-    request(GETSIGINFO, tid, 0, _buffer_at)
-    return _buffer.raw[:SIGINFO_SIZE]
 
 
 def peek_signals(tid: int, shared: bool) -> list[bytes]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/proc/PID/status as typed facts (proc_pid_status(5)): ids, credentials, signal masks.  Pure; readers: taskdir.py.
+"""/proc/PID/status as typed facts (proc_pid_status(5)): ids, credentials, signal masks.  Pure.
 
 - `status` of a TID is that thread's: its masks, its capabilities.  SigPnd is the thread's, ShdPnd the process's.
 - Newline and backslash in the name are escaped here, and only here.

@@ -32,7 +32,6 @@ MFD_EXEC = 0x10
 MAX_SEGMENT = 1 << 46
 MAX_MODE = 0o177777
 FIRST_SHMID = 1 << 30  # of memfds: IPC ids, which name pagemaps too, are far below
-SHARED_SEALS = 1  # F_SEAL_SEAL: what CRIU's images say of shared anonymous memory
 KEY = "memory:segments"
 
 

@@ -44,10 +44,6 @@ _NO_LATER = ("/task/", "/fdinfo/", "/map_files/")  # what /proc/PID has only whe
 # -- dump -------------------------------------------------------------------------------------------------------------
 
 
-def no_owner() -> "FownEntry":
-    return NOBODY
-
-
 def save_path(dump: "Dump", subject: str, link: str, path: str, flags: int) -> int:
     """Enter a file that is known by a /proc link (`path`, e.g. /proc/1/exe, showing `link`) into files.img.
 
