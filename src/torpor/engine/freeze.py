@@ -253,7 +253,7 @@ def _await_stop(tracee: Tracee, patience: float, held: dict[int, Tracee], if_bus
     False: it ended instead."""
     start = time.monotonic()
     again = _AGAIN_S
-    released: list[Tracee] = []
+    released: set[int] = set()
     try:
         while True:
             try:
@@ -272,7 +272,7 @@ def _await_stop(tracee: Tracee, patience: float, held: dict[int, Tracee], if_bus
                     _interrupt(tracee.tid)
                 if waited > _RELENT_S:
                     collect_ended(tracee.pid, held)
-                    released = released or _release_vforked(tracee, held)
+                    released |= _release_vforked(tracee, held)
                 if waited < _SPIN_S:
                     os.sched_yield()
                 else:
@@ -288,31 +288,33 @@ def _await_stop(tracee: Tracee, patience: float, held: dict[int, Tracee], if_bus
             # A signal on its way to a handler when we came gets there; the interrupt stops the task right after.
             ptrace.cont(tracee.tid, stop.signal if stop.kind is Kind.SIGNAL else 0)
     finally:
-        for child in released:
-            _interrupt(child.tid)
+        for tid in released:
+            _interrupt(tid)
     tracee.stopped = True
     return True
 
 
-def _release_vforked(parent: Tracee, held: dict[int, Tracee]) -> list[Tracee]:
+def _release_vforked(parent: Tracee, held: dict[int, Tracee]) -> set[int]:
     """A parent in vfork cannot stop before its child has become another program, or ended: let such children run on.
 
-    The kernel does not tell which child it waits for; it is one that lives in the parent's memory.
+    The kernel does not tell which child it waits for; it is one that lives in the parent's memory, and may itself wait
+    for children.  Returns the TIDs of those that go on.
     """
-    released = []
-    for child in held.values():
-        if child.pid == parent.pid or child.stopped:
+    released = set()
+    family = {parent.pid}
+    for child in held.values():  # each was found after its parent
+        if child.pid in family or child.stopped:
             continue
         try:
-            if parse_stat(read_all(f"/proc/{child.pid}/stat")).ppid != parent.pid:
+            ppid = parse_stat(read_all(f"/proc/{child.pid}/stat")).ppid
+            if ppid not in family or (ppid == parent.pid and kcmp(parent.tid, child.tid, KCMP_VM) != 0):
                 continue
-            if kcmp(parent.tid, child.tid, KCMP_VM) != 0:
-                continue
+            family.add(child.pid)
             stop = stops.poll(child.tid)
             if stop is None or stop.kind is Kind.ENDED:
                 continue
             ptrace.cont(child.tid, stop.signal if stop.kind is Kind.SIGNAL else 0)
-            released.append(child)
+            released.add(child.tid)
         except OSError:
             continue  # it ended just now, which is as good
     return released
