@@ -259,3 +259,25 @@ def test_pipes_to_others(tmp_path: Path) -> None:
     assert warning.startswith(f"task {process.pid} (python") and "fd 0 (pipe:[" in warning
     assert " and 1 more: somebody outside of the tree holds the other end" in warning
     assert dumped.stderr.count("outside of the tree") == 1 and warning in dumped.stderr
+
+
+UNREAD = """
+import os, socket, time
+read, one, other = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3))
+for receiver in read, one, other:
+    receiver.bind(("127.0.0.1", 0))
+    read.sendto(b"", receiver.getsockname())
+read.recv(1)
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_unread_datagrams(tmp_path: Path) -> None:
+    """A restore cannot bring them back: said once, of those sockets that have some, though they are empty."""
+    with Victim(tmp_path, sys.executable, "-c", UNREAD) as victim:
+        (warning,) = check(victim.pid).warnings
+        dumped = command("dump", "-t", victim.pid, "-D", tmp_path, "-R")
+    assert dumped.returncode == 0, dumped.stderr
+    assert ", fd 4 (socket:[" in warning and " and 1 more: datagrams that it has not read yet are lost" in warning
+    assert dumped.stderr.count("datagrams") == 1 and warning in dumped.stderr

@@ -85,6 +85,8 @@ struct sk_option {
 	int before;
 };
 #define SK_OPTION(level, option, value) {level, option, value, #option, 0}
+/* htonl() in a constant. */
+#define SK_NETWORK(value) (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__ ? (value) : (int)__builtin_bswap32(value))
 
 static WL_UNUSED void sk_set_options(int fd, struct sk_option *options, size_t count)
 {

@@ -17,7 +17,7 @@ from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.sk_inet import InetSkEntry, IpOptsEntry
 from torpor.images.schema.tcp_stream import TcpOptsEntry
 from torpor.kernel.sockdiag import SockDiag
-from torpor.resources import inet_options, socket_options
+from torpor.resources import inet_groups, inet_options, socket_options
 from torpor.resources.description import Described, extra, extras, save_owner, set_flags
 from torpor.typed import TYPE_CHECKING
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 INETSK = 4  # FdTypes
 ESTABLISHED, TIME_WAIT, CLOSE, LISTEN = 1, 6, 7, 10  # include/net/tcp_states.h
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
-SO_PROTOCOL = 38
+SO_PROTOCOL, SO_MEMINFO, SO_NETNS_COOKIE = 38, 55, 71
 NET_NS = 2  # number of the network namespace in the images
-IP_TOS, IP_TTL, IP_PKTINFO, IP_FREEBIND = 1, 2, 8, 15
+IP_TOS, IP_TTL, IP_OPTIONS, IP_PKTINFO, IP_FREEBIND = 1, 2, 4, 8, 15
 IPV6_PKTINFO, IPV6_V6ONLY, IPV6_FREEBIND = 49, 26, 78
 TCP_NODELAY, TCP_CORK, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT = 1, 3, 4, 5, 6
 TCP_INFO = 11
@@ -48,8 +48,14 @@ class Inet(Described):
                 raise seen.refusal(
                     f"sockets of type {sock.type}, protocol {protocol} cannot be dumped", "close it first"
                 )
+            if _namespace(sock) != dump.setdefault("inet:own namespace", _own_namespace()):
+                why = "it was made in another network namespace than the program is in, which Torpor does not restore"
+                raise seen.refusal(why, "close it first")
             socket_options.refuse_filter(sock, seen)
-            if protocol != TCP:
+            if sock.family == socket.AF_INET and sock.getsockopt(socket.IPPROTO_IP, IP_OPTIONS, 40):
+                raise seen.refusal("what it sends has IP options, which Torpor does not restore", "close it first")
+            if protocol == UDP:
+                _datagrams(sock, seen, dump)
                 return
             state = _state(sock)
             if state == LISTEN:
@@ -59,6 +65,15 @@ class Inet(Described):
                     f"it is connected to {_peer(sock)}",
                     "close the connection, or use --tcp-close (it comes back closed)",
                 )
+
+    def examined(self, dump: "Dump") -> None:
+        unread: list[SeenFile] = dump.state.get("inet:unread", [])
+        if unread:
+            others = f" and {len(unread) - 1:,} more" if len(unread) > 1 else ""
+            dump.warn(f"{unread[0].subject}{others}: datagrams that it has not read yet are lost, as on a busy network")
+
+    def settle(self, dump: "Dump") -> None:
+        self.examined(dump)
 
     def save(self, seen: "SeenFile", dump: "Dump") -> FileEntry:
         with socket_options.opened(seen.fd) as sock:
@@ -99,8 +114,12 @@ class Inet(Described):
                 if scope:
                     entry.ifname = socket.if_indextoname(scope)
             # A connection has changed its own options; it comes back closed, and they mean nothing then.
-            if (protocol == UDP or not _has_peer(sock)) and inet_options.differs(sock):
-                inet_options.save(sock, extra(dump, seen.id))
+            if protocol == UDP or not _has_peer(sock):
+                differing = inet_options.differing(sock)
+                if any(differing):
+                    inet_options.save(differing, extra(dump, seen.id))
+            if protocol == UDP:
+                inet_groups.save(sock, seen, dump)
         if seen.stat.st_uid or seen.stat.st_gid:
             own = extra(dump, seen.id)
             own.uid, own.gid = seen.stat.st_uid, seen.stat.st_gid
@@ -118,6 +137,9 @@ class Inet(Described):
             raise Refusal(where, f"sockets of type {isk.type}, protocol {isk.proto} cannot be restored")
         if isk.src_port > 0xFFFF or isk.dst_port > 0xFFFF or isk.backlog > 0x7FFFFFFF:
             raise ImageError(where, "impossible port or backlog")
+        own = extras(restore).get(entry.id)
+        if own is not None and not inet_groups.are_possible(own):
+            raise ImageError(where, "impossible multicast group")
         if isk.proto == TCP and isk.state not in (LISTEN, CLOSE) and not restore.options.tcp_close:
             raise Refusal(
                 where, f"it was connected (state {isk.state})", "restore with --tcp-close: it comes back closed"
@@ -157,11 +179,34 @@ class Inet(Described):
         if own is not None:
             with socket_options.opened(fd) as sock:
                 inet_options.restore(sock, own)
+                inet_groups.restore(sock, own)
         owner = ((own.uid or 0), (own.gid or 0)) if own else (0, 0)
         facts = os.fstat(fd)
         if owner != (facts.st_uid, facts.st_gid):
             os.fchown(fd, *owner)
         set_flags(fd, isk.flags)
+
+
+def _namespace(sock: socket.socket) -> bytes:
+    """What tells network namespaces apart (5.14)."""
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+    except OSError:
+        return b""
+
+
+def _own_namespace() -> bytes:
+    with socket.socket() as own:
+        return _namespace(own)
+
+
+def _datagrams(sock: socket.socket, seen: "SeenFile", dump: "Dump") -> None:
+    """Note a UDP socket with datagrams in its queue.  Raises Refusal where it holds back what it has been given."""
+    received, _, unsent = struct.unpack_from("=3I", sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 12))
+    if unsent:
+        raise seen.refusal("it holds data that it has not sent yet (MSG_MORE, UDP_CORK)", "try again in a moment")
+    if received:
+        dump.setdefault("inet:unread", []).append(seen)
 
 
 def _state(sock: socket.socket) -> int:

@@ -7,38 +7,67 @@ an option's number there.  Facts: tcp(7), udp(7), ip(7), ipv6(7), socket(7).
 
 import socket
 
+from torpor.errors import KernelError
 from torpor.resources.socket_options import as_int
-from torpor.typed import TYPE_CHECKING
+from torpor.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.images.schema.torpor_file import TorporFileEntry
 
 SOL, IP, TCP, UDP, IPV6 = socket.SOL_SOCKET, 0, 6, 17, 41
 TCP_CONGESTION = 13
-# SO_TIMESTAMP, SO_RXQ_OVFL, SO_BUSY_POLL, SO_INCOMING_CPU
-_SOCKET = [(SOL, option) for option in (29, 40, 46, 49)]
-# MULTICAST_TTL, MULTICAST_LOOP, MULTICAST_ALL, RECVTTL, RECVTOS, RECVERR, MTU_DISCOVER, BIND_ADDRESS_NO_PORT
-_IP = [(IP, option) for option in (33, 34, 49, 12, 13, 11, 10, 24)]
-# UNICAST_HOPS, MULTICAST_HOPS, MULTICAST_LOOP, TCLASS, RECVPKTINFO, RECVHOPLIMIT, RECVTCLASS, RECVERR, MTU_DISCOVER
-_IPV6 = [(IPV6, option) for option in (16, 18, 19, 67, 49, 51, 66, 25, 23)]
-# MAXSEG, SYNCNT, LINGER2, DEFER_ACCEPT, WINDOW_CLAMP, USER_TIMEOUT, FASTOPEN, NOTSENT_LOWAT
-_TCP = [(TCP, option) for option in (2, 7, 8, 9, 10, 18, 23, 25)]
-# SEGMENT, GRO
-_UDP = [(UDP, option) for option in (103, 104)]
+# DEBUG, TIMESTAMP, TIMESTAMPNS, TIMESTAMPING, RXQ_OVFL, WIFI_STATUS, PEEK_OFF, NOFCS, LOCK_FILTER, SELECT_ERR_QUEUE,
+# BUSY_POLL, MAX_PACING_RATE, INCOMING_CPU, ZEROCOPY, the new time stamps, PREFER_BUSY_POLL, BUSY_POLL_BUDGET, TXREHASH,
+# RCVMARK, RCVPRIORITY
+_SOCKET = [
+    (SOL, option) for option in (1, 29, 35, 37, 40, 41, 42, 43, 44, 45, 46, 47, 49, 60, 63, 64, 65, 69, 70, 74, 75, 82)
+]
+# RECVOPTS, RETOPTS, MTU_DISCOVER, RECVERR, RECVTTL, RECVTOS, PASSSEC, TRANSPARENT, RECVORIGDSTADDR, MINTTL, CHECKSUM,
+# BIND_ADDRESS_NO_PORT, RECVFRAGSIZE, RECVERR_RFC4884, MULTICAST_IF (an address), MULTICAST_TTL, MULTICAST_LOOP,
+# MULTICAST_ALL, LOCAL_PORT_RANGE
+_IP = [(IP, option) for option in (6, 7, 10, 11, 12, 13, 18, 19, 20, 21, 23, 24, 25, 26, 32, 33, 34, 49, 51)]
+# For what an IPv6 socket sends to and hears from IPv4: TOS, TTL, PKTINFO, FREEBIND
+_IP_BESIDES = [(IP, option) for option in (1, 2, 8, 15)]
+# 2292PKTINFO, 2292HOPOPTS, 2292DSTOPTS, 2292RTHDR, 2292HOPLIMIT, FLOWINFO, UNICAST_HOPS, MULTICAST_HOPS,
+# MULTICAST_LOOP, MTU_DISCOVER, RECVERR, MULTICAST_ALL, ROUTER_ALERT_ISOLATE, RECVERR_RFC4884, FLOWINFO_SEND,
+# RECVPKTINFO, RECVHOPLIMIT, RECVHOPOPTS, RECVRTHDR, RECVDSTOPTS, RECVPATHMTU, DONTFRAG, RECVTCLASS, TCLASS,
+# AUTOFLOWLABEL, ADDR_PREFERENCES, MINHOPCOUNT, RECVORIGDSTADDR, TRANSPARENT, RECVFRAGSIZE
+_IPV6 = [
+    (IPV6, option)
+    for option in (
+        2, 3, 4, 5, 8, 11, 16, 18, 19, 23, 25, 29, 30, 31, 33, 49,
+        51, 53, 56, 58, 60, 62, 66, 67, 70, 72, 73, 74, 75, 77,
+    )
+]  # fmt: skip
+# MAXSEG, SYNCNT, LINGER2, DEFER_ACCEPT, WINDOW_CLAMP, THIN_LINEAR_TIMEOUTS, USER_TIMEOUT, FASTOPEN, NOTSENT_LOWAT,
+# SAVE_SYN, FASTOPEN_CONNECT, FASTOPEN_NO_COOKIE, INQ, TX_DELAY, RTO_MAX_MS, RTO_MIN_US, DELACK_MAX_US
+_TCP = [(TCP, option) for option in (2, 7, 8, 9, 10, 16, 18, 23, 25, 27, 30, 34, 36, 37, 44, 45, 46)]
+# CORK, ENCAP, NO_CHECK6_TX, NO_CHECK6_RX, SEGMENT, GRO
+_UDP = [(UDP, option) for option in (1, 100, 101, 102, 103, 104)]
+# Options whose value is the number of an interface: IPV6_MULTICAST_IF, and both UNICAST_IF, in network byte order.
+_MULTICAST_IF, _UNICAST_IF = ((IPV6, 17),), ((IP, 50), (IPV6, 76))
+_INTERFACES = _MULTICAST_IF + _UNICAST_IF
+
+
+class Differing(NamedTuple):
+    numbers: list[tuple[int, int]]
+    congestion: bytes
+
 
 _usual: dict[tuple[int, int], tuple[dict[int, int], bytes]] = {}
 
 
 def _numbers(sock: socket.socket) -> list[tuple[int, int]]:
     more = _TCP if sock.type == socket.SOCK_STREAM else _UDP
-    return _SOCKET + (_IP if sock.family == socket.AF_INET else _IPV6) + more
+    return [*_SOCKET, *_IP, *(_IP_BESIDES + _IPV6 if sock.family == socket.AF_INET6 else ()), *more, *_INTERFACES]
 
 
 def _read(sock: socket.socket) -> dict[int, int]:
+    """All that this kernel has."""
     found = {}
     for level, option in _numbers(sock):
         try:
-            found[level << 16 | option] = sock.getsockopt(level, option) & 0xFFFFFFFF
+            found[level << 16 | option] = sock.getsockopt(level, option)
         except OSError:
             pass  # this kernel does not know it
     return found
@@ -48,33 +77,72 @@ def _congestion(sock: socket.socket) -> bytes:
     return sock.getsockopt(TCP, TCP_CONGESTION, 16).rstrip(b"\0") if sock.type == socket.SOCK_STREAM else b""
 
 
-def save(sock: socket.socket, own: "TorporFileEntry | None") -> "list[tuple[int, int]]":
-    """The options that differ from a fresh socket's; with `own` they are entered there."""
+def differing(sock: socket.socket) -> "Differing":
+    """The options that differ from a fresh socket's of the same kind."""
     key = (sock.family, sock.type)
     if key not in _usual:
         with socket.socket(sock.family, sock.type) as fresh:
             _usual[key] = _read(fresh), _congestion(fresh)
-    numbers, congestion = _usual[key]
-    differing = [(number, value) for number, value in _read(sock).items() if numbers.get(number) != value]
-    if own is not None:
-        for number, value in differing:
+    numbers, usual = _usual[key]
+    congestion, get = _congestion(sock), sock.getsockopt
+    found = [
+        (number, value & 0xFFFFFFFF)
+        for number, before in numbers.items()
+        if (value := get(number >> 16, number & 0xFFFF)) != before
+    ]
+    return Differing(found, congestion if congestion != usual else b"")
+
+
+def save(options: "Differing", own: "TorporFileEntry") -> None:
+    """Raises KernelError."""
+    for number, value in options.numbers:
+        if (number >> 16, number & 0xFFFF) in _INTERFACES:
+            own.interface_options.append(number)
+            own.interface_names.append(_name(_swapped(number, value)))
+        else:
             own.option_numbers.append(number)
             own.option_values.append(value)
-        if _congestion(sock) != congestion:
-            own.congestion = _congestion(sock).decode("ascii", "replace")
-    return differing
+    if options.congestion:
+        own.congestion = options.congestion.decode("ascii", "replace")
 
 
-def differs(sock: socket.socket) -> bool:
-    """Whether there is anything to keep."""
-    return bool(save(sock, None)) or _congestion(sock) != _usual[sock.family, sock.type][1]
+def _swapped(number: int, interface: int) -> int:
+    """An interface's number as the option has it, or that as an interface's number."""
+    return socket.htonl(interface) if (number >> 16, number & 0xFFFF) in _UNICAST_IF else interface
+
+
+def _name(interface: int) -> str:
+    try:
+        return socket.if_indextoname(interface)
+    except OSError as error:
+        raise KernelError(
+            f"interface {interface}, by which a socket sends, is gone", error, "close the socket"
+        ) from None
 
 
 def restore(sock: socket.socket, own: "TorporFileEntry") -> None:
-    """Set them again.  Raises OSError."""
+    """Set them again.  Raises OSError, KernelError."""
     allowed = {level << 16 | option for level, option in _numbers(sock)}
     for number, value in zip(own.option_numbers, own.option_values, strict=False):
         if number in allowed:
-            sock.setsockopt(number >> 16, number & 0xFFFF, as_int(value))
+            _set(sock, number, value)
+    for number, name in zip(own.interface_options, own.interface_names, strict=False):
+        if number in allowed:
+            try:
+                interface = socket.if_nametoindex(name)
+            except OSError as error:
+                raise KernelError(f"there is no interface {name}", error, "restore where it exists") from None
+            _set(sock, number, _swapped(number, interface))
     if own.congestion and sock.type == socket.SOCK_STREAM:
         sock.setsockopt(TCP, TCP_CONGESTION, own.congestion.encode("ascii", "replace"))
+
+
+def _set(sock: socket.socket, number: int, value: int) -> None:
+    level, option = number >> 16, number & 0xFFFF
+    try:
+        sock.setsockopt(level, option, as_int(value))
+    except OSError as error:
+        what = f"cannot set option {option} of level {level} of an internet socket to {value}"
+        raise KernelError(
+            what, error, "restore under the kernel, and with the rights, that it was dumped with"
+        ) from None

@@ -31,6 +31,13 @@ class SenderEntry(Message):
     gid: int | None = optional(5, UINT32, default=None)
 
 
+class GroupEntry(Message):
+    """A multicast group that a socket has joined."""
+
+    interface: str = required(1, STRING)  # its name
+    group: bytes = required(2, BYTES)  # 4 or 16, in network byte order
+
+
 class TorporFileEntry(Message):
     """Of one open file description; of a pipe, the first of its descriptions speaks for all."""
 
@@ -69,3 +76,7 @@ class TorporFileEntry(Message):
     option_numbers: list[int] = repeated(20, UINT32, default_factory=list)  # options that sk_opts_entry lacks
     option_values: list[int] = repeated(21, UINT32, default_factory=list)
     mode: int | None = optional(22, UINT32, default=None)  # permissions of a terminal
+    # Options of internet sockets whose values are numbers of interfaces, and these interfaces' names.
+    interface_options: list[int] = repeated(44, UINT32, default_factory=list)
+    interface_names: list[str] = repeated(45, STRING, default_factory=list)
+    groups: list[GroupEntry] = repeated(46, "torpor_file.GroupEntry", default_factory=list)
