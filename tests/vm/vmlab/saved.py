@@ -83,8 +83,8 @@ class SavedGuest:
         self.directory = directory
         self._command = machine.prepare(target, version, directory, argv, modules=modules, memory=256)
         monitor = directory / "monitor"
-        begun = time.monotonic()
         with machine.SLOTS:
+            begun = time.monotonic()
             guest = Guest([*self._command, *extra, "-qmp", f"unix:{monitor},server=on,wait=off"])
             try:
                 while not any("@@SAVE" in line for line in guest.lines):
