@@ -49,10 +49,11 @@ def lines() -> list[str]:
     out += [f"A task in another namespace than Torpor's own is refused, of any kind: {', '.join(refused)}."]
     out += ["A tree may be in a time namespace of its own; its clocks come back ([more](kernel-update.md)).", ""]
     out += ["## Not to be seen from outside", "",
-            "Landlock rules, a session keyring, memory policies of single areas (mbind) and of threads but the first, "
+            "Landlock rules, a session keyring, memory policies of single areas (mbind), "
             "the slice of a fair scheduling policy, notes of changes in directories (F_NOTIFY), and System V "
             "semaphores held with SEM_UNDO that somebody else has operated since are neither saved nor "
-            "refused.", ""]  # fmt: skip
+            "refused. Nor are, of threads but the first, which get those of the first: memory policy, personality, "
+            "policy for memory errors, speculation controls, time stamp counter turned off.", ""]  # fmt: skip
     return out
 
 

@@ -21,6 +21,9 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 SOURCE = r"""
 #define _GNU_SOURCE
+#ifdef __x86_64__
+#include <asm/ldt.h>
+#endif
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
@@ -61,6 +64,10 @@ int main(int count, char **words)
 	if (!strcmp(what, "keyring") && syscall(SYS_keyctl, 0, -2, 1) < 0) skip(what);
 	if (!strcmp(what, "ioperm") && ioperm(0x80, 1, 1)) skip(what);
 	if (!strcmp(what, "flusher") && prctl(57, 1, 0, 0, 0)) skip(what);
+#ifdef __x86_64__
+	struct user_desc segment = {.entry_number = 3, .base_addr = 0x1000, .limit = 0xfffff, .seg_32bit = 1, .useable = 1};
+	if (!strcmp(what, "segments") && syscall(SYS_modify_ldt, 1, &segment, sizeof segment)) skip(what);
+#endif
 	ready();
 }
 """
@@ -114,6 +121,12 @@ def victims(tmp_path: Path) -> Iterator[list[Victim]]:
         ("keyring", "unsupported", "keyring"),
         ("ioperm", "unsupported", "ioperm"),
         ("flusher", "unsupported", "I/O flusher"),
+        pytest.param(
+            "segments",
+            "unsupported",
+            "modify_ldt",
+            marks=pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86 has segments"),
+        ),
         ("uts", "namespace", "has another UTS namespace than the process"),
         ("pidns", "namespace", "has another PID namespace than the process for its children"),
         ("fs", "unsupported", "has a working directory of its own (unshare(CLONE_FS))"),

@@ -2,7 +2,7 @@
 """What confines a task and is not restored yet: recognised and refused in words.
 
 Seccomp filters, labels of security modules, system-call dispatch, shadow stacks, port permissions, keyrings of a
-thread or process, 32-bit programs.  A restored task gets Torpor's own label, so only "not confined" passes.
+thread or process, 32-bit programs, segments of memory (the LDT of x86).  A restored task gets Torpor's own label, so only "not confined" passes.
 What cannot be seen from outside is not refused: Landlock rules, a session keyring.
 """
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NT_386_IOPERM = 0x201
 PR_SCHED_CORE = 62
 KEYCTL_GET_KEYRING_ID, KEY_SPEC_THREAD_KEYRING, KEY_SPEC_PROCESS_KEYRING = 0, -1, -2
+READ_LDT, LDT_ENTRY = 0, 8  # of modify_ldt(2), which tells 0 bytes where there is no table
 UNCONFINED = (b"unconfined", b"kernel", b"_")  # AppArmor, SELinux before its policy is loaded, Smack
 _SECCOMP = {1: "strict", 2: "filter"}
 
@@ -34,7 +35,7 @@ class Confinement(Attribute):
     covers = frozenset(
         {"thread:seccomp", "task:label", "thread:syscall_dispatch", "task:shadow_stack", "task:ioperm", "task:keyrings",
          "task:32bit", "task:kernel_thread", "task:autogroup", "task:core_sched", "task:mempolicy",
-         "task:tagged_addresses"}
+         "task:tagged_addresses", "task:segments"}
     )  # fmt: skip
 
     def examine(self, task: "DumpTask", dump: "Dump") -> None:
@@ -68,16 +69,26 @@ class Confinement(Attribute):
         else:
             _examine_stopped(task, dump)
 
-    def ask(self, task: "DumpTask", program: "Program") -> "tuple[list[Result], Pointer]":
+    def ask(self, task: "DumpTask", program: "Program") -> "tuple[list[Result], Pointer, Result | None]":
         policy = program.space(4)
         program.call("get_mempolicy", policy, 0, 0, 0, 0, may_fail=True)
-        return [
-            program.call("keyctl", KEYCTL_GET_KEYRING_ID, which, 0, 0, 0, may_fail=True)
-            for which in (KEY_SPEC_THREAD_KEYRING, KEY_SPEC_PROCESS_KEYRING)
-        ], policy
+        segments = None
+        if task.leader.arch.name == "x86_64":
+            segments = program.call("modify_ldt", READ_LDT, program.space(LDT_ENTRY), LDT_ENTRY, may_fail=True)
+        return (
+            [
+                program.call("keyctl", KEYCTL_GET_KEYRING_ID, which, 0, 0, 0, may_fail=True)
+                for which in (KEY_SPEC_THREAD_KEYRING, KEY_SPEC_PROCESS_KEYRING)
+            ],
+            policy,
+            segments,
+        )
 
-    def save(self, task: "DumpTask", answer: "tuple[list[Result], Pointer]", core: "CoreEntry") -> None:
-        keyrings, policy = answer
+    def save(self, task: "DumpTask", answer: "tuple[list[Result], Pointer, Result | None]", core: "CoreEntry") -> None:
+        keyrings, policy, segments = answer
+        if segments is not None and segments.value > 0:
+            why = "it has memory segments of its own (modify_ldt), which Torpor does not restore yet"
+            raise task.refusal(why, "run it without 16-bit or 32-bit code")
         if any(policy.data):
             raise task.refusal("it has a memory policy (set_mempolicy)", "run it without numactl")
         if any(result.value > 0 for result in keyrings):

@@ -89,6 +89,7 @@ OTHERS = {
     "task:pending": "signals pending for the process, with their siginfo",
     "task:personality": "personality",
     "task:rlimits": "resource limits",
+    "task:segments": "memory segments of its own (modify_ldt): refused",
     "task:sem_undo": "System V semaphores that it holds with SEM_UNDO: refused",
     "task:shadow_stack": "shadow stacks: refused",
     "task:sigactions": "signal handlers",
