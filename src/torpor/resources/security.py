@@ -2,8 +2,8 @@
 """What confines a task and is not restored yet: recognised and refused in words.
 
 Seccomp filters, labels of security modules, system-call dispatch, shadow stacks, port permissions, keyrings of a
-thread or process, 32-bit programs, segments of memory (the LDT of x86).  A restored task gets Torpor's own label, so only "not confined" passes.
-What cannot be seen from outside is not refused: Landlock rules, a session keyring.
+thread or process, 32-bit programs, segments of memory (the LDT of x86).  A restored task gets Torpor's own label, so
+only "not confined" passes.  What cannot be seen from outside is not refused: Landlock rules, a session keyring.
 """
 
 import ctypes
