@@ -4,7 +4,7 @@
 #include "fd.h"
 #include <sys/socket.h>
 
-static int pair[2], thread_pipe[2], group_pipe[2], file;
+static int pair[2], thread_pipe[2], group_pipe[2], file, fifo;
 
 static void check_owner(int fd, int type, pid_t pid, int signal, const char *what)
 {
@@ -34,11 +34,16 @@ int main(void)
 	MUST(fcntl(thread_pipe[0], F_SETFL, O_ASYNC));
 	MUST(fcntl(group_pipe[0], F_SETOWN, -getpgrp()));
 	MUST(fcntl(file, F_SETOWN, getpid()));
+	MUST(mkfifo("fifo", 0600));
+	fifo = MUST(open("fifo", O_RDWR));
+	MUST(fcntl(fifo, F_SETOWN, getpid()));
+	MUST(fcntl(fifo, F_SETSIG, SIGRTMIN + 3));
 	wl_ready_wait();
 	check_owner(pair[0], F_OWNER_PID, getpid(), SIGRTMIN + 3, "socket");
 	check_owner(thread_pipe[0], F_OWNER_TID, getpid(), 0, "pipe of a thread");
 	check_owner(group_pipe[0], F_OWNER_PGRP, getpgrp(), 0, "pipe of a group");
 	check_owner(file, F_OWNER_PID, getpid(), 0, "file");
+	check_owner(fifo, F_OWNER_PID, getpid(), SIGRTMIN + 3, "FIFO");
 	CHECK(sigtimedwait(&set, &info, &(struct timespec){0}) == -1, "signal %d came by itself", info.si_signo);
 	fd_put(pair[1], "x", 1);
 	CHECK(sigtimedwait(&set, &info, &(struct timespec){5}) == SIGRTMIN + 3, "no signal from the socket");

@@ -335,6 +335,10 @@ class Regular(Described):
         restore.made.update(made)
         return fd
 
+    def last(self, entry: FileEntry, fd: int, restore: "Restore") -> None:
+        if entry.reg is not None and not st.S_ISFIFO(entry.reg.mode or 0):  # of these, resources/fifo.py does it
+            super().last(entry, fd, restore)
+
 
 KIND = Regular()
 FILE_KINDS: "list[FileKind]" = [KIND]
