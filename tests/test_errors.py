@@ -23,6 +23,12 @@ def test_image_errors_have_a_remedy() -> None:
     assert "another dump" in ImageError("a", code="some-other-code").remedy
 
 
+def test_names_do_nothing_to_a_terminal() -> None:
+    error = TorporError("fd 3 (/tmp/a\nb\x1b[2J\udcff é)", "why\r", "remedy")
+    assert str(error) == r"fd 3 (/tmp/a\nb\x1b[2J\xff é): why\r; remedy".replace(r"\n", r"\x0a").replace(r"\r", r"\x0d")
+    assert error.what.count("\n") == 1  # programs get what there is
+
+
 def test_they_cross_from_the_engine() -> None:
     error = ImageError("pages-1.img is missing", code="missing-image")
     again = pickle.loads(pickle.dumps(error))

@@ -11,7 +11,7 @@ import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torpor.errors import ImageError, Refusal, TorporError
+from torpor.errors import ImageError, Refusal, TorporError, clean
 from torpor.images.directory import ImageReader
 from torpor.options import Options
 from torpor.progress import quantity
@@ -47,7 +47,7 @@ class ImagesReport(NamedTuple):
         if self.tasks:
             root = self.tasks[0]
             lines += [
-                f"{_clean(self.directory)}: {_clean(root[1])} ({root[0]}), {_count(len(self.tasks), 'task')}, "
+                f"{clean(self.directory)}: {clean(root[1])} ({root[0]}), {_count(len(self.tasks), 'task')}, "
                 f"{_count(self.threads, 'thread')}, {_count(self.files, 'file')}, {quantity(self.memory)} of memory",
                 "",
             ]
@@ -58,7 +58,7 @@ class ImagesReport(NamedTuple):
             lines.append("")
         if self.obstacles:
             lines.append(f"in the way: {_count(len(self.obstacles), 'thing')}")
-            lines += [f"  {_clean(str(one))}" for one in self.obstacles[:MANY]]
+            lines += [f"  {clean(str(one))}" for one in self.obstacles[:MANY]]
             if len(self.obstacles) > MANY:
                 lines.append(f"  … and {len(self.obstacles) - MANY:,} more (--json lists them)")
             lines.append("")
@@ -220,8 +220,3 @@ def _collide(isk: "InetSkEntry", ours: bytes, theirs: bytes, theirs_v6only: bool
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _clean(text: str) -> str:
-    """Names come out of images: nothing in them reaches the terminal as a control character."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

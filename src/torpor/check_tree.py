@@ -13,7 +13,7 @@ from torpor import costs, dump_files
 from torpor import dump_collect as collect
 from torpor import survey as looking
 from torpor.dump import refuse_target
-from torpor.errors import Refusal, TaskGone, UsageError
+from torpor.errors import Refusal, TaskGone, UsageError, clean
 from torpor.kernel.process import comparison
 from torpor.kernel.syscall import call
 from torpor.model.identity import Sorter
@@ -83,7 +83,7 @@ class TreeReport(NamedTuple):
             )
             lines.append("(without -R it stands still until all of that is on the disk, and is ended then)")
         if self.warnings:
-            lines += ["", "will be missing", *(f"  {_clean(text)}" for text in self.warnings)]
+            lines += ["", "will be missing", *(f"  {clean(text)}" for text in self.warnings)]
         lines += ["", "Cannot be dumped as it is." if self.obstacles else "Can be dumped."]
         return lines
 
@@ -101,9 +101,9 @@ class TreeReport(NamedTuple):
             about += [{"Z": "zombie", "T": "stopped", "t": "traced"}.get(task.state, "")]
             about += [f"uid {task.uid}"] if task.uid else []
             about += [task.exe]
-            words = ", ".join(_clean(word) for word in about if word)
+            words = ", ".join(clean(word) for word in about if word)
             indent = "  " * (min(depth[task.pid], MANY) + 1)
-            lines.append(f"{indent}{task.pid} {_clean(task.name)}{f': {words}' if words else ''}")
+            lines.append(f"{indent}{task.pid} {clean(task.name)}{f': {words}' if words else ''}")
             stack += reversed(children.get(task.pid, []))
         if len(self.tasks) > len(lines):
             lines.append(f"  … and {len(self.tasks) - len(lines):,} more")
@@ -140,7 +140,7 @@ def grouped(obstacles: "tuple[Refusal, ...]") -> list[str]:
             lines += [str(one) for one in some]
     if len(lines) > MANY:
         lines[MANY:] = [f"… and {len(lines) - MANY:,} more kinds of obstacles (--json lists them)"]
-    return [_clean(line) for line in lines]
+    return [clean(line) for line in lines]
 
 
 def check(options: Options) -> TreeReport:
@@ -237,8 +237,3 @@ def _look(survey: looking.Survey, task: DumpTask, files: looking.Files, memory: 
 
 def _count(number: int, noun: str, nouns: str = "") -> str:
     return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
-
-
-def _clean(text: str) -> str:
-    """Names come from the tree: nothing in them reaches the terminal as a control character."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -9,6 +9,19 @@ import errno
 import os
 
 
+def clean(text: str) -> str:
+    """One line, fit for a terminal.  Programs choose names (of files, of themselves), and so do images: in a message of
+    ours, what cannot be printed is escaped."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8, as os.fsdecode shows it
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
 class TorporError(Exception):
     """Base of all errors Torpor raises on purpose.
 
@@ -29,7 +42,7 @@ class TorporError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.what}: {self.why}" if self.why else self.what
-        return f"{text}; {self.remedy}" if self.remedy else text
+        return clean(f"{text}; {self.remedy}" if self.remedy else text)
 
 
 def _rebuild(cls: type[TorporError], args: tuple[object, ...], state: dict[str, object]) -> TorporError:

@@ -13,7 +13,7 @@ whole lines to one O_APPEND description.  A log that cannot be written (full dis
 import os
 import time
 
-from torpor.errors import TorporError
+from torpor.errors import TorporError, clean
 
 NOTHING, ERROR, WARNING, INFO, DEBUG, CALLS = range(6)
 _PREFIX = {ERROR: "Error: ", WARNING: "Warn: "}
@@ -105,7 +105,9 @@ def _say(importance: int, message: str) -> None:
     if level >= INFO:
         seconds = time.monotonic() - _start
         stamp = f"({int(seconds):02}.{int(seconds % 1 * 1e6):06}) "
-    line = f"{stamp}{_PREFIX.get(importance, '')}{message}\n".encode(errors="backslashreplace")
+    if not message.isprintable():
+        message = "\n".join(map(clean, message.split("\n")))  # a traceback has several lines
+    line = f"{stamp}{_PREFIX.get(importance, '')}{message}\n".encode()
     if _held is None:
         _write(line)
     else:

@@ -36,6 +36,12 @@ def test_stamps(tmp_path: Path) -> None:
     assert re.fullmatch(r"\(00\.\d{6}\) Error: late\n", (tmp_path / "log").read_text())
 
 
+def test_names_do_nothing_to_a_terminal(tmp_path: Path) -> None:
+    with log.opened(str(tmp_path / "log"), log.WARNING):
+        log.warning("two\nlines\x1b[2J")
+    assert (tmp_path / "log").read_text() == "Warn: two\nlines\\x1b[2J\n"
+
+
 def test_nothing_is_written_while_held(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with log.opened(str(path), log.DEBUG):

@@ -12,10 +12,10 @@ import sys
 import time
 from collections import Counter
 
-from torpor.errors import ImageError
+from torpor.errors import ImageError, clean
 from torpor.images.asjson import image_to_json, message_to_json, render
 from torpor.images.container import parse_image
-from torpor.images.describe import clean, describe, sort_of
+from torpor.images.describe import describe, sort_of
 from torpor.images.directory import MAX_IMAGE, ImageReader
 from torpor.images.kinds import IMG_COMMON, IMG_SERVICE, KINDS, RAW, ImageKind, kind_of_file
 from torpor.images.schema.enums import CoreEntryMarch

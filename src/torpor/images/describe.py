@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Open files and sockets in a few words.
 
-Names in images may hold anything; `clean` makes them fit for a terminal.  An Internet address is stored as words in
-network order that were read as if they were little-endian, so that 127.0.0.1 is 16777343.
+Names in images may hold anything; `errors.clean` makes them fit for a terminal.  An Internet address is stored as
+words in network order that were read as if they were little-endian, so that 127.0.0.1 is 16777343.
 """
 
 from __future__ import annotations
 
 import sys
 
+from torpor.errors import clean
 from torpor.images.asjson import message_to_json, open_flags
 from torpor.images.summary import file_name
 
@@ -17,20 +18,6 @@ if TYPE_CHECKING:
     from torpor.images.schema.sk_inet import InetSkEntry
     from torpor.images.schema.sk_unix import UnixSkEntry
     from torpor.images.summary import Summary
-
-
-def clean(text: str) -> str:
-    """Fit for a terminal: what cannot be printed is escaped."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else _escape(c) for c in text)
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8, as os.fsdecode shows it
-        code -= 0xDC00
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def sort_of(found: Summary, id: int) -> str:

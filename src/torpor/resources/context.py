@@ -7,7 +7,7 @@ Resources reach other resources only through these.
 import os
 
 from torpor import log
-from torpor.errors import Refusal, TorporError
+from torpor.errors import Refusal, TorporError, clean
 from torpor.kernel.process import pidfd_getfd
 from torpor.kernel.procfs import read_all
 from torpor.typed import TYPE_CHECKING, Any
@@ -167,7 +167,7 @@ class Dump:
 
     def warn(self, message: str) -> None:
         """Something is dumped that a restore cannot bring back whole, though it is no reason to refuse it all."""
-        log.warning(message)
+        log.warning(clean(message))
 
     def new_file_id(self) -> int:
         """A number for files.img: also for mapped files, executables, working directories."""
