@@ -15,6 +15,7 @@ from torpor import survey as looking
 from torpor.dump import refuse_target
 from torpor.errors import Refusal, TaskGone, UsageError, clean
 from torpor.kernel.process import comparison
+from torpor.kernel.procfs import read_link
 from torpor.kernel.syscall import call
 from torpor.model.identity import Sorter
 from torpor.options import Options
@@ -232,7 +233,8 @@ def _look(survey: looking.Survey, task: DumpTask, files: looking.Files, memory: 
     for name, what in (("cwd", "its working directory"), ("root", "its root directory")):
         with survey.looking(task.subject):
             path = f"/proc/{task.leader.tid}/{name}"
-            memory.examine_path(f"{task.subject}, {what}", os.readlink(path), path)
+            where = f"{task.subject}, {what}"
+            memory.examine_path(where, read_link(where, path), path)
 
 
 def _count(number: int, noun: str, nouns: str = "") -> str:

@@ -12,6 +12,7 @@ from time import perf_counter
 from torpor import log
 from torpor.kernel import fdinfo
 from torpor.kernel.process import FileSorter, kcmp, pidfd_open_thread, statfs_type
+from torpor.kernel.procfs import read_link
 from torpor.kernel.syscall import call
 from torpor.resources import extras, registry, regular
 from torpor.resources.context import DumpTask, SeenFile, named
@@ -63,7 +64,8 @@ def _places(dump: "Dump", task: DumpTask) -> tuple[int, int]:
     ids = []
     for name, what in (("cwd", "its working directory"), ("root", "its root directory")):
         path = f"/proc/{task.leader.tid}/{name}"
-        ids.append(regular.save_path(dump, f"{task.subject}, {what}", os.readlink(path), path, os.O_RDONLY))
+        where = f"{task.subject}, {what}"
+        ids.append(regular.save_path(dump, where, read_link(where, path), path, os.O_RDONLY))
     return ids[0], ids[1]
 
 
@@ -94,11 +96,12 @@ def _table(dump: "Dump", task: "Tracee", numbers: list[int], pidfd: int) -> Tabl
             stat = os.stat(name, dir_fd=directory)
             info = fdinfo.read_at(infos, number)
             if info.locks:  # of this table, or of the description: seen through every descriptor that can
-                refuse_locks(f"{named(task.tid)}, fd {number} ({os.readlink(name, dir_fd=directory)})", info)
+                where = f"{named(task.tid)}, fd {number}"
+                refuse_locks(f"{where} ({read_link(where, name, directory)})", info)
             key = (stat.st_dev, stat.st_ino, info.pos, info.status_flags)
             index = known.sorter.add((task.tid, number), key, number)
             if index == len(known.seen):
-                link = os.readlink(name, dir_fd=directory)
+                link = read_link(f"{named(task.tid)}, fd {number}", name, directory)
                 seen = SeenFile(dump.new_file_id(), task.tid, number, link, stat, info, pidfd)
                 known.seen.append(seen)
                 _save(dump, seen)

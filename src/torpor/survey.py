@@ -20,7 +20,7 @@ from torpor.kernel import fdinfo
 from torpor.kernel.maps import Area, kind, parse_vm_flags, read_maps
 from torpor.kernel.proc import PF_EXITING, parse_pids, parse_stat
 from torpor.kernel.process import compare_files, pidfd_open, pidfd_open_thread
-from torpor.kernel.procfs import LARGE, read_all
+from torpor.kernel.procfs import LARGE, read_all, read_link
 from torpor.kernel.status import parse_status, parse_thread_status
 from torpor.memory import areas as vma
 from torpor.memory.dump import AddressSpace
@@ -257,7 +257,7 @@ class Files:
         name = str(number)
         stat = os.stat(name, dir_fd=directory)
         info = fdinfo.read(tid, number)
-        link = os.readlink(name, dir_fd=directory)
+        link = read_link(f"{task.subject}, fd {number}", name, directory)
         self.descriptors += 1
         if info.locks:
             with self.survey.looking(""):
@@ -295,7 +295,8 @@ class Memory:
         flags = parse_vm_flags(read_all(f"/proc/{pid}/smaps", LARGE))
         exe = f"/proc/{pid}/exe"
         with self.survey.looking(task.subject):
-            self.examine_path(f"{task.subject}, its executable", os.readlink(exe), exe)
+            where = f"{task.subject}, its executable"
+            self.examine_path(where, read_link(where, exe), exe)
         for area in task.areas:
             what = kind(area)
             with self.survey.looking(task.subject):

@@ -281,3 +281,29 @@ def test_unread_datagrams(tmp_path: Path) -> None:
     assert dumped.returncode == 0, dumped.stderr
     assert ", fd 4 (socket:[" in warning and " and 1 more: datagrams that it has not read yet are lost" in warning
     assert dumped.stderr.count("datagrams") == 1 and warning in dumped.stderr
+
+
+DEEP = """
+import os, sys, time
+name = "d" * 200
+for _ in range(30):
+    os.mkdir(name)
+    os.chdir(name)
+kept = open("kept", "w") if sys.argv[1] == "file" else None
+if kept:
+    os.chdir("/")
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize(("what", "words"), [("file", ", fd 3"), ("directory", ", its working directory")])
+def test_a_path_that_the_kernel_cannot_tell(tmp_path: Path, what: str, words: str) -> None:
+    """Longer than a page: refused by name, by the check and by the dump."""
+    images = tmp_path / "images"
+    images.mkdir()
+    with Victim(tmp_path, sys.executable, "-c", DEEP, what) as victim:
+        obstacles = [str(one) for one in check(victim.pid).obstacles]
+        dumped = command("dump", "-t", victim.pid, "-D", images, "-R")
+    assert len(obstacles) == 1 and f"{words}: its path is longer than 4,095 bytes" in obstacles[0], obstacles
+    assert dumped.returncode == 1 and dumped.stderr == f"torpor: {obstacles[0]}\n", dumped.stderr

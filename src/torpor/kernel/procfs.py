@@ -11,9 +11,10 @@ them:
   about the task.
 """
 
+import errno
 import os
 
-from torpor.errors import TorporError
+from torpor.errors import Refusal, TorporError
 
 CHUNK = 1 << 16
 LARGE = 1 << 20
@@ -27,6 +28,16 @@ class ParseError(TorporError):
     def __init__(self, name: str, data: bytes) -> None:
         shown = data[:80].decode("ascii", "backslashreplace")
         super().__init__(f"cannot read {name} of this kernel", f"did not expect {shown!r}")
+
+
+def read_link(where: str, path: str, dir_fd: int | None = None) -> str:
+    """Where a link of /proc leads.  Raises Refusal for what `where` names if the kernel cannot tell."""
+    try:
+        return os.readlink(path, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # d_path in fs/d_path.c has one page for it
+            raise
+        raise Refusal(where, "its path is longer than 4,095 bytes", "rename one of the directories above it") from None
 
 
 def read_fd(fd: int, size: int = CHUNK) -> bytes:

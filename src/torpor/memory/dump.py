@@ -13,7 +13,7 @@ from torpor.images.schema.mm import MmEntry
 from torpor.kernel import pagemap
 from torpor.kernel.maps import MAP_SHARED, Area, kind, parse_vm_flags
 from torpor.kernel.proc import INFINITY, parse_stat
-from torpor.kernel.procfs import LARGE, read_all
+from torpor.kernel.procfs import LARGE, read_all, read_link
 from torpor.memory import areas as vma
 from torpor.memory import segments
 from torpor.memory.entries import describe
@@ -59,7 +59,8 @@ class AddressSpace:
         self.stat = task.stat if task.leader.tid == task.pid else parse_stat(read_all(f"/proc/{task.leader.tid}/stat"))
         self.auxv = read_all(f"/proc/{task.leader.tid}/auxv")
         exe = f"/proc/{task.leader.tid}/exe"
-        self.exe_file_id = regular.save_path(dump, f"{task.subject}, its executable", os.readlink(exe), exe, O_RDONLY)
+        where = f"{task.subject}, its executable"
+        self.exe_file_id = regular.save_path(dump, where, read_link(where, exe), exe, O_RDONLY)
         self._smaps = read_all(f"/proc/{task.leader.tid}/smaps", LARGE)
         self.runner_base = task.runner.base if isinstance(task.runner, Executor) else -1
         for area, what in zip(task.areas, self.kinds, strict=True):
