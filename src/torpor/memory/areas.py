@@ -37,7 +37,10 @@ REFUSED_FLAGS = {
     "ss": ("it is a shadow stack", "run the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"),
     "pf": ("it maps device memory directly", "close the device first"),
     "io": ("it maps device memory", "close the device first"),
-    "pkey": ("it has a protection key (pkey_mprotect), which Torpor does not restore yet", "run the program without"),
+    "pkey": (
+        "it has a protection key (pkey_mprotect, or PROT_EXEC alone), which Torpor does not restore yet",
+        "run the program without",
+    ),
     "ht": ("it is made of hugetlb pages", "use transparent huge pages (madvise) instead"),
 }
 # Flags that need no care: rights, and what the kernel sets by itself or by the kind of file.
