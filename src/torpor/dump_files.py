@@ -12,7 +12,7 @@ from time import perf_counter
 from torpor import log
 from torpor.kernel import fdinfo
 from torpor.kernel.process import FileSorter, kcmp, pidfd_open_thread, statfs_type
-from torpor.kernel.procfs import read_link
+from torpor.kernel.procfs import read_link, unreadable
 from torpor.kernel.syscall import call
 from torpor.resources import extras, registry, regular
 from torpor.resources.context import DumpTask, SeenFile, named
@@ -101,7 +101,10 @@ def _table(dump: "Dump", task: "Tracee", numbers: list[int], pidfd: int) -> Tabl
             key = (stat.st_dev, stat.st_ino, info.pos, info.status_flags)
             index = known.sorter.add((task.tid, number), key, number)
             if index == len(known.seen):
-                link = read_link(f"{named(task.tid)}, fd {number}", name, directory)
+                try:
+                    link = os.readlink(name, dir_fd=directory)
+                except OSError as error:
+                    raise unreadable(error, f"{named(task.tid)}, fd {number}") from None
                 seen = SeenFile(dump.new_file_id(), task.tid, number, link, stat, info, pidfd)
                 known.seen.append(seen)
                 _save(dump, seen)

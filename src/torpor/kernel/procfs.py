@@ -35,9 +35,14 @@ def read_link(where: str, path: str, dir_fd: int | None = None) -> str:
     try:
         return os.readlink(path, dir_fd=dir_fd)
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:  # d_path in fs/d_path.c has one page for it
-            raise
-        raise Refusal(where, "its path is longer than 4,095 bytes", "rename one of the directories above it") from None
+        raise unreadable(error, where) from None
+
+
+def unreadable(error: OSError, where: str) -> Exception:
+    """What to raise after a failed readlink(2) of a link of /proc."""
+    if error.errno != errno.ENAMETOOLONG:  # d_path in fs/d_path.c has one page for it
+        return error
+    return Refusal(where, "its path is longer than 4,095 bytes", "rename one of the directories above it")
 
 
 def read_fd(fd: int, size: int = CHUNK) -> bytes:
