@@ -53,7 +53,7 @@ def lines() -> list[str]:
             "the slice of a fair scheduling policy, notes of changes in directories (F_NOTIFY), and System V "
             "semaphores held with SEM_UNDO that somebody else has operated since are neither saved nor "
             "refused. Nor are, of threads but the first, which get those of the first: memory policy, personality, "
-            "policy for memory errors, speculation controls, time stamp counter turned off.", ""]  # fmt: skip
+            "policy for memory errors, time stamp counter turned off.", ""]  # fmt: skip
     return out
 
 

@@ -26,6 +26,7 @@ class Credentials(NamedTuple):
     no_new_privs: int
     seccomp: int | None  # 0 none, 1 strict, 2 filter; None: this kernel has no seccomp
     seccomp_filters: int
+    speculation: tuple[bytes | None, bytes | None]  # of stores, of indirect branches: PR_SET_SPECULATION_CTRL in words
 
 
 class ThreadStatus(NamedTuple):
@@ -113,6 +114,7 @@ def _credentials(lines: Lines) -> Credentials:
         no_new_privs=_maybe(lines, b"NoNewPrivs") or 0,
         seccomp=_maybe(lines, b"Seccomp"),
         seccomp_filters=_maybe(lines, b"Seccomp_filters") or 0,
+        speculation=(lines.get(b"Speculation_Store_Bypass"), lines.get(b"SpeculationIndirectBranch")),
     )
 
 

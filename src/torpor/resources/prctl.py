@@ -269,6 +269,12 @@ class Switches(Attribute):
     def examine(self, task: "DumpTask", dump: "Dump") -> None:
         if task.stat.flags & PF_IO_FLUSHER:
             dump.refuse(task.refusal("it is an I/O flusher (PR_SET_IO_FLUSHER)", "end the storage daemon first"))
+        statuses = task.thread_statuses
+        expected = statuses[task.leader.tid].credentials.speculation
+        for tid, status in statuses.items():
+            if status.credentials.speculation != expected:
+                why = f"its thread {tid} has speculation controls of its own (PR_SET_SPECULATION_CTRL)"
+                dump.refuse(task.refusal(why, "set them before threads are made"))
 
     def ask(self, task: "DumpTask", program: "Program") -> Any:
         """Field -> result of the call, and where it put its answer."""
