@@ -51,6 +51,7 @@ class Raised(ast.NodeVisitor):
             set
         )  # (class, code or "") -> what, or why if that varies
         self.meanings: dict[str, str] = {}  # class -> its docstring's first line
+        self.own: dict[str, str] = {}  # class -> what it says itself, whatever it is called with
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         code = ""
@@ -60,6 +61,10 @@ class Raised(ast.NodeVisitor):
         self.meanings[node.name] = (ast.get_docstring(node) or "").partition("\n")[0]
         for base in node.bases:
             self.classes[node.name] = (getattr(base, "id", ""), code)
+        for call in ast.walk(node):
+            match call:
+                case ast.Call(func=ast.Attribute(attr="__init__"), args=[ast.JoinedStr() as first, *_]):
+                    self.own[node.name] = sentence(first)
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
@@ -96,7 +101,7 @@ def errors() -> str:
     rows: dict[tuple[str, str], set[str]] = defaultdict(set)
     for (name, code), whats in raised.calls.items():
         if is_error(name) and name in raised.classes:
-            rows[code or code_of(name), name] |= whats
+            rows[code or code_of(name), name] |= {raised.own[name]} if name in raised.own else whats
     for name in raised.classes:
         if is_error(name):
             rows.setdefault((code_of(name), name), set())
