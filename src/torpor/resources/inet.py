@@ -157,6 +157,10 @@ class Inet(Described):
                 sock.setsockopt(socket.IPPROTO_IPV6, IPV6_V6ONLY, int(isk.v6only))
             gave_up = isk.proto == TCP and isk.state not in (LISTEN, CLOSE)
             if isk.src_port and not gave_up:
+                if isk.opts.so_bound_dev:  # else it may be another's address
+                    socket_options.bind_to_device(sock, isk.opts.so_bound_dev)
+                if (own := extras(restore).get(entry.id)) is not None:
+                    inet_options.restore_early(sock, own)
                 _bind(sock, isk)
             if isk.proto == TCP and isk.state == LISTEN:
                 sock.listen(min(isk.backlog, MAX_BACKLOG))

@@ -45,6 +45,7 @@ _TCP = [(TCP, option) for option in (2, 7, 8, 9, 10, 16, 18, 23, 25, 27, 30, 34,
 # CORK, ENCAP, NO_CHECK6_TX, NO_CHECK6_RX, SEGMENT, GRO
 _UDP = [(UDP, option) for option in (1, 100, 101, 102, 103, 104)]
 # Options whose value is the number of an interface: IPV6_MULTICAST_IF, and both UNICAST_IF, in network byte order.
+_TRANSPARENT = frozenset({IP << 16 | 19, IPV6 << 16 | 75})  # allows to bind to addresses that are not here
 _MULTICAST_IF, _UNICAST_IF = ((IPV6, 17),), ((IP, 50), (IPV6, 76))
 _INTERFACES = _MULTICAST_IF + _UNICAST_IF
 
@@ -118,6 +119,13 @@ def _name(interface: int) -> str:
         raise KernelError(
             f"interface {interface}, by which a socket sends, is gone", error, "close the socket"
         ) from None
+
+
+def restore_early(sock: socket.socket, own: "TorporFileEntry") -> None:
+    """Set what must be set before bind(2).  Raises KernelError."""
+    for number, value in zip(own.option_numbers, own.option_values, strict=False):
+        if number in _TRANSPARENT:
+            _set(sock, number, value)
 
 
 def restore(sock: socket.socket, own: "TorporFileEntry") -> None:

@@ -95,6 +95,11 @@ def as_int(value: int, bits: int = 32) -> int:
     return value - (value >> bits - 1 << bits)
 
 
+def bind_to_device(sock: socket.socket, name: str) -> None:
+    """Raises OSError: there is no such interface."""
+    sock.setsockopt(SOL, SO_BINDTODEVICE, os.fsencode(name) + b"\0")
+
+
 def restore(sock: socket.socket, entry: SkOptsEntry) -> None:
     """Set all general options; to be called when the socket is bound, since binding needs SO_REUSEADDR for a while."""
     for force, plain, size in (
@@ -132,7 +137,7 @@ def restore(sock: socket.socket, entry: SkOptsEntry) -> None:
     if entry.so_passsec:
         sock.setsockopt(SOL, SO_PASSSEC, 1)
     if entry.so_bound_dev:
-        sock.setsockopt(SOL, SO_BINDTODEVICE, os.fsencode(entry.so_bound_dev) + b"\0")
+        bind_to_device(sock, entry.so_bound_dev)
     if entry.so_oobinline:
         sock.setsockopt(SOL, SO_OOBINLINE, 1)
     if entry.so_linger is not None:
