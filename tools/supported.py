@@ -52,8 +52,7 @@ def lines() -> list[str]:
             "Landlock rules, a session keyring, memory policies of single areas (mbind), "
             "the slice of a fair scheduling policy, notes of changes in directories (F_NOTIFY), and System V "
             "semaphores held with SEM_UNDO that somebody else has operated since are neither saved nor "
-            "refused. Nor are, of threads but the first, which get those of the first: memory policy, personality, "
-            "policy for memory errors, time stamp counter turned off.", ""]  # fmt: skip
+            "refused.", ""]  # fmt: skip
     return out
 
 

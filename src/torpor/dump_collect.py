@@ -16,7 +16,7 @@ from torpor.engine.executor import CannotInstall, Executor, blob
 from torpor.engine.program import Program
 from torpor.engine.stepper import Stepper
 from torpor.engine.stops import Kind
-from torpor.engine.team import ThreadTeam
+from torpor.engine.team import Answers, ThreadTeam
 from torpor.engine.thaw import thaw, thaw_somehow
 from torpor.engine.waiting import check_cancelled, forget_cancellation
 from torpor.errors import DumpFailed, TaskGone, TorporError
@@ -32,7 +32,7 @@ from torpor.memory.dump import AddressSpace
 from torpor.model import identity
 from torpor.resources import clocks, namespaces, registry
 from torpor.resources.context import DumpTask
-from torpor.typed import TYPE_CHECKING, Any
+from torpor.typed import TYPE_CHECKING, Any, Iterable
 
 if TYPE_CHECKING:
     from torpor.engine.freeze import FrozenTree
@@ -263,7 +263,28 @@ class Asked:
 
     def __init__(self) -> None:
         self.task: dict[int, list[Any]] = {}
-        self.thread: dict[int, list[Any]] = {}
+        self._seen: dict[int, list[Any]] = {}
+        self._answers: dict[int, tuple[list[Any], Answers | None]] = {}
+
+    def ask(self, task: DumpTask, attributes: list[Any], threads: "Iterable[Tracee]", program: Program) -> list[Any]:
+        """Append what threads are asked, and look at them.  Returns the answers-to-be."""
+        answers = [attribute.ask_thread(task, program) for attribute in attributes]
+        for thread in threads:
+            self._seen[thread.tid] = [attribute.look_thread(task, thread) for attribute in attributes]
+            self._answers[thread.tid] = answers, None
+        return answers
+
+    def answered(self, threads: "Iterable[Tracee]", answers: list[Any], told: Answers) -> None:
+        """By a program that these threads have run one and all."""
+        for thread in threads:
+            self._answers[thread.tid] = answers, told
+
+    def thread(self, tid: int) -> list[Any]:
+        """A thread's answers, until another's are asked for."""
+        answers, told = self._answers[tid]
+        if told is not None:
+            told.recall(tid)
+        return [seen if answer is None else answer for answer, seen in zip(answers, self._seen[tid], strict=True)]
 
 
 def gather(dump: "Dump", memory: list[AddressSpace]) -> Asked:
@@ -306,23 +327,26 @@ def _questions(dump: "Dump", task: DumpTask, asked: Asked, space: AddressSpace |
     if space is not None:
         space.ask(program)
     asked.task[task.pid] = [attribute.ask(task, program) for attribute in attributes]
-    asked.thread[task.leader.tid] = [attribute.ask_thread(task, task.leader, program) for attribute in attributes]
+    asked.ask(task, attributes, [task.leader], program)
     return program
 
 
 def _ask_threads(task: DumpTask, attributes: list[Any], asked: Asked) -> None:
-    programs = {}
+    together = []
     for thread in task.threads[1:]:
-        programs[thread] = program = Program()
-        asked.thread[thread.tid] = [attribute.ask_thread(task, thread, program) for attribute in attributes]
-    alone = [t for t in programs if t.tid in task.own_files or not isinstance(task.runner, Executor)]
-    for thread in alone:  # the team's socket is not in their fd tables
+        if isinstance(task.runner, Executor) and thread.tid not in task.own_files:
+            together.append(thread)
+            continue
+        program = Program()  # the team's socket is not in its fd table
+        asked.ask(task, attributes, [thread], program)
         stepper = Stepper(thread)
-        stepper.run(programs.pop(thread))
+        stepper.run(program)
         stepper.remove()
-    if isinstance(task.runner, Executor):
+    if isinstance(task.runner, Executor) and together:
+        program = Program()
+        answers = asked.ask(task, attributes, together, program)
         task.team = ThreadTeam(task.runner)
-        task.team.run(programs)
+        asked.answered(together, answers, task.team.ask(together, program))
         task.team.close()
         task.team = None
 

@@ -42,8 +42,14 @@ class Timed(Attribute):
         self._costs.add(self._name, since)
         return answer
 
-    def ask_thread(self, task: "DumpTask", thread: "Tracee", program: "Program") -> Any:
+    def ask_thread(self, task: "DumpTask", program: "Program") -> Any:
         since = perf_counter()
-        answer = self.inner.ask_thread(task, thread, program)
+        answer = self.inner.ask_thread(task, program)
         self._costs.add(self._name, since)
         return answer
+
+    def look_thread(self, task: "DumpTask", thread: "Tracee") -> Any:
+        since = perf_counter()
+        found = self.inner.look_thread(task, thread)
+        self._costs.add(self._name, since)
+        return found

@@ -3,7 +3,7 @@
 
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -11,20 +11,19 @@ import pytest
 import torpor
 from faults.victim import Victim
 from torpor.engine.program import Argument, Program, Result
-from torpor.engine.team import ThreadTeam
+from torpor.engine.team import Answers, ThreadTeam
 from torpor.engine.tracee import Tracee
 from torpor.errors import TorporError
 
 
 def failing_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = ThreadTeam.run
+    ask = ThreadTeam.ask
 
-    def fail(self: ThreadTeam, programs: Mapping[Tracee, Program]) -> None:
-        for program in programs.values():
-            program.call("close", -1)
-        run(self, programs)
+    def fail(self: ThreadTeam, threads: Iterable[Tracee], program: Program) -> Answers:
+        program.call("close", -1)
+        return ask(self, threads, program)
 
-    monkeypatch.setattr(ThreadTeam, "run", fail)
+    monkeypatch.setattr(ThreadTeam, "ask", fail)
 
 
 def failing_engine(monkeypatch: pytest.MonkeyPatch) -> None:

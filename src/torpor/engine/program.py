@@ -213,10 +213,14 @@ class Batch:
     def results_size(self, word: str) -> int:
         return (LIST_WORDS + CALL_WORDS * len(self.calls)) * struct.calcsize(word)
 
+    def done(self, body: bytes, word: str) -> int:
+        """How many calls were made, by what was read back."""
+        return int(struct.unpack_from(word, body, struct.calcsize(word))[0])
+
     def decode(self, tid: int, body: bytes, word: str) -> None:
         """Take results and data from what was read back.  Raises CallFailed."""
         width = struct.calcsize(word)
-        done = struct.unpack_from(word, body, width)[0]
+        done = self.done(body, word)
         results = memoryview(body)[LIST_WORDS * width : self.results_size(word)]
         each = f"{word[0]}{(CALL_WORDS - 1) * width}x{word[1].lower()}"
         for call, (value,) in zip(self.calls[: done + 1], struct.iter_unpack(each, results), strict=False):

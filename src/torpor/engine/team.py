@@ -19,9 +19,29 @@ from torpor.engine.waiting import wait_readable
 from torpor.errors import TaskGone
 from torpor.kernel import ptrace
 from torpor.kernel.syscall import call
-from torpor.typed import Iterable, Mapping
+from torpor.typed import Callable, Iterable, Mapping
 
+Take = Callable[[int, Batch, bytes], None]  # TID, and what it has brought back; raises CallFailed
 _WORK = 2048  # bytes for a thread's program and its data
+
+
+class Answers:
+    """What one program has brought back from many threads: kept as it was read, as threads wait meanwhile."""
+
+    def __init__(self, word: str) -> None:
+        self._word = word
+        self._parts: dict[int, list[tuple[Batch, bytes]]] = {}
+
+    def keep(self, tid: int, batch: Batch, body: bytes) -> None:
+        """Raises CallFailed."""
+        if batch.done(body, self._word) < len(batch.calls):
+            batch.decode(tid, body, self._word)
+        self._parts.setdefault(tid, []).append((batch, body))
+
+    def recall(self, tid: int) -> None:
+        """Let the program's Results and Pointers be those of this thread."""
+        for batch, body in self._parts[tid]:
+            batch.decode(tid, body, self._word)
 
 
 class ThreadTeam:
@@ -89,6 +109,17 @@ class ThreadTeam:
 
         Raises CallFailed for the first that failed.
         """
+        word = self.leader.arch.word
+        self._run(programs, lambda tid, batch, body: batch.decode(tid, body, word))
+
+    def ask(self, threads: Iterable[Tracee], program: Program) -> Answers:
+        """The same with one program for all of these threads, which is laid out once.  No call of it may use the result
+        of another."""
+        answers = Answers(self.leader.arch.word)
+        self._run(dict.fromkeys(threads, program), answers.keep)
+        return answers
+
+    def _run(self, programs: Mapping[Tracee, Program], take: Take) -> None:
         threads = [thread for thread, program in programs.items() if len(program)]
         if not threads:
             return
@@ -98,20 +129,24 @@ class ThreadTeam:
                 largest = max(threads, key=lambda thread: frame_size(thread.arch, thread.registers()))
             self._open(largest, min(len(threads), 256))
         for at in range(0, len(threads), self._slots):
-            self._run_some({t: programs[t] for t in threads[at : at + self._slots]})
+            self._run_some({t: programs[t] for t in threads[at : at + self._slots]}, take)
 
-    def _run_some(self, programs: Mapping[Tracee, Program]) -> None:
+    def _run_some(self, programs: Mapping[Tracee, Program], take: Take) -> None:
         arch = self.leader.arch
         todo: list[tuple[Tracee, Area, list[Batch]]] = []
+        laid_out: dict[tuple[Program, int], list[Batch]] = {}
         for slot, (thread, program) in enumerate(programs.items()):
             size = frame_size(arch, thread.registers()) if arch.volatile else self._frame
             area = Area(arch, self._at + slot * self._slot_size, self._slot_size, size, 0)
-            todo.append((thread, area, list(batches(program, arch.word, area.room))))
+            key = program, area.room
+            if key not in laid_out:
+                laid_out[key] = list(batches(program, arch.word, area.room))
+            todo.append((thread, area, laid_out[key]))
         while todo:
-            self._round([(thread, area, left.pop(0)) for thread, area, left in todo])
-            todo = [(thread, area, left) for thread, area, left in todo if left]
+            self._round([(thread, area, left[0]) for thread, area, left in todo], take)
+            todo = [(thread, area, left[1:]) for thread, area, left in todo if len(left) > 1]
 
-    def _round(self, parts: list[tuple[Tracee, Area, Batch]]) -> None:
+    def _round(self, parts: list[tuple[Tracee, Area, Batch]], take: Take) -> None:
         """One batch in each thread."""
         assert self.socket is not None
         arch = self.leader.arch
@@ -147,7 +182,7 @@ class ThreadTeam:
             thread, area, batch = running.pop(struct.unpack_from(arch.word, bell)[0])
             done.append(thread)
             try:
-                batch.decode(thread.tid, memory.read(area.work, batch.size), arch.word)
+                take(thread.tid, batch, memory.read(area.work, batch.size))
             except CallFailed as error:
                 failure = failure or error
         for thread in done:

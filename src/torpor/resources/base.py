@@ -44,11 +44,15 @@ class Attribute:
     def save(self, task: "DumpTask", answer: Any, core: "CoreEntry") -> None:
         """Fill in the leader's core (core.tc exists) from outside facts and from the answer."""
 
-    def ask_thread(self, task: "DumpTask", thread: "Tracee", program: "Program") -> Any:
-        """Append what has to be asked in each thread, the leader too."""
+    def ask_thread(self, task: "DumpTask", program: "Program") -> Any:
+        """Append what has to be asked in each thread, the leader too: the same in all threads of a task."""
+
+    def look_thread(self, task: "DumpTask", thread: "Tracee") -> Any:
+        """Look at a thread from outside, the leader too.  Raises Refusal.  Instead of `ask_thread`, not besides."""
 
     def save_thread(self, task: "DumpTask", thread: "Tracee", answer: Any, core: "CoreEntry") -> None:
-        """Fill in a thread's core (core.thread_core exists), the leader's too."""
+        """Fill in a thread's core (core.thread_core exists), the leader's too, from what `ask_thread`, whose results
+        are now this thread's, or `look_thread` has returned.  When `save` has been called.  Raises Refusal."""
 
     # -- restore ------------------------------------------------------------------------------------------------------
     def check(self, task: "RestoreTask", restore: "Restore") -> None:

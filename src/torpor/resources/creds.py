@@ -120,7 +120,7 @@ class _State:
 class Credentials(Attribute):
     covers = frozenset({"thread:creds"})
 
-    def ask_thread(self, task: "DumpTask", thread: "Tracee", program: Program) -> "Result":
+    def ask_thread(self, task: "DumpTask", program: Program) -> "Result":
         return program.call("prctl", PR_GET_SECUREBITS, 0, 0, 0, 0)
 
     def save_thread(self, task: "DumpTask", thread: "Tracee", answer: "Result", core: "CoreEntry") -> None:

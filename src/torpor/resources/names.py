@@ -17,13 +17,14 @@ from torpor.resources.base import Attribute
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torpor.engine.program import Program
+    from torpor.engine.program import Program, Result
     from torpor.engine.tracee import Tracee
     from torpor.images.schema.core import CoreEntry
     from torpor.resources.context import DumpTask, Restore, RestoreTask
 
 PR_SET_NAME = 15
 NAME_LENGTH = 15
+ASK = 0xFFFFFFFF  # to personality(2): change nothing
 
 
 class Names(Attribute):
@@ -66,6 +67,15 @@ class Personality(Attribute):
         digits = f"{answer:x}"
         core.tc.personality = int(digits) if digits.isdecimal() else 0
         task.process_extras["personality"] = answer
+
+    def ask_thread(self, task: "DumpTask", program: "Program") -> "Result":
+        return program.call("personality", ASK)
+
+    def save_thread(self, task: "DumpTask", thread: "Tracee", answer: "Result", core: "CoreEntry") -> None:
+        """Threads get the leader's."""
+        if answer.value != task.process_extras["personality"]:
+            why = f"its thread {thread.tid} has another personality (personality(2)) than the first"
+            raise task.refusal(why, "end that thread first")
 
     def check(self, task: "RestoreTask", restore: "Restore") -> None:
         task.extras = extras.load(restore, task.pid)

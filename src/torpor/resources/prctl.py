@@ -46,7 +46,7 @@ O_WRONLY, AT_FDCWD = 1, -100
 class ParentDeath(Attribute):
     covers = frozenset({"thread:pdeathsig"})
 
-    def ask_thread(self, task: "DumpTask", thread: "Tracee", program: "Program") -> "Pointer":
+    def ask_thread(self, task: "DumpTask", program: "Program") -> "Pointer":
         space = program.space(4)
         program.call("prctl", PR_GET_PDEATHSIG, space)
         return space
@@ -67,7 +67,7 @@ class TimerSlack(Attribute):
 
     covers = frozenset({"thread:timer_slack"})
 
-    def ask_thread(self, task: "DumpTask", thread: "Tracee", program: "Program") -> "Result":
+    def ask_thread(self, task: "DumpTask", program: "Program") -> "Result":
         return program.call("prctl", PR_GET_TIMERSLACK)
 
     def save_thread(self, task: "DumpTask", thread: "Tracee", answer: "Result", core: "CoreEntry") -> None:
@@ -238,19 +238,29 @@ class LoginUid(Attribute):
 
 
 class _Switch(NamedTuple):
-    """A setting of a process: its field in TaskExtraEntry, what asks and sets it, and what is not worth storing."""
+    """A setting of a process: its field in TaskExtraEntry, what asks and sets it, and what is not worth storing.
+
+    `of_threads`: what it is called where each thread has its own, which begins as that of the thread that makes it.
+    """
 
     field: str
     get: tuple[int, ...]
     set: tuple[int, ...]  # the value comes after it
     default: int
     by_pointer: bool = False
+    of_threads: str = ""
 
 
 SWITCHES = (
     _Switch("memory_merge", (PR_GET_MEMORY_MERGE, 0, 0, 0, 0), (PR_SET_MEMORY_MERGE,), 0),
-    _Switch("tsc", (PR_GET_TSC,), (PR_SET_TSC,), PR_TSC_ENABLE, by_pointer=True),
-    _Switch("mce_kill", (PR_MCE_KILL_GET, 0, 0, 0, 0), (PR_MCE_KILL, PR_MCE_KILL_SET), PR_MCE_KILL_DEFAULT),
+    _Switch("tsc", (PR_GET_TSC,), (PR_SET_TSC,), PR_TSC_ENABLE, True, "time stamp counter (PR_SET_TSC)"),
+    _Switch(
+        "mce_kill",
+        (PR_MCE_KILL_GET, 0, 0, 0, 0),
+        (PR_MCE_KILL, PR_MCE_KILL_SET),
+        PR_MCE_KILL_DEFAULT,
+        of_threads="policy for memory errors (PR_MCE_KILL)",
+    ),
 )
 SPECULATION = (
     ("store_bypass", PR_SPEC_STORE_BYPASS, "speculation_store_bypass"),
@@ -279,11 +289,7 @@ class Switches(Attribute):
     def ask(self, task: "DumpTask", program: "Program") -> Any:
         """Field -> result of the call, and where it put its answer."""
         assert task.status is not None
-        asked: dict[str, tuple[Result, Pointer | None]] = {}
-        for switch in SWITCHES:
-            space = program.space(4) if switch.by_pointer else None
-            pointer = (space,) if space is not None else ()
-            asked[switch.field] = program.call("prctl", *switch.get, *pointer, may_fail=True), space
+        asked = {switch.field: _ask(switch, program) for switch in SWITCHES}
         for field, which, shown in SPECULATION:
             if getattr(task.status, shown).startswith("thread") or "conditional" in getattr(task.status, shown):
                 asked[field] = program.call("prctl", PR_GET_SPECULATION_CTRL, which, 0, 0, 0, may_fail=True), None
@@ -297,11 +303,22 @@ class Switches(Attribute):
         for field, (result, space) in asked.items():
             if result.value < 0:
                 continue  # this kernel does not have it
-            value = result.value if space is None else struct.unpack(f"{task.leader.arch.word[0]}i", space.data)[0]
+            value = _value(task, result, space)
             if value != defaults.get(field, 0):
                 task.process_extras[field] = value
         if coredump_filter not in (None, DEFAULT_COREDUMP_FILTER):
             task.process_extras["coredump_filter"] = coredump_filter
+
+    def ask_thread(self, task: "DumpTask", program: "Program") -> "list[tuple[_Switch, Result, Pointer | None]]":
+        return [(switch, *_ask(switch, program)) for switch in SWITCHES if switch.of_threads]
+
+    def save_thread(self, task: "DumpTask", thread: "Tracee", answer: Any, core: "CoreEntry") -> None:
+        """Threads get the leader's."""
+        for switch, result, space in answer:
+            expected = task.process_extras.get(switch.field, switch.default)
+            if result.value >= 0 and _value(task, result, space) != expected:
+                why = f"its thread {thread.tid} has another {switch.of_threads} than the first"
+                raise task.refusal(why, "end that thread first")
 
     def check(self, task: "RestoreTask", restore: "Restore") -> None:
         extra = extras.load(restore, task.pid).process
@@ -348,6 +365,16 @@ class Switches(Attribute):
                 os.close(fd)
         except OSError as error:
             raise KernelError(f"cannot set what a core dump of task {task.pid} holds", error) from None
+
+
+def _ask(switch: _Switch, program: "Program") -> "tuple[Result, Pointer | None]":
+    space = program.space(4) if switch.by_pointer else None
+    pointer = (space,) if space is not None else ()
+    return program.call("prctl", *switch.get, *pointer, may_fail=True), space
+
+
+def _value(task: "DumpTask", result: "Result", space: "Pointer | None") -> int:
+    return result.value if space is None else int(struct.unpack(f"{task.leader.arch.word[0]}i", space.data)[0])
 
 
 ATTRIBUTES = [ParentDeath(), TimerSlack(), Dumpable(), Subreaper(), Membarrier(), OomScore(), LoginUid(), Switches()]

@@ -16,7 +16,6 @@ from torpor.typed import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torpor.engine.program import Program
     from torpor.engine.tracee import Tracee
     from torpor.images.schema.core import CoreEntry, ThreadCoreEntry
     from torpor.resources.context import Dump, DumpTask, Restore, RestoreTask
@@ -36,7 +35,7 @@ class Scheduling(Attribute):
             for thread in task.threads:
                 _refuse_policy(task, thread.tid, sched.sched_getattr(thread.tid), dump.refuse)
 
-    def ask_thread(self, task: "DumpTask", thread: "Tracee", program: "Program") -> tuple[SchedAttr, int, bytes]:
+    def look_thread(self, task: "DumpTask", thread: "Tracee") -> tuple[SchedAttr, int, bytes]:
         attr = sched.sched_getattr(thread.tid)
         _refuse_policy(task, thread.tid, attr, _raise)
         if attr.policy in REAL_TIME:

@@ -19,6 +19,7 @@ from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.engine.program import Pointer, Program, Result
+    from torpor.engine.tracee import Tracee
     from torpor.images.schema.core import CoreEntry
     from torpor.kernel.fdinfo import FdInfo
     from torpor.resources.context import Dump, DumpTask, Restore, RestoreTask
@@ -69,30 +70,34 @@ class Confinement(Attribute):
         else:
             _examine_stopped(task, dump)
 
-    def ask(self, task: "DumpTask", program: "Program") -> "tuple[list[Result], Pointer, Result | None]":
-        policy = program.space(4)
-        program.call("get_mempolicy", policy, 0, 0, 0, 0, may_fail=True)
+    def ask(self, task: "DumpTask", program: "Program") -> "tuple[Result, Result | None]":
         segments = None
         if task.leader.arch.name == "x86_64":
             segments = program.call("modify_ldt", READ_LDT, program.space(LDT_ENTRY), LDT_ENTRY, may_fail=True)
-        return (
-            [
-                program.call("keyctl", KEYCTL_GET_KEYRING_ID, which, 0, 0, 0, may_fail=True)
-                for which in (KEY_SPEC_THREAD_KEYRING, KEY_SPEC_PROCESS_KEYRING)
-            ],
-            policy,
-            segments,
-        )
+        return _keyring(program, KEY_SPEC_PROCESS_KEYRING), segments
 
-    def save(self, task: "DumpTask", answer: "tuple[list[Result], Pointer, Result | None]", core: "CoreEntry") -> None:
-        keyrings, policy, segments = answer
+    def save(self, task: "DumpTask", answer: "tuple[Result, Result | None]", core: "CoreEntry") -> None:
+        keyring, segments = answer
         if segments is not None and segments.value > 0:
             why = "it has memory segments of its own (modify_ldt), which Torpor does not restore yet"
             raise task.refusal(why, "run it without 16-bit or 32-bit code")
-        if any(policy.data):
-            raise task.refusal("it has a memory policy (set_mempolicy)", "run it without numactl")
-        if any(result.value > 0 for result in keyrings):
+        if keyring.value > 0:
             raise task.refusal("it has keys in a keyring of its own", "have it drop them (keyctl) first")
+
+    def ask_thread(self, task: "DumpTask", program: "Program") -> "tuple[Result, Pointer]":
+        policy = program.space(4)
+        program.call("get_mempolicy", policy, 0, 0, 0, 0, may_fail=True)
+        return _keyring(program, KEY_SPEC_THREAD_KEYRING), policy
+
+    def save_thread(
+        self, task: "DumpTask", thread: "Tracee", answer: "tuple[Result, Pointer]", core: "CoreEntry"
+    ) -> None:
+        keyring, policy = answer
+        it = "it" if thread is task.leader else f"its thread {thread.tid}"
+        if any(policy.data):
+            raise task.refusal(f"{it} has a memory policy (set_mempolicy)", "run it without numactl")
+        if keyring.value > 0:
+            raise task.refusal(f"{it} has keys in a keyring of its own", "have it drop them (keyctl) first")
 
     def check(self, task: "RestoreTask", restore: "Restore") -> None:
         tc = task.core.tc
@@ -107,6 +112,10 @@ class Confinement(Attribute):
                         f"thread {tid} was confined by a security module ({label}), which Torpor does not restore yet",
                         code="label",
                     )
+
+
+def _keyring(program: "Program", which: int) -> "Result":
+    return program.call("keyctl", KEYCTL_GET_KEYRING_ID, which, 0, 0, 0, may_fail=True)
 
 
 def _is_32bit(task: "DumpTask") -> bool:

@@ -100,8 +100,8 @@ class Actions(Attribute):
 class AltStack(Attribute):
     covers = frozenset({"thread:altstack"})
 
-    def ask_thread(self, task: "DumpTask", thread: "Tracee", program: "Program") -> "Pointer":
-        space = program.space(3 * thread.arch.word_size)
+    def ask_thread(self, task: "DumpTask", program: "Program") -> "Pointer":
+        space = program.space(3 * task.leader.arch.word_size)
         program.call("sigaltstack", 0, space)
         return space
 

@@ -34,7 +34,7 @@ _INFOS = (
 class RobustList(Attribute):
     covers = frozenset({"thread:robust_list"})
 
-    def ask_thread(self, task: "DumpTask", thread: "Tracee", program: "Program") -> tuple[int, int]:
+    def look_thread(self, task: "DumpTask", thread: "Tracee") -> tuple[int, int]:
         return get_robust_list(thread.tid)
 
     def save_thread(self, task: "DumpTask", thread: "Tracee", answer: tuple[int, int], core: "CoreEntry") -> None:
@@ -58,8 +58,8 @@ class ClearChildTid(Attribute):
 
     covers = frozenset({"thread:clear_child_tid"})
 
-    def ask_thread(self, task: "DumpTask", thread: "Tracee", program: "Program") -> "Pointer":
-        space = program.space(thread.arch.word_size)
+    def ask_thread(self, task: "DumpTask", program: "Program") -> "Pointer":
+        space = program.space(task.leader.arch.word_size)
         program.call("prctl", PR_GET_TID_ADDRESS, space)
         return space
 

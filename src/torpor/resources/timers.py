@@ -114,13 +114,14 @@ class PosixTimers(Attribute):
         overruns.count_pending(task, timers)
         return asked
 
-    def ask_thread(self, task: "DumpTask", thread: "Tracee", program: Program) -> "list[tuple[int, Pointer]]":
+    def ask_thread(self, task: "DumpTask", program: Program) -> "list[tuple[int, Pointer]]":
         """Whose CPU time a timer counts, nothing tells: but only in that thread does it run while we look."""
         asked = []
         for number in task.thread_timers:
-            twice = program.space(8 * thread.arch.word_size)
+            size = 4 * task.leader.arch.word_size
+            twice = program.space(2 * size)
             program.call("timer_gettime", number, twice)
-            program.call("timer_gettime", number, twice + 4 * thread.arch.word_size)
+            program.call("timer_gettime", number, twice + size)
             asked.append((number, twice))
         return asked
 
