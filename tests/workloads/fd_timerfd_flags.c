@@ -22,11 +22,11 @@ int main(void)
 		time_t value;
 		const char *name;
 	} cases[] = {
-		{CLOCK_MONOTONIC, 0, 100, "relative"},
-		{CLOCK_MONOTONIC, TFD_TIMER_ABSTIME, 100, "absolute"},
-		{CLOCK_REALTIME, TFD_TIMER_ABSTIME, 100, "realtime absolute"},
-		{CLOCK_REALTIME, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, 100, "cancelled when the clock is set"},
-		{CLOCK_BOOTTIME, 0, 100, "boot time"},
+		{CLOCK_MONOTONIC, 0, 1000, "relative"},
+		{CLOCK_MONOTONIC, TFD_TIMER_ABSTIME, 1000, "absolute"},
+		{CLOCK_REALTIME, TFD_TIMER_ABSTIME, 1000, "realtime absolute"},
+		{CLOCK_REALTIME, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, 1000, "cancelled when the clock is set"},
+		{CLOCK_BOOTTIME, 0, 1000, "boot time"},
 		{CLOCK_MONOTONIC, 0, 0, "disarmed"},
 		{CLOCK_MONOTONIC, TFD_TIMER_ABSTIME, -5, "absolute, expired"},
 	};
