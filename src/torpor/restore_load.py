@@ -38,18 +38,22 @@ def load(restore: "Restore") -> Plan:
     for entry in entries:
         check_cancelled()
         task = RestoreTask(entry.pid, entry.ppid, entry.pgid, entry.sid, list(entry.threads))
-        # Now, or the same core would be read as often as it is named.
-        numbers = {entry.pid, *task.threads}
-        if numbers & seen or len(set(task.threads)) < len(task.threads):
-            raise ImageError("pstree.img is mangled", f"a task or thread of {entry.pid} is there twice")
-        if len(task.threads) > MAX_THREADS:
-            raise ImageError("pstree.img is mangled", f"task {entry.pid} has {len(task.threads)} threads")
-        seen |= numbers
+        twice = ImageError("pstree.img is mangled", f"a task or thread of {entry.pid} is there twice")
+        if entry.pid in seen:  # now, or the same core would be read as often as it is named
+            raise twice
         task.restore = restore
         task.cores[entry.pid] = images.one(kinds.CORE, entry.pid)
         tc = task.core.tc
         if tc is None or tc.task_state not in (TaskState.ALIVE, TaskState.DEAD, TaskState.STOPPED, TaskState.ZOMBIE):
             raise ImageError(f"{kinds.CORE.file_name(entry.pid)} is mangled", "it does not say how the task was")
+        if task.dead:
+            task.threads = [entry.pid]  # CRIU says any number of a zombie's only thread
+        numbers = {entry.pid, *task.threads}
+        if numbers & seen or len(set(task.threads)) < len(task.threads):
+            raise twice
+        if len(task.threads) > MAX_THREADS:
+            raise ImageError("pstree.img is mangled", f"task {entry.pid} has {len(task.threads)} threads")
+        seen |= numbers
         restore.tasks[entry.pid] = task
         if not task.dead:
             _load_living(restore, task, inventory)

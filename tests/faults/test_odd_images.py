@@ -22,6 +22,7 @@ from torpor.images import kinds
 from torpor.images.container import encode_entries, start_of
 from torpor.images.directory import ImageReader
 from torpor.images.pages import PAGE_SIZE
+from torpor.images.schema.constants import TaskState
 from torpor.images.schema.pstree import PstreeEntry
 from torpor.options import Options
 
@@ -150,3 +151,17 @@ def test_a_thread_named_often(spoilt: Path) -> None:
     report = looked_at(spoilt)
     assert "is there twice" in str(report.obstacles[0])
     assert time.process_time() - started < 2
+
+
+def test_a_zombies_thread(spoilt: Path) -> None:
+    """CRIU 4.1 says any number, of several zombies the same."""
+    with ImageReader.open(str(spoilt)) as images:
+        entries = images.entries(kinds.PSTREE)
+        states = {entry.pid: images.one(kinds.CORE, entry.pid).tc.task_state for entry in entries}
+    zombie = next(entry for entry in entries if states[entry.pid] == TaskState.DEAD)
+    zombie.threads = [0]
+    other = PstreeEntry(pid=100_000, ppid=zombie.ppid, pgid=zombie.pgid, sid=zombie.sid, threads=[0])
+    shutil.copy(spoilt / kinds.CORE.file_name(zombie.pid), spoilt / kinds.CORE.file_name(other.pid))
+    data = [start_of(kinds.PSTREE), *encode_entries([*entries, other])]
+    (spoilt / kinds.PSTREE.file_name()).write_bytes(b"".join(data))
+    assert codes(looked_at(spoilt)) == []
