@@ -75,6 +75,17 @@ def _pending(pid: int) -> str:
     return " ".join(words)
 
 
+def _settled(pid: int) -> View:
+    """The vitals, once they stay the same: not those of a thread that is in a signal handler just now."""
+    now = vitals(pid)
+    for _ in range(100):
+        time.sleep(0.01)
+        before, now = now, vitals(pid)
+        if not differences(before, now):
+            break
+    return now
+
+
 class Victim:
     """A running program, its standard input and output ours, in a session of its own."""
 
@@ -102,7 +113,7 @@ class Victim:
             self.end()
             raise AssertionError(f"the victim said {first!r} instead of ready")
         self.ask("check")  # all threads have begun to sleep
-        self.before = vitals(self.pid) if compare else {}
+        self.before = _settled(self.pid) if compare else {}
 
     @classmethod
     def of(cls, megabytes: int, setup: Callable[[], object] | None = None) -> "Victim":

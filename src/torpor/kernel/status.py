@@ -26,7 +26,8 @@ class Credentials(NamedTuple):
     no_new_privs: int
     seccomp: int | None  # 0 none, 1 strict, 2 filter; None: this kernel has no seccomp
     seccomp_filters: int
-    speculation: tuple[bytes | None, bytes | None]  # of stores, of indirect branches: PR_SET_SPECULATION_CTRL in words
+    # Of stores, of indirect branches: PR_SET_SPECULATION_CTRL in words.
+    speculation: tuple[bytes | None, bytes | None] = None, None
 
 
 class ThreadStatus(NamedTuple):
