@@ -48,7 +48,9 @@ class Inet(Described):
                 raise seen.refusal(
                     f"sockets of type {sock.type}, protocol {protocol} cannot be dumped", "close it first"
                 )
-            if _namespace(sock) != dump.setdefault("inet:own namespace", _own_namespace()):
+            if "inet:own namespace" not in dump.state:
+                dump.state["inet:own namespace"] = _own_namespace()
+            if _namespace(sock) != dump.state["inet:own namespace"]:
                 why = "it was made in another network namespace than the program is in, which Torpor does not restore"
                 raise seen.refusal(why, "close it first")
             socket_options.refuse_filter(sock, seen)

@@ -44,8 +44,8 @@ _IPV6 = [
 _TCP = [(TCP, option) for option in (2, 7, 8, 9, 10, 16, 18, 23, 25, 27, 30, 34, 36, 37, 44, 45, 46)]
 # CORK, ENCAP, NO_CHECK6_TX, NO_CHECK6_RX, SEGMENT, GRO
 _UDP = [(UDP, option) for option in (1, 100, 101, 102, 103, 104)]
-# Options whose value is the number of an interface: IPV6_MULTICAST_IF, and both UNICAST_IF, in network byte order.
 _TRANSPARENT = frozenset({IP << 16 | 19, IPV6 << 16 | 75})  # allows to bind to addresses that are not here
+# Options whose value is the number of an interface: IPV6_MULTICAST_IF, and both UNICAST_IF, in network byte order.
 _MULTICAST_IF, _UNICAST_IF = ((IPV6, 17),), ((IP, 50), (IPV6, 76))
 _INTERFACES = _MULTICAST_IF + _UNICAST_IF
 
