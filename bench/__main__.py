@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench import report
 from bench.cases import CASES, DUMP, RESTORE, Case
-from bench.measure import Timing, Tool, dump, restore, timed, watch_dump, watch_restore
+from bench.measure import Timing, Tool, dump, restore, set_aside, timed, watch_dump, watch_restore
 from bench.victims import BenchError, Victim, become_subreaper, build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,8 +77,9 @@ def measure_case(
         finally:
             victim.end()
     finally:
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.rmtree(store, ignore_errors=True)
+        set_aside(place)  # removed with all the others when nothing is measured any more
+        if store != place:
+            shutil.rmtree(store, ignore_errors=True)
 
 
 def place_in_memory(size: int, number: int) -> Path:

@@ -42,15 +42,20 @@ class Timing(NamedTuple):
 
 
 def fresh(directory: Path) -> None:
-    """An empty directory.  What was in it is emptied and set aside until the case is over, not removed: ext4 does not
-    give an inode again soon after it was freed, and looks at all of these before it finds another for a new file, up to
-    0.7 ms instead of 0.03."""
+    """An empty directory; what was in it is set aside."""
     if directory.exists():
-        for file in directory.iterdir():
-            if file.is_file() and not file.is_symlink():
-                os.truncate(file, 0)
-        directory.rename(tempfile.mkdtemp(prefix="old-", dir=directory.parent))
+        set_aside(directory)
     directory.mkdir(parents=True, mode=0o700)
+
+
+def set_aside(directory: Path) -> None:
+    """Empty the files in and below a directory, and rename it.  They are not removed before the run is over: ext4 does
+    not give an inode again soon after it was freed, and looks at all of these before it finds another for a new file,
+    up to 0.7 ms instead of 0.03."""
+    for path in directory.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            os.truncate(path, 0)
+    directory.rename(tempfile.mkdtemp(prefix="old-", dir=directory.parent))
 
 
 def size_of(directory: Path) -> int:
