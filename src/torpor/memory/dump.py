@@ -102,7 +102,7 @@ class AddressSpace:
             mm_env_end=stat.env_end,
             exe_file_id=self.exe_file_id,
             mm_saved_auxv=_auxv(self.auxv, word),
-            vmas=describe(self),
+            vmas=describe(self, dump.setdefault("memory:sorts", {})),
             dumpable=self.dumpable.value,
             thp_disabled=bool(self.thp_disabled.value > 0) or None,
         )

@@ -21,36 +21,38 @@ _NOTHING: frozenset[str] = frozenset()
 
 
 class _Sort:
-    """What areas have in common whose kind, protection and flags are the same."""
+    """What areas have in common whose kind, protection and flags are the same, in whichever task."""
 
-    def __init__(self, space: "AddressSpace", start: int, what: str, prot: int, shared: bool,
-                 marks: frozenset[str], common: tuple[int, int, int]) -> None:  # fmt: skip
+    def __init__(self, what: str, prot: int, sharing: int, marks: frozenset[str], common: tuple[int, int, int]) -> None:
         flags, self.status, madvise = common
         self.fixed = {"prot": prot, "flags": flags, "status": self.status, "fd": -1, "madv": madvise or None}
         self.has_file = not self.status & vma.ANON_PRIVATE  # or a segment: then the offset counts
         self.rest = VmaEntry.part(pgoff=0, shmid=0, **self.fixed)  # where there is none
-        self.starts: list[list[int]] = []  # where an area of the sort is to be noted
+        self.rests: dict[tuple[int, int, int | None], bytes] = {}  # forked tasks have the same files at the same places
+        self.noted: list[str] = []  # the lists of AddressSpace in which an area of the sort is to be noted
         if "sl" in marks and what not in vma.KERNEL_KINDS:
-            self.starts.append(space.sealed)
+            self.noted.append("sealed")
         if "bt" in marks:
-            self.starts.append(space.guarded)
+            self.noted.append("guarded")
         if "mt" in marks:
-            self.starts.append(space.tagged)
+            self.noted.append("tagged")
         if "lf" in marks:
-            self.starts.append(space.lock_on_fault)
-        if "ac" in marks and not shared and not prot & PROT_WRITE:
-            self.starts.append(space.accounted)
+            self.noted.append("lock_on_fault")
+        if "ac" in marks and sharing != MAP_SHARED and not prot & PROT_WRITE:
+            self.noted.append("accounted")
 
 
-def describe(space: "AddressSpace") -> list[Any]:
+Sorts = dict[tuple[str, int, int, frozenset[str]], _Sort]
+
+
+def describe(space: "AddressSpace", sorts: Sorts) -> list[Any]:
     """After the thaw: the areas' entries, and behind them each run of guard pages as an entry of its own, as CRIU has
-    it.  [vvar] and [vvar_vclock] are one area there.  Raises Refusal."""
+    it.  [vvar] and [vvar_vclock] are one area there.  `sorts` is kept for the next address space.  Raises Refusal."""
     flags, behind, task = space.flags, space.behind, space.task
     # New mappings of a task under mlockall(MCL_FUTURE) are locked: ours tells, nothing else does.
     ours = flags.get(space.runner_base, _NOTHING)
     arch = task.leader.arch
     space.lock_future = (arch.mcl_future if "lo" in ours else 0) | (arch.mcl_onfault if "lf" in ours else 0)
-    sorts: dict[tuple[str, int, int, frozenset[str]], _Sort] = {}
     entries: list[Any] = []  # Encoded
     add, new = entries.append, Encoded
     vvar_start, vvar_end = 0, -1
@@ -60,14 +62,15 @@ def describe(space: "AddressSpace") -> list[Any]:
         key = what, prot, sharing, marks
         sort = sorts.get(key)
         if sort is None:
-            shared = sharing == MAP_SHARED
-            sort = sorts[key] = _Sort(space, start, what, prot, shared, marks, vma.describe(task, area, what, marks))
-        for starts in sort.starts:
-            starts.append(start)
+            sort = sorts[key] = _Sort(*key, vma.describe(task, area, what, marks))
+        for noted in sort.noted:
+            getattr(space, noted).append(start)
         rest = sort.rest
         if sort.has_file:
-            shmid, fdflags = behind[start]
-            rest = VmaEntry.part(pgoff=offset, shmid=shmid, fdflags=fdflags, **sort.fixed)
+            rest = sort.rests.get(of_file := (offset, *behind[start]), b"")
+            if not rest:
+                pgoff, shmid, fdflags = of_file
+                rest = sort.rests[of_file] = VmaEntry.part(pgoff=pgoff, shmid=shmid, fdflags=fdflags, **sort.fixed)
         elif path and path.startswith("[anon:"):
             space.names[start] = path[6:-1]
         if sort.status & vma.VVAR:
