@@ -239,7 +239,7 @@ PRCTL = {
     "PR_GET_MEMORY_MERGE": "task:memory_merge", "PR_RISCV_V_GET_CONTROL": ELSEWHERE, "PR_PPC_GET_DEXCR": ELSEWHERE,
     "PR_GET_SHADOW_STACK_STATUS": ELSEWHERE, "PR_GET_AUXV": "task:layout",
     "PR_TIMER_CREATE_RESTORE_IDS": Because("only checkpoint tools set it, for a moment"),
-    "PR_FUTEX_HASH": Because("the kernel chooses it anew; nothing but speed depends on it"),
+    "PR_FUTEX_HASH": "task:futex_hash",
 }  # fmt: skip
 # What a task has besides, and only its own calls tell.
 CALLS = {

@@ -50,7 +50,7 @@ def lines() -> list[str]:
     out += ["A tree may be in a time namespace of its own; its clocks come back ([more](kernel-update.md)).", ""]
     out += ["## Not to be seen from outside", "",
             "Landlock rules, a session keyring, memory policies of single areas (mbind), "
-            "the slice of a fair scheduling policy, notes of changes in directories (F_NOTIFY), and System V "
+            "notes of changes in directories (F_NOTIFY), and System V "
             "semaphores held with SEM_UNDO that somebody else has operated since are neither saved nor "
             "refused.", ""]  # fmt: skip
     return out

@@ -270,7 +270,7 @@ class _Work:
         restore = self.restore
         living = self._living()
         run_together((task.executor, self.spaces.finish(task)) for task in living)
-        sysv.remove_marked(restore)
+        sysv.mark(restore)
         self.lap("memory")
         self.files.make()
         segments.seal(restore)

@@ -35,7 +35,7 @@ _GRACE_S = 10
 _SPIN_S = 0.0002  # a task that has a processor is there by then
 _POLLIN = 1
 _BELL = b"\1" * 8
-LEADER_AREA = 1 << 18
+LEADER_AREA = (1 << 18) + (1 << 16)  # the longest call, setgroups(2), takes 65,536 groups of four bytes
 _UNDO_ROOM = 1 << 13
 
 _blobs: dict[str, bytes] = {}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PR_GET_DUMPABLE, PR_GET_THP_DISABLE = 3, 42
 O_RDONLY, O_RDWR = os.O_RDONLY, os.O_RDWR
-PROT_READ = 1
+PROT_READ, PROT_WRITE = 1, 2
 
 
 class AddressSpace:
@@ -39,7 +39,7 @@ class AddressSpace:
         self.kinds = _kinds(task.areas)
         self._smaps = b""  # as read
         self._flags: dict[int, frozenset[str]] = {}
-        self.behind: dict[int, tuple[int, int | None]] = {}  # shmid and fdflags of areas with a file or a segment
+        self.behind: dict[int, tuple[int, int]] = {}  # shmid and fdflags of areas with a file or a segment
         self.runs: list[tuple[int, int, bool]] = []
         self.guards: list[tuple[int, int]] = []
         self.names: dict[int, str] = {}
@@ -67,7 +67,8 @@ class AddressSpace:
             if what == "file":
                 self.behind[area.start] = self._enter_file(dump, area)
             elif what in ("shmem", "memfd", "sysv"):
-                self.behind[area.start] = segments.enter(dump, task, area, what)
+                may = not area.shared or bool(area.prot & PROT_WRITE) or "mw" in self.flags.get(area.start, ())
+                self.behind[area.start] = segments.enter(dump, task, area, what, may)
 
     @property
     def flags(self) -> dict[int, frozenset[str]]:

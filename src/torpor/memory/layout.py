@@ -11,7 +11,6 @@ from torpor.typed import TYPE_CHECKING, Iterable, NamedTuple, Sequence
 if TYPE_CHECKING:
     from torpor.images.schema.mm import MmEntry
 
-LOWEST = 1 << 16  # vm.mmap_min_addr's default
 HOLE_FROM = 1 << 21
 MARGIN = 1 << 20  # stack_guard_gap: nothing is put closer than this below a growing stack
 MAX_AREAS = 1 << 20
@@ -35,7 +34,7 @@ def checked(name: str, mm: "MmEntry", user_end: int) -> list[VmaEntry]:
             continue
         if start < end:
             raise _mangled(name, area, "is out of order or overlaps")
-        if stop > user_end or start < LOWEST:
+        if stop > user_end:
             raise _mangled(name, area, "lies outside of user memory")
         if area.prot & ~7 or area.pgoff % PAGE:
             raise _mangled(name, area, "has impossible protection or offset")

@@ -7,19 +7,21 @@ reads only the pages that differ.  Shared and file areas, advice, locks and the 
 arguments, auxiliary vector) come when the whole tree exists.
 """
 
+import errno
 import fcntl
 import os
 import struct
+from bisect import bisect_right
 
 from torpor.arch import native
 from torpor.engine.area import PAGE as AREA_PAGE
 from torpor.engine.executor import LEADER_AREA, SCM_MAX_FD
 from torpor.engine.program import Load32, Program, Result
-from torpor.errors import ImageError
+from torpor.errors import ImageError, KernelError
 from torpor.images import kinds
 from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.schema.vma import VmaEntry
-from torpor.kernel.maps import kind, read_maps
+from torpor.kernel.maps import kind, read_maps, read_vm_flags
 from torpor.memory import areas as vma
 from torpor.memory import cow, fill, layout, segments, sysv, tags, vdso_place
 from torpor.memory.layout import Span
@@ -58,6 +60,7 @@ class AddressSpaces:
         self.restore = restore
         self.spaces: dict[int, AddressSpace] = {}
         self.writable: dict[int, int] = {}
+        self.readable: dict[int, int] = {}
         for task in restore.tasks.values():
             if not task.dead and restore.images.exists(kinds.MM, task.pid):
                 self.spaces[task.pid] = AddressSpace(restore, task)
@@ -234,12 +237,25 @@ class AddressSpaces:
     def _open(self, id: int, writing: bool = False) -> int:
         """Our descriptor of a mapped file, kept for all tasks."""
         fd = self._make(id)
-        if not writing or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
+        if not writing:
+            return self._reading(id, fd)
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
             return fd
         # CRIU enters a file once, however it is mapped.
         if id not in self.writable:
             self.writable[id] = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
         return self.writable[id]
+
+    def _reading(self, id: int, fd: int) -> int:
+        """The descriptor itself, unless it is a memfd's, and what is mapped through it may never be written: through a
+        read-only descriptor, or after a seal.  (A seal against writing is refused while any mapping may be written.)"""
+        entry = self.restore.files.get(id)
+        memfd = entry.memfd if entry is not None else None
+        if memfd is None or memfd.flags & os.O_ACCMODE != os.O_RDONLY:
+            return fd
+        if id not in self.readable:
+            self.readable[id] = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        return self.readable[id]
 
     def _make(self, id: int) -> int:
         from torpor.resources import registry
@@ -249,7 +265,7 @@ class AddressSpaces:
             entry = self.restore.files.get(id)
             if entry is None:
                 raise ImageError("files.img is incomplete", f"a mapped file has id {id}, which is not there")
-            if entry.memfd is not None:  # always open for both: what a mapping may do is in its protection
+            if entry.memfd is not None:
                 return segments.open_segment(self.restore, entry.memfd.inode_id)
             file_kind = registry.file_kind_of_type(entry.type)
             if file_kind is None:
@@ -296,12 +312,12 @@ class AddressSpaces:
         for start, end in space.guards:
             program.call("madvise", start, end - start, MADV_GUARD_INSTALL)
         on_fault = set(space.extras.lock_on_fault) if space.extras else set()
+        locked: dict[int, Result] = {}
         for area in space.areas:
             if area.flags & vma.MAP_LOCKED:
                 flags = MLOCK_ONFAULT if area.start in on_fault else 0
-                # What nobody may access is locked, and then the kernel says ENOMEM for it has no pages to fetch.
-                nothing = not area.prot & ~layout.PROT_MTE
-                program.call("mlock2", area.start, area.end - area.start, flags, may_fail=nothing)
+                size = area.end - area.start
+                locked[area.start] = program.call("mlock2", area.start, size, flags, may_fail=True)
         if space.extras and space.extras.names:
             ends = {area.start: area.end for area in space.areas}
             for name in space.extras.names:
@@ -320,11 +336,25 @@ class AddressSpaces:
             program.call("mlockall", space.extras.lock_future & (arch.mcl_future | arch.mcl_onfault))
         remote = self._append_executable(program, task, space)
         yield program
+        if any(result.value for result in locked.values()):
+            self._check_locked(task, locked)
         program = Program()
         self._append_layout(program, task, space, remote.value)
         yield program
         if without_vdso and task.tracee is not None:
             task.tracee.use_gadget(0)  # it was in the vDSO
+
+    def _check_locked(self, task: "RestoreTask", locked: "dict[int, Result]") -> None:
+        """ENOMEM of mlock2 may mean that the memory is locked, but has places without pages to fetch: guard pages, what
+        is beyond a file's end, what nobody may access.  mlockall(2) does not mention that."""
+        assert task.tracee is not None
+        flags = read_vm_flags(task.tracee.tid)
+        starts = sorted(flags)
+        for start, result in locked.items():
+            at = starts[bisect_right(starts, start) - 1]  # neighbours that are alike have become one area
+            if result.value and (result.value != -errno.ENOMEM or "lo" not in flags[at]):
+                what = f"cannot lock the memory of task {task.pid} at {start:#x}"
+                raise KernelError(what, -result.value, "raise the limit (prlimit --memlock)")
 
     def _append_executable(self, program: Program, task: "RestoreTask", space: AddressSpace) -> Result:
         """Let the task have a descriptor of what it executes; its number is needed inside of a structure."""

@@ -8,8 +8,10 @@ pagemap-shmem-SHMID, where vaddr is the offset in the segment.  Holes are not st
 
 from __future__ import annotations
 
+import errno
 import os
 
+from torpor.arch import native
 from torpor.errors import ImageError
 from torpor.images.kinds import MEMFD_INODE, SHMEM_PAGEMAP
 from torpor.images.pages import PAGE_SIZE as PAGE
@@ -72,20 +74,21 @@ def of(dump: Dump) -> Segments:
     return segments
 
 
-def enter(dump: Dump, task: DumpTask, area: Area, kind: str) -> tuple[int, int | None]:
-    """Enter the segment of an area; returns what its entry points to it with: shmid, fdflags."""
+def enter(dump: Dump, task: DumpTask, area: Area, kind: str, writable: bool) -> tuple[int, int]:
+    """Enter the segment of an area; returns what its entry points to it with: shmid, fdflags.  `writable`: whether it
+    may ever be written."""
     path = f"/proc/{task.leader.tid}/map_files/{area.start:x}-{area.end:x}"
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    access = os.O_RDWR if writable else os.O_RDONLY
     if kind == "sysv":
         of(dump).enter(fd, "", area.inode)
-        return sysv.enter(dump, task, area), None
+        return sysv.enter(dump, task, area), access
     name = "/dev/zero" if kind == "shmem" else area.path.removesuffix(DELETED).removeprefix("/memfd:")
     segment = of(dump).enter(fd, name)
     if kind == "memfd":
         import fcntl
 
         segment.seals = fcntl.fcntl(segment.fd, F_GET_SEALS)
-    access = os.O_RDWR  # a memfd is always opened for both; what the mapping may do is in its prot
     if access not in segment.files:
         segment.files[access] = id = dump.new_file_id()
         from torpor.images.schema.memfd import MemfdFileEntry
@@ -272,11 +275,19 @@ def seal(restore: Restore) -> None:
 
 
 def _anonymous(size: int) -> int:
-    """A descriptor of shared anonymous memory: what mmap(MAP_SHARED | MAP_ANONYMOUS) makes, through map_files."""
+    """A descriptor of shared anonymous memory: what mmap(MAP_SHARED | MAP_ANONYMOUS) makes, through map_files.
+
+    What is larger than the machine's memory was mapped with MAP_NORESERVE."""
     import ctypes
     import mmap
 
-    memory = mmap.mmap(-1, size, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+    flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
+    try:
+        memory = mmap.mmap(-1, size, flags)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        memory = mmap.mmap(-1, size, flags | native().map_noreserve)
     view = ctypes.c_char.from_buffer(memory)
     start = ctypes.addressof(view)
     del view

@@ -13,12 +13,14 @@ from torpor.memory import areas as vma
 from torpor.memory import cow, layout
 from torpor.memory.layout import Span
 from torpor.memory.tags import Tags
+from torpor.resources import own
 from torpor.typed import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING:
     from torpor.resources.context import Restore, RestoreTask
 
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
+LOWEST = 1 << 16  # vm.mmap_min_addr's default; not more anywhere
 AT_PAGESZ = 6
 KEPT_FLAGS = vma.MAP_SHARED | vma.MAP_PRIVATE | vma.MAP_DROPPABLE | vma.MAP_ANONYMOUS | vma.MAP_GROWSDOWN
 KEPT_FLAGS |= vma.MAP_NORESERVE
@@ -36,6 +38,7 @@ class AddressSpace:
         self._check_page_size()
         self.areas = layout.checked(name, mm, native().user_end)
         vma.make_undroppable(self.areas)
+        self._check_lowest()
         self.private = [area for area in self.areas if vma.is_private_memory(area)]
         self.guards = [(area.start, area.end) for area in mm.vmas if area.status & vma.GUARD]
         self.pages = PageStore(restore.images, task.pid)
@@ -57,6 +60,19 @@ class AddressSpace:
                 f"it comes from a kernel with pages of {size} bytes, and this one's have {PAGE}",
                 "restore it under a kernel with pages of that size", code="page-size",
             )  # fmt: skip
+
+    def _check_lowest(self) -> None:
+        """Memory at address 0, say, as Wine has it: a right of its own, below a line that the administrator draws."""
+        lowest = self.areas[0].start if self.areas else LOWEST
+        if lowest >= LOWEST:
+            return
+        allowed = own.number_file("/proc/sys/vm/mmap_min_addr") or 0
+        if lowest < allowed and not own.facts().has(own.CAP_SYS_RAWIO):
+            raise self.task.refusal(
+                f"it has memory at {lowest:#x}, and none may be below {allowed:#x} here (vm.mmap_min_addr)",
+                f"run Torpor with CAP_SYS_RAWIO, or: sysctl vm.mmap_min_addr={lowest}",
+                code="no-rights",
+            )
 
     def _check_pages(self) -> None:
         """Every stored page lies in a private area of the task's."""

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 IPC_NS = 3  # the IPC namespace's number in the images
 IPC_PRIVATE, IPC_CREAT, IPC_EXCL = 0, 0o1000, 0o2000
-IPC_RMID, IPC_SET, IPC_STAT = 0, 1, 2
+IPC_RMID, IPC_SET, IPC_STAT, SHM_LOCK = 0, 1, 2, 11
 SHM_RDONLY, SHM_EXEC = 0o10000, 0o100000
-SHM_DEST = 0o1000
-PROT_WRITE, PROT_EXEC = 2, 4
+SHM_DEST, SHM_LOCKED = 0o1000, 0o2000
+PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 _KEY = "memory:sysv"
 _DS_SIZE, _UID, _MODE = 256, 4, 20  # struct shmid64_ds: key, uid, gid, cuid, cgid, mode
@@ -175,20 +175,29 @@ def _own(shmid: int, entry: IpcShmEntry) -> None:
 def attach(program: Program, area: VmaEntry) -> None:
     """Append the shmat of an area."""
     readonly = not area.prot & (PROT_WRITE | PROT_MTE)  # tags have to be put into it
+    if area.fdflags is not None:  # CRIU does not say what it may become
+        readonly = readonly and area.fdflags & os.O_ACCMODE == os.O_RDONLY
     flags = (SHM_RDONLY if readonly else 0) | (SHM_EXEC if area.prot & PROT_EXEC else 0)
+    given = PROT_READ | (0 if readonly else PROT_WRITE) | area.prot & PROT_EXEC
     size = area.end - area.start
     if area.start % native().shmlba == 0:
         program.call("shmat", area.shmid, area.start, flags)
     else:
         at = program.call("shmat", area.shmid, 0, flags)
         program.call("mremap", at, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, area.start)
-    if area.prot & PROT_MTE:
+    if area.prot != given:
         program.call("mprotect", area.start, size, area.prot)
 
 
-def remove_marked(restore: Restore) -> None:
-    """Everything is attached: mark again what was marked to be removed."""
+def mark(restore: Restore) -> None:
+    """Everything is attached: lock again what was locked, and mark what was marked to be removed."""
     for shmid, entry in restore.state.get(_KEY, {}).items():
+        if entry.desc.mode & SHM_LOCKED:
+            try:
+                call("shmctl", shmid, SHM_LOCK, 0)
+            except OSError as error:
+                what = f"cannot lock SysV segment {shmid} (SHM_LOCK)"
+                raise KernelError(what, error, "raise the limit of locked memory (ulimit -l)") from None
         if entry.desc.mode & SHM_DEST:
             call("shmctl", shmid, IPC_RMID, 0)
 

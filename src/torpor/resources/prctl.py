@@ -13,6 +13,7 @@ import os
 import struct
 
 from torpor.errors import KernelError
+from torpor.kernel.procfs import read_all
 from torpor.kernel.syscall import call
 from torpor.resources import extras, own
 from torpor.resources.base import Attribute
@@ -33,6 +34,7 @@ PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42
 PR_GET_SPECULATION_CTRL, PR_SET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, PR_SPEC_INDIRECT_BRANCH = 52, 53, 0, 1
 PR_SET_MDWE, PR_GET_MDWE = 65, 66
 PR_SET_MEMORY_MERGE, PR_GET_MEMORY_MERGE = 67, 68
+PR_FUTEX_HASH, PR_FUTEX_HASH_SET_SLOTS, PR_FUTEX_HASH_GET_SLOTS = 78, 1, 2
 PR_SPEC_PRCTL = 1  # of what PR_GET_SPECULATION_CTRL answers: this task's own setting is in the other bits
 MEMBARRIER_REGISTRATIONS = 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8
 MEMBARRIER_QUERY, MEMBARRIER_REGISTER_GLOBAL = 0, 1 << 2
@@ -268,6 +270,35 @@ SPECULATION = (
 )
 
 
+def _auto_slots(threads: int) -> range:
+    """How many slots the kernel may have given a process by itself: it begins with the second thread, and goes by the
+    most threads that there have been, or by the number of processors."""
+    if threads == 1:
+        return range(1)
+    most = max(16, 4 * (os.cpu_count() or 1))
+    return range(16, (1 << (most - 1).bit_length()) + 1)
+
+
+class FutexHash(Attribute):
+    """A process's own table of futexes (6.16).  Whether it asked for a number of slots, which is final then, is not
+    told, but what the kernel would not choose by itself was chosen.  Set before there are threads, for which the kernel
+    makes a table."""
+
+    covers = frozenset({"task:futex_hash"})
+
+    def ask(self, task: "DumpTask", program: "Program") -> "Result":
+        return program.call("prctl", PR_FUTEX_HASH, PR_FUTEX_HASH_GET_SLOTS, 0, 0, 0, may_fail=True)
+
+    def save(self, task: "DumpTask", answer: "Result", core: "CoreEntry") -> None:
+        if answer.value >= 0 and answer.value not in _auto_slots(len(task.threads)):
+            task.process_extras["futex_slots"] = answer.value
+
+    def place(self, task: "RestoreTask", program: "Program") -> None:
+        slots = task.extras.process.futex_slots
+        if slots is not None:  # a kernel without such tables has no use for them
+            program.call("prctl", PR_FUTEX_HASH, PR_FUTEX_HASH_SET_SLOTS, slots, 0, 0, may_fail=True)
+
+
 class Switches(Attribute):
     """Settings of a process that are rarely other than they begin."""
 
@@ -279,6 +310,8 @@ class Switches(Attribute):
     def examine(self, task: "DumpTask", dump: "Dump") -> None:
         if task.stat.flags & PF_IO_FLUSHER:
             dump.refuse(task.refusal("it is an I/O flusher (PR_SET_IO_FLUSHER)", "end the storage daemon first"))
+        elif task.running:
+            _refuse_flushers(task, dump)
         statuses = task.thread_statuses
         expected = statuses[task.leader.tid].credentials.speculation
         for tid, status in statuses.items():
@@ -367,6 +400,19 @@ class Switches(Attribute):
             raise KernelError(f"cannot set what a core dump of task {task.pid} holds", error) from None
 
 
+def _refuse_flushers(task: "DumpTask", dump: "Dump") -> None:
+    """Threads that are what the first is not.  Looked at before the freeze only, to keep that short."""
+    for thread in task.threads:
+        try:
+            stat = b"" if thread.tid == task.leader.tid else read_all(f"/proc/{task.pid}/task/{thread.tid}/stat")
+        except OSError:
+            continue  # it has ended
+        if stat and int(stat[stat.rindex(b")") + 2 :].split(b" ", 7)[6]) & PF_IO_FLUSHER:
+            why = f"its thread {thread.tid} is an I/O flusher (PR_SET_IO_FLUSHER)"
+            dump.refuse(task.refusal(why, "end the storage daemon first"))
+            return
+
+
 def _ask(switch: _Switch, program: "Program") -> "tuple[Result, Pointer | None]":
     space = program.space(4) if switch.by_pointer else None
     pointer = (space,) if space is not None else ()
@@ -377,4 +423,5 @@ def _value(task: "DumpTask", result: "Result", space: "Pointer | None") -> int:
     return result.value if space is None else int(struct.unpack(f"{task.leader.arch.word[0]}i", space.data)[0])
 
 
-ATTRIBUTES = [ParentDeath(), TimerSlack(), Dumpable(), Subreaper(), Membarrier(), OomScore(), LoginUid(), Switches()]
+ATTRIBUTES = [ParentDeath(), TimerSlack(), Dumpable(), Subreaper(), Membarrier(), OomScore(), LoginUid(),
+              FutexHash(), Switches()]  # fmt: skip

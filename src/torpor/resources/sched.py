@@ -3,7 +3,8 @@
 
 CRIU's images hold policy (with SCHED_RESET_ON_FORK), priority and nice; the rest goes into Torpor's own image.
 A restored task starts as Torpor is: only what differs is set.  The nice value of a real-time thread sleeps until it is
-one no more: sched_setattr(2) neither shows nor sets it.
+one no more: sched_setattr(2) neither shows nor sets it.  Nor is a slice of its own to be seen then.  The slice of a
+thread that has not asked for one (Linux 6.12) is the system's, which is Torpor's as well.
 """
 
 from torpor.errors import ImageError, Refusal
@@ -55,6 +56,8 @@ class Scheduling(Attribute):
             core.thread_core.sched_prio = attr.priority
         extra = extras.of_thread(task, thread.tid)
         extra.cpus = cpus
+        if attr.policy not in REAL_TIME and attr.runtime != _usual_slice():
+            extra.slice_ns = attr.runtime
         if io_priority:
             extra.io_priority = io_priority
 
@@ -86,11 +89,14 @@ class Scheduling(Attribute):
             if core.thread_core is None:
                 continue
             wanted = _attr(core.thread_core)
-            if wanted.policy not in TAKES_NICE and wanted.nice != default.nice:
-                sched.sched_setattr(tid, SchedAttr(sched.SCHED_OTHER, nice=wanted.nice))
+            more = extra.threads.get(tid)
+            slice = (more.slice_ns or 0) if more is not None else 0
+            if wanted.policy in TAKES_NICE:
+                wanted = wanted._replace(runtime=slice)
+            elif wanted.nice != default.nice or slice:
+                sched.sched_setattr(tid, SchedAttr(sched.SCHED_OTHER, nice=wanted.nice, runtime=slice))
             if wanted != default:
                 sched.sched_setattr(tid, wanted)
-            more = extra.threads.get(tid)
             if more is None:
                 continue
             if (more.io_priority or 0) != ours.io_priority:
@@ -106,6 +112,17 @@ def _refuse_policy(task: "DumpTask", tid: int, attr: SchedAttr, refuse: "Callabl
     elif attr.policy not in REAL_TIME and (attr.util_min or attr.util_max not in (0, UTIL_MAX)):
         why = f"the utilisation of thread {tid} is clamped ({attr.util_min} to {attr.util_max})"
         refuse(task.refusal(why, "reset that first (uclampset -R)"))
+
+
+def _usual_slice() -> int:
+    """Nanoseconds; 0 before 6.12."""
+    global _slice
+    if _slice is None:
+        _slice = sched.sched_getattr(0).runtime
+    return _slice
+
+
+_slice: int | None = None
 
 
 def _raise(refusal: Refusal) -> None:

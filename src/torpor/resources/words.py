@@ -73,6 +73,7 @@ OTHERS = {
     "task:core_sched": "core scheduling: refused",
     "task:coredump_filter": "filter of core dumps",
     "task:dumpable": "dumpable flag",
+    "task:futex_hash": "a table of futexes of a size that it chose itself",
     "task:io_flusher": "being an I/O flusher: refused",
     "task:ioperm": "permissions for I/O ports: refused",
     "task:itimers": "interval timers (setitimer)",

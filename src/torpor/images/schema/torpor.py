@@ -38,6 +38,7 @@ class ThreadExtraEntry(Message):
     # and NT_S390_SYSTEM_CALL of s390x, `trap` of ppc64le, else 0.
     interrupted: int | None = optional(9, UINT32, default=None)
     call: int | None = optional(10, UINT32, default=None)
+    slice_ns: int | None = optional(11, UINT64, default=None)  # sched_runtime of a fair policy, if not the usual
 
 
 class TaskExtraEntry(Message):
@@ -54,6 +55,7 @@ class TaskExtraEntry(Message):
     personality: int | None = optional(9, UINT32, default=None)
     unseen_stops: list[int] = repeated(10, UINT32, default_factory=list)  # PIDs of stopped children not yet waited for
     exit_signal: int | None = optional(11, UINT32, default=None)  # what its end brings its parent, if not SIGCHLD
+    futex_slots: int | None = optional(12, UINT32, default=None)  # PR_FUTEX_HASH_SET_SLOTS, if it chose them itself
 
 
 class TagRunEntry(Message):
