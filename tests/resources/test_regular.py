@@ -227,7 +227,7 @@ def test_build_ids_of_broken_files(tmp_path: Path) -> None:
         ("name", "/a\0b"),
         ("name", "/" + "x" * 5000),
         ("pos", 1 << 63),
-        ("flags", 3),
+        ("flags", os.O_PATH | 3),
         ("mode", 0o200644),
         ("ext", True),
     ],

@@ -16,6 +16,7 @@ static struct sk_option options[] = {
 	SK_OPTION(IPPROTO_TCP, TCP_INQ, 1),		SK_OPTION(IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE, 1),
 	SK_OPTION(IPPROTO_IP, IP_TRANSPARENT, 1),	SK_OPTION(IPPROTO_IP, IP_MINTTL, 3),
 };
+static const char key[] = "0123456789abcdef";
 enum { count = sizeof options / sizeof *options };
 
 int main(void)
@@ -26,6 +27,8 @@ int main(void)
 	int server = MUST(socket(AF_INET, SOCK_STREAM, 0));
 	sk_set_options(server, options, count);
 	MUST(setsockopt(server, IPPROTO_TCP, TCP_CONGESTION, "reno", 4));
+	MUST(setsockopt(server, IPPROTO_TCP, TCP_FASTOPEN_KEY, key, 16));
+	sk_set(server, IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1); /* which cannot be set once it listens */
 	sk_bind_ip(server, "127.0.0.1", 0);
 	MUST(listen(server, 5));
 	for (int i = 0; i < count; i++)
@@ -34,5 +37,9 @@ int main(void)
 	sk_check_options(server, options, count, "server");
 	MUST(getsockopt(server, IPPROTO_TCP, TCP_CONGESTION, now, &length));
 	CHECK(!strcmp(now, "reno"), "congestion control is %s", now);
+	CHECK(sk_get(server, IPPROTO_TCP, TCP_FASTOPEN_CONNECT) == 1, "fast open on connect is off");
+	length = sizeof now;
+	MUST(getsockopt(server, IPPROTO_TCP, TCP_FASTOPEN_KEY, now, &length));
+	CHECK(length == 16 && !memcmp(now, key, 16), "another key of fast open, of %u bytes", (unsigned)length);
 	wl_pass();
 }

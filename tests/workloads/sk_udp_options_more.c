@@ -36,17 +36,33 @@ enum {
 
 int main(void)
 {
+	const unsigned long rate = sizeof rate > 4 ? ~0UL / 5 : 12345;
+	const struct { int clock; unsigned flags; } when = {CLOCK_MONOTONIC, 1};
+	const unsigned char header[8] = {0, 0, 1, 4}; /* six bytes of padding */
+	unsigned char got[8];
+	socklen_t length = sizeof got;
 	wl_begin();
 	int fd = MUST(socket(AF_INET, SOCK_DGRAM, 0)), six = MUST(socket(AF_INET6, SOCK_DGRAM, 0));
 	sk_set_options(fd, options, count);
 	sk_set_options(six, options6, count6);
 	int last = MUST(socket(AF_INET, SOCK_DGRAM, 0));
 	sk_set_options(last, stamps, stamped);
+	MUST(setsockopt(last, SOL_SOCKET, SO_MAX_PACING_RATE, &rate, sizeof rate));
+	MUST(setsockopt(last, SOL_SOCKET, SO_TXTIME, &when, sizeof when));
+	MUST(setsockopt(six, IPPROTO_IPV6, IPV6_DSTOPTS, header, sizeof header));
 	sk_bind_ip(fd, "127.0.0.1", 0);
 	sk_bind_ip(six, "::1", 0);
 	wl_ready_wait();
 	sk_check_options(fd, options, count, "UDP");
 	sk_check_options(six, options6, count6, "UDP over v6");
 	sk_check_options(last, stamps, stamped, "stamped UDP");
+	MUST(getsockopt(last, SOL_SOCKET, SO_MAX_PACING_RATE, got, &length));
+	CHECK(length == sizeof rate && !memcmp(got, &rate, length), "another pacing rate");
+	length = sizeof got;
+	MUST(getsockopt(last, SOL_SOCKET, SO_TXTIME, got, &length));
+	CHECK(length == sizeof when && !memcmp(got, &when, length), "other times of sending");
+	length = sizeof got;
+	MUST(getsockopt(six, IPPROTO_IPV6, IPV6_DSTOPTS, got, &length));
+	CHECK(length == sizeof header && !memcmp(got, header, length), "another header of %u bytes", (unsigned)length);
 	wl_pass();
 }

@@ -110,7 +110,18 @@ def parse_maps(data: bytes) -> list[Area]:
 
 def read_maps(pid: int) -> list[Area]:
     """The areas of task `pid`; empty for a zombie and a kernel thread.  A TID works as well as a PID."""
-    return parse_maps(read_all(f"/proc/{pid}/maps", LARGE))
+    data = read_all(f"/proc/{pid}/maps", LARGE)
+    areas = parse_maps(data)
+    if b"\\012" in data:
+        areas = [area._replace(path=_true_path(pid, area)) if "\n" in area.path else area for area in areas]
+    return areas
+
+
+def _true_path(pid: int, area: Area) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/map_files/{area.start:x}-{area.end:x}")
+    except OSError:  # it is gone meanwhile, or we are not root
+        return area.path
 
 
 def parse_vm_flags(data: bytes) -> dict[int, frozenset[str]]:

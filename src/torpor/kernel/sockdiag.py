@@ -45,8 +45,9 @@ UNIX_DIAG_NAME, UNIX_DIAG_VFS, UNIX_DIAG_PEER, UNIX_DIAG_ICONS = range(4)
 UNIX_DIAG_RQLEN, UNIX_DIAG_MEMINFO, UNIX_DIAG_SHUTDOWN, UNIX_DIAG_UID = range(4, 8)
 
 # linux/inet_diag.h
-INET_DIAG_MEMINFO, INET_DIAG_SKMEMINFO, INET_DIAG_SHUTDOWN, INET_DIAG_SKV6ONLY = 1, 7, 8, 11
-_INET_EXTENSIONS = 1 << (INET_DIAG_SKMEMINFO - 1)
+INET_DIAG_MEMINFO, INET_DIAG_INFO, INET_DIAG_SKMEMINFO, INET_DIAG_SHUTDOWN, INET_DIAG_SKV6ONLY = 1, 2, 7, 8, 11
+INET_DIAG_MD5SIG = 18
+_INET_EXTENSIONS = 1 << (INET_DIAG_SKMEMINFO - 1) | 1 << (INET_DIAG_INFO - 1)
 
 _NLMSGHDR = struct.Struct("=IHHII")
 _NLATTR = struct.Struct("=HH")
@@ -82,7 +83,9 @@ class UnixSocket(NamedTuple):
 
 
 class InetSocket(NamedTuple):
-    """One TCP, UDP or other IP socket (struct inet_diag_msg).  Addresses are packed: 4 or 16 bytes."""
+    """One TCP, UDP or other IP socket (struct inet_diag_msg).  Addresses are packed: 4 or 16 bytes.
+
+    signed: TCP_MD5SIG keys are set, which only CAP_NET_ADMIN is told."""
 
     family: int
     state: int
@@ -99,6 +102,7 @@ class InetSocket(NamedTuple):
     shutdown: int = 0
     v6only: bool | None = None
     memory: tuple[int, ...] = ()
+    signed: bool = False
 
 
 class SockDiag:
@@ -253,6 +257,7 @@ def inet_socket(body: bytes) -> InetSocket:
         shutdown=shutdown[0] if shutdown else 0,
         v6only=bool(v6only[0]) if v6only else None,
         memory=_words(found, INET_DIAG_SKMEMINFO),
+        signed=INET_DIAG_MD5SIG in found,
     )
 
 

@@ -14,10 +14,11 @@ import fcntl
 import os
 import select
 
-from torpor.errors import ImageError
+from torpor.errors import ImageError, KernelError
 from torpor.images.schema.eventpoll import EventpollFileEntry, EventpollTfdEntry
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.kernel.fdinfo import EpollTarget
+from torpor.kernel.ioctls import ior, iow
 from torpor.kernel.process import kcmp_epoll
 from torpor.kernel.syscall import call
 from torpor.resources.description import Described, extra, extras, save_owner, set_flags
@@ -31,6 +32,8 @@ EPOLL_CTL_ADD = 1
 EPOLLERR, EPOLLHUP, EPOLLONESHOT = 0x8, 0x10, 1 << 30
 READY = select.EPOLLIN | select.EPOLLOUT | select.EPOLLPRI | select.EPOLLRDHUP
 MAX_TARGETS = 1 << 20
+_PARAMETERS = 8  # bytes of struct epoll_params
+EPIOCSPARAMS, EPIOCGPARAMS = iow(0x8A, 1, _PARAMETERS), ior(0x8A, 2, _PARAMETERS)
 ELSEWHERE = "epoll:elsewhere"  # dump.state: (epoll id, index, files_id, number) of targets that other tables have
 
 
@@ -56,6 +59,9 @@ class Epoll(Described):
                     pos=target.pos,
                 )
             )
+        parameters = _parameters(seen.fd)
+        if any(parameters):
+            extra(dump, seen.id).epoll_parameters = parameters
         entry = EventpollFileEntry(id=seen.id, flags=seen.info.status_flags, fown=save_owner(seen.fd), tfd=targets)
         return FileEntry(type=EVENTPOLL, id=seen.id, epfd=entry)
 
@@ -74,6 +80,15 @@ class Epoll(Described):
         assert entry.epfd is not None
         fd = call("epoll_create1", os.O_CLOEXEC)
         set_flags(fd, entry.epfd.flags)
+        own = extras(restore).get(entry.id)
+        if own and own.epoll_parameters:
+            try:
+                fcntl.ioctl(fd, EPIOCSPARAMS, own.epoll_parameters[:_PARAMETERS].ljust(_PARAMETERS, b"\0"))
+            except OSError as error:
+                raise KernelError(
+                    "cannot have an epoll poll network devices (EPIOCSPARAMS) as it did", error,
+                    "restore under the kernel, and with the rights, that it was dumped with",
+                ) from None  # fmt: skip
         return fd
 
     def last(self, entry: FileEntry, fd: int, restore: "Restore") -> None:
@@ -91,6 +106,14 @@ class Epoll(Described):
                 _register(epoll, target, description, number)
         finally:
             os.close(epoll)
+
+
+def _parameters(fd: int) -> bytes:
+    """How network devices are polled (6.9); nothing where the kernel does not know that."""
+    try:
+        return fcntl.ioctl(fd, EPIOCGPARAMS, bytes(_PARAMETERS))
+    except OSError:
+        return b""
 
 
 def _targets(entry: FileEntry, restore: "Restore") -> Iterator[tuple[EventpollTfdEntry, int, int]]:

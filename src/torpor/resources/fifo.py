@@ -88,16 +88,16 @@ class Fifo(FileKind):
         set_flags(fd, flags)
         own = extras(restore).get(entry.id)
         if own and own.packets:
-            restore.state.setdefault("fifo packets", {})[fifo.pipe_id] = own.packets
+            restore.state.setdefault("fifo packets", {})[fifo.pipe_id] = own.packets, bool(own.plain_end)
         return fd
 
     def wire(self, entry: FileEntry, fd: int, restore: "Restore") -> None:
         assert entry.fifo is not None  # check
-        packets = restore.state.get("fifo packets", {}).get(entry.fifo.pipe_id, [])
+        packets, plain_end = restore.state.get("fifo packets", {}).get(entry.fifo.pipe_id, ([], False))
         holder = restore.state["fifo holders"].pop(entry.fifo.pipe_id, -1)
         if holder >= 0:
             try:
-                self.queues.fill(holder, entry.fifo.pipe_id, packets, restore)
+                self.queues.fill(holder, entry.fifo.pipe_id, packets, restore, plain_end)
             finally:
                 os.close(holder)
 

@@ -61,6 +61,8 @@ def examine(dump: Dump, subject: str, stat: os.stat_result) -> None:
     """Raises Refusal for what cannot become a ghost."""
     if st.S_IFMT(stat.st_mode) not in KINDS:
         raise Refusal(subject, "files of this kind whose name was deleted cannot be dumped", "close it first")
+    if st.S_ISCHR(stat.st_mode) and (os.major(stat.st_rdev), os.minor(stat.st_rdev)) not in MEMORY_DEVICES:
+        raise Refusal(subject, "the device's name was deleted, and Torpor makes no devices", "close it first")
     limit = dump.options.ghost_limit
     if st.S_ISREG(stat.st_mode) and stat.st_blocks * 512 > limit:
         raise Refusal(

@@ -158,11 +158,11 @@ class Inet(Described):
             if isk.v6only is not None and isk.family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, IPV6_V6ONLY, int(isk.v6only))
             gave_up = isk.proto == TCP and isk.state not in (LISTEN, CLOSE)
+            if (own := extras(restore).get(entry.id)) is not None:
+                inet_options.restore_early(sock, own)
             if isk.src_port and not gave_up:
                 if isk.opts.so_bound_dev:  # else it may be another's address
                     socket_options.bind_to_device(sock, isk.opts.so_bound_dev)
-                if (own := extras(restore).get(entry.id)) is not None:
-                    inet_options.restore_early(sock, own)
                 _bind(sock, isk)
             if isk.proto == TCP and isk.state == LISTEN:
                 sock.listen(min(isk.backlog, MAX_BACKLOG))
@@ -250,6 +250,9 @@ def _listening(seen: "SeenFile", dump: "Dump") -> int:
         raise seen.refusal(
             f"{facts.rqueue} connections wait to be accepted", "try again, or use --skip-in-flight (they are lost)"
         )
+    if facts.signed:
+        raise seen.refusal("it wants signed connections (TCP_MD5SIG), whose keys Torpor does not restore",
+                           "take the keys away first, or close it")  # fmt: skip
     backlog: int = facts.wqueue
     return backlog
 

@@ -48,9 +48,14 @@ class Queues:
         if pipe_id not in found:
             found[pipe_id] = (seen.id, pipe_queue.look(dump, seen))
         first, queue = found[pipe_id]
-        # One piece may be a packet or plain bytes: then it is the flag that tells.
-        if len(queue.pieces) > 1 or (queue.pieces and seen.info.status_flags & os.O_DIRECT):
-            extra(dump, first).packets = list(queue.pieces)
+        # A single byte may be a packet or not: then it is the flag that tells.
+        packet = queue.packet
+        if packet is None:
+            packet = bool(seen.info.status_flags & os.O_DIRECT)
+        if len(queue.pieces) > 1 or (queue.pieces and packet):
+            own = extra(dump, first)
+            own.packets = list(queue.pieces)
+            own.plain_end = queue.packet is False or None
         return pipe_id
 
     def _number(self, seen: "SeenFile", dump: "Dump") -> int:
@@ -90,13 +95,16 @@ class Queues:
         result: dict[int, pipe_queue.Queue] = restore.state[key]
         return result
 
-    def fill(self, descriptor: int, pipe_id: int, packets: list[int], restore: "Restore") -> None:
-        """Put the queue into a pipe that has just been made, once."""
+    def fill(
+        self, descriptor: int, pipe_id: int, packets: list[int], restore: "Restore", plain_end: bool = False
+    ) -> None:
+        """Put the queue into a pipe that has just been made, once.  plain_end: the last of `packets` is none."""
         filled: set[int] = restore.state.setdefault(f"{self.image.name} filled", set())
         if pipe_id not in filled:
             filled.add(pipe_id)
             queue = self.load(restore).get(pipe_id)
             if queue is not None:
+                queue = queue._replace(packet=not plain_end)
                 pipe_queue.fill(descriptor, queue, packets, f"pipe {pipe_id}")
 
 
@@ -177,10 +185,9 @@ class Pipe(Described):
             for one in together:
                 assert one.pipe is not None
                 made[one.id] = self._description(one.pipe.flags, reader, own_ends)
-            packets = next(
-                (own.packets for one in together if (own := extras(restore).get(one.id)) and own.packets), []
-            )
-            self.queues.fill(reader, entry.pipe.pipe_id, packets, restore)
+            said = [own for one in together if (own := extras(restore).get(one.id)) and own.packets]
+            packets, plain_end = (said[0].packets, bool(said[0].plain_end)) if said else ([], False)
+            self.queues.fill(reader, entry.pipe.pipe_id, packets, restore, plain_end)
         except BaseException:
             for fd in {reader, writer, *made.values()}:
                 os.close(fd)

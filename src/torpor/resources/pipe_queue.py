@@ -33,11 +33,13 @@ _AT_ONCE = 1 << 20
 
 
 class Queue(NamedTuple):
-    """Capacity, content, and the lengths of what one read gives at a time (one length: a plain stream)."""
+    """Capacity, content, and the lengths of what one read gives at a time.  packet: whether the last of these is a
+    packet (all before it are); None: its one byte does not tell."""
 
     size: int
     data: bytes
     pieces: tuple[int, ...]
+    packet: bool | None = None
 
 
 class Scratch:
@@ -63,6 +65,21 @@ class Scratch:
             pending -= len(piece)
         return b"".join(pieces), tuple(map(len, pieces))
 
+    def ends_in_packet(self, pieces: tuple[int, ...]) -> bool:
+        """Duplicated once more: a packet that was read in part loses its rest."""
+        for length in pieces[:-1]:
+            os.read(self.reader, length)
+        os.read(self.reader, 1)
+        left = self._pending()
+        if left:
+            os.read(self.reader, left)
+        return not left
+
+    def _pending(self) -> int:
+        count = bytearray(4)
+        fcntl.ioctl(self.reader, FIONREAD, count)
+        return int.from_bytes(count, sys.byteorder)
+
 
 def scratch(dump: "Dump") -> Scratch:
     """The dump's own scratch pipe; it ends with the process."""
@@ -85,22 +102,29 @@ def look(dump: "Dump", seen: "SeenFile") -> Queue:
     reader = seen.fd
     if seen.info.status_flags & os.O_ACCMODE == os.O_WRONLY:
         reader = os.open(f"/proc/self/fd/{seen.fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    packet: bool | None = None
     try:
         copied = call("tee", reader, own.writer, max(pending, PAGE), SPLICE_F_NONBLOCK)
+        data, pieces = own.take(copied)
+        if copied == pending and pieces[-1] > 1:
+            packet = pieces[-1] <= PAGE
+            if packet:
+                call("tee", reader, own.writer, max(pending, PAGE), SPLICE_F_NONBLOCK)
+                packet = own.ends_in_packet(pieces)
     finally:
         if reader != seen.fd:
             os.close(reader)
-    data, pieces = own.take(copied)
     if copied != pending:
         raise seen.refusal(
             f"only {copied} of the {pending} bytes in it could be looked at",
             "raise /proc/sys/fs/pipe-max-size to the pipe's size, or let the program read it first",
         )
-    return Queue(size, data, pieces)
+    return Queue(size, data, pieces, packet)
 
 
 def fill(descriptor: int, queue: Queue, packets: list[int], what: str) -> None:
-    """Set the capacity of an empty pipe and put the content in, through any descriptor of it.  Raises RestoreFailed."""
+    """Set the capacity of an empty pipe and put the content in, through any descriptor of it.  `queue.packet` False:
+    the last of `packets` is none.  Raises RestoreFailed."""
     writer = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if queue.size and fcntl.fcntl(writer, F_GETPIPE_SZ) != queue.size:
@@ -108,7 +132,8 @@ def fill(descriptor: int, queue: Queue, packets: list[int], what: str) -> None:
         at = 0
         for length in packets or [len(queue.data)]:
             # A piece longer than a page was no packet.
-            fcntl.fcntl(writer, fcntl.F_SETFL, os.O_NONBLOCK | (os.O_DIRECT if packets and length <= PAGE else 0))
+            packet = bool(packets) and length <= PAGE and not (queue.packet is False and at + length == len(queue.data))
+            fcntl.fcntl(writer, fcntl.F_SETFL, os.O_NONBLOCK | (os.O_DIRECT if packet else 0))
             _write(writer, queue.data[at : at + length], what)
             at += length
     finally:

@@ -10,6 +10,7 @@ Also what is not an open descriptor but names a file: mapped files, executables,
 - A description keeps O_NOFOLLOW, O_DIRECTORY, O_TMPFILE and so on as flags; O_CREAT, O_EXCL and O_TRUNC it forgets.
 - A file may have changed between dump and restore: CRIU compares type, permissions, size (not of a file that is only
   appended to) and the build id of programs and libraries.  So do we, before anything is made.
+- An access mode of 3 (O_WRONLY | O_RDWR) is one: neither to be read nor written, for ioctl(2) alone.
 - Files in /proc/PID belong to that very task: they can be opened again when it is back, but not before.
 """
 
@@ -31,11 +32,13 @@ if TYPE_CHECKING:
     from torpor.images.schema.fown import FownEntry
     from torpor.resources.base import FileKind
     from torpor.resources.context import Dump, Restore, SeenFile
+    from torpor.resources.tty_restore import Terminals
 
 REG = 1  # FdTypes
 DELETED = " (deleted)"
 MAX_POSITION = (1 << 63) - 1
 MIN_ELF = 64
+TERMINALS = "/dev/pts/"
 TMPFILE = os.O_TMPFILE & ~os.O_DIRECTORY
 NEVER = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_ASYNC
 KINDS = frozenset({st.S_IFREG, st.S_IFDIR, st.S_IFLNK, st.S_IFIFO, st.S_IFCHR, st.S_IFBLK, st.S_IFSOCK})
@@ -198,7 +201,7 @@ def _check_entry(reg: RegFileEntry) -> None:
         raise ImageError(what, "an external file", "Torpor cannot restore those yet")
     if reg.pos > MAX_POSITION:
         raise ImageError(what, f"impossible position {reg.pos}")
-    if reg.flags & os.O_ACCMODE == os.O_ACCMODE:
+    if reg.flags & os.O_ACCMODE == os.O_ACCMODE and reg.flags & os.O_PATH:
         raise ImageError(what, f"impossible flags {reg.flags:#o}")
     if reg.mode and st.S_IFMT(reg.mode) not in KINDS:
         raise ImageError(what, f"impossible mode {reg.mode:#o}")
@@ -274,6 +277,10 @@ class Regular(Described):
     field = "reg"
 
     # -- dump ---------------------------------------------------------------------------------------------------------
+    def examine(self, seen: "SeenFile", dump: "Dump") -> None:
+        if seen.info.pos < 0:  # as /proc/PID/mem allows
+            raise seen.refusal("its position lies beyond what Torpor can set", "let the program use pread(2) instead")
+
     def save(self, seen: "SeenFile", dump: "Dump") -> FileEntry:
         info = seen.info
         path = f"/proc/{seen.pid}/fd/{seen.number}"
@@ -314,6 +321,8 @@ class Regular(Described):
             restore.state["regular:special"] = found
         if reg.id in restore.state["regular:special"]:
             return True
+        if reg.flags & os.O_PATH and reg.name.startswith(TERMINALS):
+            return _terminals(restore).will_make(reg.name)
         task = _of_task(reg.name)
         if task is None:
             return False
@@ -327,6 +336,8 @@ class Regular(Described):
         assert reg is not None  # check
         remap = ghost.load(restore).get(entry.id)
         if remap is None:
+            if reg.flags & os.O_PATH and reg.name.startswith(TERMINALS):
+                _terminals(restore).make_pairs()
             return open_as(reg, reg.name)
         from torpor.resources import unlinked
 
@@ -338,6 +349,12 @@ class Regular(Described):
     def last(self, entry: FileEntry, fd: int, restore: "Restore") -> None:
         if entry.reg is not None and not st.S_ISFIFO(entry.reg.mode or 0):  # of these, resources/fifo.py does it
             super().last(entry, fd, restore)
+
+
+def _terminals(restore: "Restore") -> "Terminals":
+    from torpor.resources import tty_restore
+
+    return tty_restore.terminals(restore)
 
 
 KIND = Regular()

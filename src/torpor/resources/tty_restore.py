@@ -137,11 +137,16 @@ class Terminals:
         """A descriptor of the terminal that a session is to have; -1: none."""
         for info in self.infos.values():
             if info.sid == sid and info.type == PTY and not self.is_outside(info) and info.termios is not None:
-                self._make_pairs()
+                self.make_pairs()
                 return self._slaves[self.number(info)]
         return -1
 
-    def _make_pairs(self) -> None:
+    def will_make(self, name: str) -> bool:
+        """Whether the file in /dev/pts comes with one of these terminals."""
+        found = [info for info in self.infos.values() if info.type == PTY and not self.is_outside(info)]
+        return name in (f"/dev/pts/{self.number(info)}" for info in found)
+
+    def make_pairs(self) -> None:
         if self._made:
             return
         self._made = True
@@ -194,7 +199,7 @@ class Terminals:
             return self._make_controlling(info, flags)
         if self.is_outside(info):
             return self._open_outside(tty.flags, flags)
-        self._make_pairs()
+        self.make_pairs()
         number = self.number(info)
         if info.id % 2:
             return os.dup(self._masters[number])

@@ -39,8 +39,9 @@ STREAM, DGRAM, SEQPACKET = socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SE
 RECEIVE_SHUT = 1
 SO_PEERCRED = socket.SO_PEERCRED
 SOL = socket.SOL_SOCKET
-# SO_TIMESTAMP, SO_TIMESTAMPNS, SO_TIMESTAMPING, SO_RXQ_OVFL, SO_PASSPIDFD, SO_PASSRIGHTS and what they are at first
-MORE_OPTIONS = {29: 0, 35: 0, 37: 0, 40: 0, 76: 0, 83: 1}
+# SO_TIMESTAMP, SO_TIMESTAMPNS, SO_TIMESTAMPING, SO_RXQ_OVFL, SO_LOCK_FILTER, the new time stamps, SO_PASSPIDFD,
+# SO_PASSRIGHTS, and what they are at first.  Others can be set, too, and mean nothing to a UNIX socket.
+MORE_OPTIONS = {29: 0, 35: 0, 37: 0, 40: 0, 44: 0, 63: 0, 64: 0, 65: 0, 76: 0, 83: 1}
 
 
 class Unix(Described):
@@ -55,6 +56,9 @@ class Unix(Described):
         dump.setdefault("unix examined", {})[facts.ino] = (seen, facts)
         if facts.name and unix_names.is_path(facts.name):
             _file(seen, facts)
+        if facts.type == STREAM and facts.state == ESTABLISHED and facts.rqueue:
+            with socket_options.opened(seen.fd) as sock:
+                unix_queue.refuse_urgent(sock, seen)
 
     def examined(self, dump: "Dump") -> None:
         """Is every peer in the tree?"""

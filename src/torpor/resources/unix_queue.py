@@ -68,8 +68,8 @@ def _look(sock: socket.socket, seen: "SeenFile", expected: int, stream: bool, en
     first = _peek(sock, buffer, stream)
     if first is None or (not stream and not first.data and ends):
         return []
-    if stream and _urgent(sock):
-        raise seen.refusal("an urgent byte (MSG_OOB) waits in it", "let the program read it first")
+    if stream:
+        refuse_urgent(sock, seen)
     if len(first.data) == expected and (stream or sock.type == socket.SOCK_SEQPACKET) and expected:
         return [first]
     _close(first)
@@ -107,12 +107,13 @@ def _close(message: Message) -> None:
         os.close(fd)
 
 
-def _urgent(sock: socket.socket) -> bool:
+def refuse_urgent(sock: socket.socket, seen: "SeenFile") -> None:
+    """Raises Refusal for an urgent byte in a stream, whose place nothing tells."""
     try:
         sock.recv(1, MSG_OOB | MSG_PEEK | MSG_DONTWAIT)
     except OSError:
-        return False
-    return True
+        return  # there is none
+    raise seen.refusal("an urgent byte (MSG_OOB) waits in it", "let the program read it first")
 
 
 def _peek(sock: socket.socket, buffer: bytearray, stream: bool) -> Message | None:

@@ -80,3 +80,8 @@ class TorporFileEntry(Message):
     interface_options: list[int] = repeated(44, UINT32, default_factory=list)
     interface_names: list[str] = repeated(45, STRING, default_factory=list)
     groups: list[GroupEntry] = repeated(46, "torpor_file.GroupEntry", default_factory=list)
+    # Options whose values are no ints, as getsockopt(2) gives them.
+    long_options: list[int] = repeated(47, UINT32, default_factory=list)
+    long_values: list[bytes] = repeated(48, BYTES, default_factory=list)
+    plain_end: bool | None = optional(49, BOOL, default=None)  # the last of a pipe's `packets` is none
+    epoll_parameters: bytes | None = optional(50, BYTES, default=None)  # struct epoll_params
