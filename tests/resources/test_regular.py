@@ -26,6 +26,7 @@ FLAGS = [
     os.O_RDONLY | os.O_NOATIME,
     os.O_RDWR | os.O_NOFOLLOW,
     os.O_PATH,
+    os.O_ACCMODE,
     os.O_RDWR | os.O_CREAT | os.O_TRUNC,
 ]
 
