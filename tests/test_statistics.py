@@ -47,6 +47,40 @@ def test_frozen_time(how: str, tmp_path: Path) -> None:
         victim.wait()
 
 
+HOLDER = """
+import mmap, os, time
+shared = mmap.mmap(-1, 300 * 4096); shared[:] = b"s" * (300 * 4096)
+memfd = os.memfd_create("held"); os.write(memfd, b"m" * (200 * 4096))
+reader, writer = os.pipe(); os.write(writer, b"p" * 60000)
+gone = open("gone", "w+b"); gone.write(b"g" * 70000); gone.flush(); os.unlink("gone")
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_all_bytes_are_counted(tmp_path: Path) -> None:
+    """Shared memory, memfds, deleted files and what is in pipes, too."""
+    images = tmp_path / "images"
+    images.mkdir()
+    victim = subprocess.Popen(
+        [sys.executable, "-c", HOLDER], start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert victim.stdout and victim.stdout.readline() == b"ready\n"
+    try:
+        result = torpor.dump(victim.pid, images, leave_running=True)
+    finally:
+        victim.kill()
+        victim.communicate()
+    sizes = {path.name: path.stat().st_size for path in images.iterdir()}
+    assert result.bytes == sum(sizes.values()) - sizes["stats-dump"]
+    with ImageReader.open(str(images)) as reader:
+        stats = reader.one(STATS, "dump").dump
+    assert stats is not None
+    assert (stats.shpages_scanned, stats.shpages_skipped_parent, stats.shpages_written) == (500, 0, 500)
+
+
 FAMILY = """
 import mmap, os, time
 memory = mmap.mmap(-1, 2048 * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -187,7 +187,7 @@ def check(options: Options) -> TreeReport:
         descriptors=files.descriptors,
         files=dict(Counter(files.seen)),
         memory=sum(stored for _, stored in kinds.values()),
-        ghosts=sum((memory.ghosts | files.ghosts).values()),
+        contents=sum((memory.ghosts | files.contents_but(memory.segments)).values()),
     )
     return TreeReport(
         root=options.tree,

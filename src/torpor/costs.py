@@ -45,7 +45,7 @@ class Amounts(NamedTuple):
     descriptors: int
     files: dict[str, int]  # open file descriptions, by registry key
     memory: int  # bytes to be written
-    ghosts: int = 0  # bytes of deleted files
+    contents: int = 0  # bytes of deleted files, of memfds that are not mapped, and in pipes
 
 
 def frozen_seconds(amounts: Amounts) -> float:
@@ -56,7 +56,7 @@ def frozen_seconds(amounts: Amounts) -> float:
         + AREA * amounts.areas
         + DESCRIPTOR * amounts.descriptors
         + sum(number * FILES.get(key, FILE)[0] for key, number in amounts.files.items())
-        + GIB * (amounts.memory + amounts.ghosts) / 2**30
+        + GIB * (amounts.memory + amounts.contents) / 2**30
     )
 
 
@@ -69,5 +69,5 @@ def image_bytes(amounts: Amounts) -> int:
         + DESCRIPTOR_BYTES * amounts.descriptors
         + sum(number * FILES.get(key, FILE)[1] for key, number in amounts.files.items())
         + amounts.memory
-        + amounts.ghosts
+        + amounts.contents
     )

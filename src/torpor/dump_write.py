@@ -189,6 +189,7 @@ def _extras(dump: "Dump", task: "DumpTask", space: "AddressSpace | None") -> Non
 def stats(dump: "Dump", phases: dict[str, float], frozen: float, memory: "list[AddressSpace]") -> None:
     """stats-dump; times in µs.  Nothing depends on it: the dump has succeeded already."""
     pages = sum(space.bytes for space in memory) // PAGE_SIZE
+    shared = segments.bytes_stored(dump) // PAGE_SIZE
 
     def micros(seconds: float) -> int:
         return min(int(seconds * 1e6), 0xFFFFFFFF)
@@ -202,6 +203,9 @@ def stats(dump: "Dump", phases: dict[str, float], frozen: float, memory: "list[A
         pages_skipped_parent=0,
         pages_written=pages,
         pages_lazy=0,
+        shpages_scanned=shared,
+        shpages_skipped_parent=0,
+        shpages_written=shared,
     )
     try:
         write_stats(dump.images.dir_fd, StatsEntry(dump=entry))

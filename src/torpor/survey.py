@@ -24,7 +24,7 @@ from torpor.kernel.procfs import LARGE, read_all, read_link
 from torpor.kernel.status import parse_status, parse_thread_status
 from torpor.memory import areas as vma
 from torpor.memory.dump import AddressSpace
-from torpor.resources import ghost, link_remap, namespaces, registry, regular
+from torpor.resources import ghost, link_remap, namespaces, pipe_queue, registry, regular
 from torpor.resources.context import Dump, DumpTask, SeenFile
 from torpor.resources.security import refuse_locks
 from torpor.typed import TYPE_CHECKING
@@ -224,7 +224,15 @@ class Files:
         self._likely: dict[tuple[int, int, int, int, int], int] = {}  # what may be the same, by number; -1: any
         self.seen: list[str] = []
         self.descriptors = 0
-        self.ghosts: dict[tuple[int, int], int] = {}  # inode -> bytes of files without a name
+        self._contents: dict[tuple[int, int], int] = {}  # inode -> bytes that the images will have of it
+
+    def contents_but(self, mapped: set[tuple[tuple[int, int], int]]) -> dict[tuple[int, int], int]:
+        """By device and inode: bytes of files without a name, of pipes, and of memfds other than those `mapped`."""
+        return {
+            (device, inode): size
+            for (device, inode), size in self._contents.items()
+            if ((os.major(device), os.minor(device)), inode) not in mapped
+        }
 
     def look(self, task: DumpTask, tid: int) -> None:
         """The table of a thread: examine each description that was not met before."""
@@ -271,20 +279,30 @@ class Files:
             dump_files.examine(self.survey, seen, self.seen[-1])
             if registry.FILES.get(self.seen[-1]) in ("regular", "fifo"):
                 examine_path(self.survey, f"{task.subject}, fd {number}", link, stat)
-                if stat.st_nlink == 0:
-                    self.ghosts[stat.st_dev, stat.st_ino] = stat.st_blocks * 512
+            if (size := _content(seen, self.seen[-1])) is not None:
+                self._contents[stat.st_dev, stat.st_ino] = size
         finally:
             seen.close()
 
 
+def _content(seen: SeenFile, key: str) -> int | None:
+    """Bytes of this file that will be in the images; None: it is left where it is."""
+    if key in ("fd:pipe", "fd:fifo"):
+        return pipe_queue.bytes_in(seen.fd)
+    if key == "fd:memfd" or (key in ("fd:regular", "fd:path") and seen.stat.st_nlink == 0):
+        return seen.stat.st_blocks * 512
+    return None
+
+
 class Memory:
-    """The address spaces of a tree.  `kinds`: of each kind of area (mapped, to be stored), in bytes."""
+    """The address spaces of a tree.  `kinds`: of each kind of area (mapped, to be stored), in bytes; `segments`: device
+    and inode of the shared ones."""
 
     def __init__(self, survey: Survey) -> None:
         self.survey = survey
         self.areas = 0
         self.kinds: dict[str, list[int]] = {}
-        self._segments: set[tuple[tuple[int, int], int]] = set()
+        self.segments: set[tuple[tuple[int, int], int]] = set()
         self.ghosts: dict[tuple[int, int], int] = {}
 
     def look(self, task: DumpTask) -> None:
@@ -335,9 +353,9 @@ class Memory:
     def _shared(self, task: DumpTask, area: Area) -> int:
         """Bytes of a shared segment, the first time that it is met."""
         key = (area.dev, area.inode)
-        if kind(area) not in ("shmem", "memfd", "sysv") or key in self._segments:
+        if kind(area) not in ("shmem", "memfd", "sysv") or key in self.segments:
             return 0
-        self._segments.add(key)
+        self.segments.add(key)
         try:
             return os.stat(f"/proc/{task.leader.tid}/map_files/{area.start:x}-{area.end:x}").st_blocks * 512
         except OSError:

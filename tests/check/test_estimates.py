@@ -47,6 +47,12 @@ listening = [socket.create_server(("127.0.0.1", 0)) for number in range(50)]
 pipes = [os.pipe() for number in range(100)]
 counters = [os.eventfd(number) for number in range(100)]
 """,
+    "contents": """
+memfd = os.memfd_create("held"); os.write(memfd, b"m" * (4 << 20)); again = os.dup(memfd)
+mapped = os.memfd_create("mapped"); os.write(mapped, b"m" * (2 << 20)); area = mmap.mmap(mapped, 2 << 20)
+pipes = [os.pipe() for number in range(20)]
+for reader, writer in pipes: os.write(writer, b"p" * 65536)
+""",
     "shared": """
 shared = mmap.mmap(-1, 8 << 20); shared[:] = bytes(range(256)) * (8 << 12)
 sparse = mmap.mmap(-1, 64 << 20); sparse[0] = 1
@@ -121,7 +127,7 @@ def test_time_grows_with_each_amount() -> None:
     little = costs.Amounts(1, 1, 20, 3, {"fd:device": 1}, 100 * PAGE)
     more = [
         little._replace(processes=2, threads=2), little._replace(threads=2), little._replace(areas=21),
-        little._replace(descriptors=4), little._replace(memory=101 * PAGE), little._replace(ghosts=1),
+        little._replace(descriptors=4), little._replace(memory=101 * PAGE), little._replace(contents=1),
         *(little._replace(files={"fd:device": 1, key: 1}) for key in ("fd:unix", "fd:pipe", "fd:memfd")),
     ]  # fmt: skip
     for one in more:

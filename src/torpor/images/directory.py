@@ -60,7 +60,7 @@ class ImageWriter:
         self.dir_fd = dir_fd
         self.names: dict[str, bool] = {}  # of the files written, in order; True: the disk was told to begin with it
         self._prepared: set[str] = set()  # names of files that wait for whoever will write them
-        self.bytes_written = 0  # by `write`; pages and other raw images are not counted here
+        self.bytes_written = 0  # but for what callers write to raw images: they add that, or count it themselves
 
     def write(
         self, kind: ImageKind[Any] | str, entries: Iterable[Entry], id: Id = None, *, even_empty: bool = False
@@ -71,7 +71,7 @@ class ImageWriter:
         if not parts and not even_empty:
             self.remove(kind, id)
             return
-        self.bytes_written += self._write_whole(kind.file_name(id), [start_of(kind), *parts])
+        self._write_whole(kind.file_name(id), [start_of(kind), *parts])
 
     def open_raw(self, kind: ImageKind[Any] | str, id: Id = None, first: Message | None = None) -> int:
         """Make an image and return its descriptor, to which the caller writes on: behind nothing when the kind is raw,
@@ -160,16 +160,15 @@ class ImageWriter:
         self._prepared.discard(name)
         return _create(self.dir_fd, name)
 
-    def _write_whole(self, name: str, parts: list[bytes]) -> int:
-        """Make a file of these bytes, and let the disk begin with it; returns how many they are."""
+    def _write_whole(self, name: str, parts: list[bytes]) -> None:
+        """Make a file of these bytes, and let the disk begin with it."""
         fd = self._create(name)
         try:
-            size = _write(fd, parts)
+            self.bytes_written += _write(fd, parts)
             to_disk.start_writing(fd)
             self.names[name] = True
         finally:
             os.close(fd)
-        return size
 
     def _sync_files(self) -> None:
         """fsync every file, inventory.img (under its other name) last."""

@@ -112,10 +112,16 @@ def store(dump: Dump, next_pages_id: int) -> int:
                 writer.add(start, (end - start) // PAGE)
                 _copy(segment.fd, out, start, end - start)
                 segment.bytes += end - start
+            dump.images.bytes_written += segment.bytes
         finally:
             os.close(out)
         writer.finish()
     return next_pages_id
+
+
+def bytes_stored(dump: Dump) -> int:
+    """Of pages of all segments."""
+    return sum(segment.bytes for segment in of(dump).by_inode.values()) if KEY in dump.state else 0
 
 
 def data_runs(fd: int) -> list[tuple[int, int]]:

@@ -159,6 +159,7 @@ def save(images: "ImageWriter", space: "AddressSpace") -> "list[TagRunEntry]":
                     entries[-1].pages += 1
                 else:
                     entries.append(TagRunEntry(start=address, pages=1))
+    images.bytes_written += STORED * sum(entry.pages for entry in entries)
     return entries
 
 

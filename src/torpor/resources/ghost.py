@@ -115,9 +115,9 @@ def _target(path: str) -> str:
 
 
 def _copy(path: str, out: int, chunks: bool, size: int) -> int:
-    """Append the content; in chunks with the holes left out, or as it is."""
+    """Append the content; in chunks with the holes left out, or as it is.  Returns how many bytes that makes."""
     source = _open_quietly(path)
-    copied = 0
+    appended = 0
     try:
         at = 0
         while at < size:
@@ -125,8 +125,8 @@ def _copy(path: str, out: int, chunks: bool, size: int) -> int:
             if start >= size:
                 break
             if chunks:
-                os.write(out, ghost_chunk(start, at - start))
-            copied += at - start
+                appended += os.write(out, ghost_chunk(start, at - start))
+            appended += at - start
             while start < at:
                 sent = os.sendfile(out, source, start, at - start)
                 if sent == 0:
@@ -134,7 +134,7 @@ def _copy(path: str, out: int, chunks: bool, size: int) -> int:
                 start += sent
     finally:
         os.close(source)
-    return copied
+    return appended
 
 
 def _open_quietly(path: str) -> int:

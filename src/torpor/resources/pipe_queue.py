@@ -89,12 +89,17 @@ def scratch(dump: "Dump") -> Scratch:
     return found
 
 
+def bytes_in(fd: int) -> int:
+    """How much nobody has read yet."""
+    count = bytearray(4)
+    fcntl.ioctl(fd, FIONREAD, count)
+    return int.from_bytes(count, sys.byteorder)
+
+
 def look(dump: "Dump", seen: "SeenFile") -> Queue:
     """The content of the pipe behind a description, which stays where it is.  Raises Refusal, OSError."""
     size = fcntl.fcntl(seen.fd, F_GETPIPE_SZ)
-    count = bytearray(4)
-    fcntl.ioctl(seen.fd, FIONREAD, count)
-    pending = int.from_bytes(count, sys.byteorder)
+    pending = bytes_in(seen.fd)
     if not pending:
         return Queue(size, b"", ())
     own = scratch(dump)
