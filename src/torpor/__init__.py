@@ -71,24 +71,26 @@ def dump(pid: int, images: "str | os.PathLike[str]", **options: "Unpack[DumpKeyw
     from torpor.options import Options
 
     chosen = Options(tree=pid, images_dir=images, **options)
-    chosen.settle("dump")
+    notes = chosen.settle("dump")
     from torpor.dump import dump as run
 
     with _turn, log.opened(chosen.log_path, chosen.verbosity):
+        log.infos(notes)
         return run(chosen)
 
 
 def restore(images: "str | os.PathLike[str]", **options: "Unpack[RestoreKeywords]") -> "RestoreResult":
     """Bring back the tree in `images`.  Returns when it runs; its root is not a child of this process unless
-    ``restore_sibling=True`` says so."""
+    ``restore_sibling=True`` says so.  ``dry_run=True``: check the images and the plan, and create nothing."""
     from torpor import log
     from torpor.options import Options
 
     chosen = Options(**{"restore_detached": True, "images_dir": images, **options})
-    chosen.settle("restore")
+    notes = chosen.settle("restore")
     from torpor.restore import restore as run
 
     with _turn, log.opened(chosen.log_path, chosen.verbosity):
+        log.infos(notes)
         return run(chosen)
 
 
@@ -104,8 +106,9 @@ if TYPE_CHECKING:
 
 def check(*, pid: int | None = None, images: "str | os.PathLike[str] | None" = None, **options: object) -> "Report":
     """Without touching anything: what this kernel can do, or whether the tree `pid` can be dumped, or whether `images`
-    can be restored here and now."""
-    from torpor.check import check_images, check_kernel, check_tree
+    can be restored here and now, or whether the kernel has each `feature`, by CRIU's names."""
+    from torpor import log
+    from torpor.check import check_features, check_images, check_kernel, check_tree
     from torpor.errors import UsageError
     from torpor.options import Options
 
@@ -116,8 +119,11 @@ def check(*, pid: int | None = None, images: "str | os.PathLike[str] | None" = N
         chosen.set_keyword("tree", pid)
     if images is not None:
         chosen.set_keyword("images_dir", images)
-    chosen.settle("check")
-    with _turn:
+    notes = chosen.settle("check")
+    with _turn, log.opened(chosen.log_path, chosen.verbosity):
+        log.infos(notes)
+        if chosen.feature:
+            return check_features(chosen)
         if pid is not None:
             return check_tree(chosen)
         return check_images(chosen) if images is not None else check_kernel(chosen)

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from torpor.check_images import ImagesReport
     from torpor.check_tree import TreeReport
 
+GROUPS = (REQUIRED, OPTIONAL, EXPERIMENTAL)
 GOOD = "Looks good."
 NOT_ALL = (
     "Looks good but some kernel features are missing\n"
     "which, depending on your process tree, may cause\n"
     "dump or restore failure."
 )
-BAD = "Torpor cannot work here: required kernel features are missing."
+BAD = "Torpor cannot work here: something that it requires is missing."
 
 
 class Report(Protocol):
@@ -49,7 +50,7 @@ class KernelReport(NamedTuple):
     def lines(self) -> list[str]:
         lines = []
         width = max(len(one.name) for one in self.findings)
-        for group in (REQUIRED, OPTIONAL, EXPERIMENTAL):
+        for group in GROUPS:
             lines.append(f"{group.capitalize()}:")
             for one in self.findings:
                 if one.group == group:
@@ -61,6 +62,18 @@ class KernelReport(NamedTuple):
 
     def facts(self) -> dict[str, Any]:
         return {"ok": self.ok, "asked": list(self.asked), "findings": [one.facts() for one in self.findings]}
+
+
+class FeaturesReport(KernelReport):
+    """Which of CRIU's features of the kernel work; all that were named count for `ok`."""
+
+    __slots__ = ()
+
+    def lines(self) -> list[str]:
+        return [f"{one.name} is {'supported' if one.works else f'not supported: {one.why}'}" for one in self.findings]
+
+    def facts(self) -> dict[str, Any]:
+        return {"ok": self.ok, "features": [one.facts() for one in self.findings]}
 
 
 def check_kernel(options: Options) -> KernelReport:
@@ -80,14 +93,17 @@ def feature_names() -> list[str]:
     return list(features())
 
 
-def check_feature(name: str) -> Finding:
-    """Try one feature, by CRIU's name for it."""
+def check_features(options: Options) -> FeaturesReport:
+    """Try the features that options.feature names, by CRIU's names for them."""
     from torpor.engine.process import run_engine
 
-    probe = features().get(name)
-    if probe is None:
-        raise UsageError(f"there is no feature {name}", remedy="check --feature list names them")
-    return run_engine(lambda _: run([probe]))[0]._replace(name=name)
+    known = features()
+    for name in options.feature:
+        if name not in known:
+            raise UsageError(f"there is no feature {name}", remedy="check --feature list names them")
+    findings = run_engine(lambda _: run([known[name] for name in options.feature]))
+    named = zip(findings, options.feature, strict=True)
+    return FeaturesReport(tuple(finding._replace(name=name) for finding, name in named), GROUPS)
 
 
 def check_tree(options: Options) -> "TreeReport":

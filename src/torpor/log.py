@@ -12,6 +12,7 @@ whole lines to one O_APPEND description.  A log that cannot be written (full dis
 
 import os
 import time
+from errno import ENXIO
 
 from torpor.errors import TorporError, clean
 
@@ -34,6 +35,11 @@ def warning(message: str) -> None:
 
 def info(message: str) -> None:
     _say(INFO, message)
+
+
+def infos(messages: "list[str]") -> None:
+    for message in messages:
+        info(message)
 
 
 def debug(message: str) -> None:
@@ -79,12 +85,15 @@ class opened:
         path = self._path
         self._before = level, _fd, _start
         if path is not None and path != "-":
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
+            # A FIFO that nobody reads is an error then, and does not keep us waiting for a reader.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
             try:
                 _fd = os.open(path, flags, 0o600)
             except OSError as reason:
-                raise TorporError(f"cannot write the log to {path}", os.strerror(reason.errno or 0),
+                why = "nobody reads it" if reason.errno == ENXIO else os.strerror(reason.errno or 0)
+                raise TorporError(f"cannot write the log to {path}", why,
                                   "choose another by -o or -W", code="no-log") from None  # fmt: skip
+            os.set_blocking(_fd, True)
         else:
             _fd = os.dup(1 if path else 2) if path or self._stderr else -1
         level = self._verbosity if _fd >= 0 else NOTHING

@@ -62,13 +62,16 @@ def text(value: Any) -> str:
 
 
 def path(value: Any) -> str:
-    return os.fsdecode(value) if isinstance(value, (str, bytes, os.PathLike)) else text(value)
+    found = os.fsdecode(value) if isinstance(value, (str, bytes, os.PathLike)) else text(value)
+    if "\0" in found:
+        raise ValueError("has a NUL in it")
+    return found
 
 
 def number(low: int, high: int = 2**31 - 1) -> Callable[[Any], int]:
     def convert(value: Any) -> int:
-        if isinstance(value, str) and value.removeprefix("-").isdecimal() and value.isascii():
-            value = int(value)
+        if isinstance(value, str) and value.isascii() and value.strip().removeprefix("-").isdecimal():
+            value = int(value)  # which passes over blanks, as CRIU does: `ps -o pid=` has them
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise ValueError(f"must be a whole number from {low} to {high}")
         return value

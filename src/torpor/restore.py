@@ -51,7 +51,8 @@ class RestoreResult(NamedTuple):
 
 
 def restore(options: "Options", sibling: bool = False) -> RestoreResult:
-    """Bring back the tree in options.images_dir.  Raises TorporError; nothing is left of it then.
+    """Bring back the tree in options.images_dir.  Raises TorporError; nothing is left of it then.  For a dry run, check
+    all and say what would be restored.
 
     The root becomes a child of this process if it is waited for (not restore_detached) or asked for (restore_sibling;
     with `sibling` a child of this process's parent), else of whoever adopts orphans.
@@ -117,8 +118,8 @@ def _reap(pid: int) -> None:
         pass
 
 
-def describe(options: "Options") -> str:
-    """What a restore would do: checks everything, creates nothing.  Raises TorporError."""
+def describe(options: "Options") -> list[str]:
+    """What a restore would do, in lines: checks everything, creates nothing.  Raises TorporError."""
     from torpor.engine.process import run_engine
     from torpor.images.directory import ImageReader
 
@@ -126,10 +127,10 @@ def describe(options: "Options") -> str:
         return run_engine(lambda _: _describe(options, images.dir_fd))
 
 
-def _describe(options: "Options", dir_fd: int) -> str:
+def _describe(options: "Options", dir_fd: int) -> list[str]:
     work = _Work(options, dir_fd)
     work.check()
-    return "\n".join(work.plan.lines())
+    return list(work.plan.lines())
 
 
 def _restore(options: "Options", dir_fd: int, report: "Report", parent: int, cradle: "Cradle | None") -> RestoreResult:
@@ -153,6 +154,8 @@ def _restore(options: "Options", dir_fd: int, report: "Report", parent: int, cra
 
     work = _Work(options, dir_fd)
     work.check()
+    if options.dry_run:
+        return work.result()
     try:
         work.build(clone_first, cradle)
         work.bring_back()

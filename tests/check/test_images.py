@@ -97,6 +97,20 @@ def test_can_be_restored(dumped: Dumped) -> None:
     assert all(map(gone, dumped.pids))
 
 
+def test_a_dry_run(dumped: Dumped) -> None:
+    """By the library, which restored the tree, and by the command, which gave no JSON."""
+    dumped.end()
+    result = torpor.restore(dumped.images, dry_run=True, manage_cgroups="ignore")
+    assert (result.pid, result.tasks) == (dumped.pids[0], len(dumped.pids))
+    assert list(result.phases) == ["check"]
+    words = ("restore", "-D", dumped.images, "--dry-run", "--manage-cgroups=ignore")
+    plan = command(*words).stdout.splitlines()
+    assert any(f"task {dumped.pids[1]}: child of {dumped.pids[0]}" in line for line in plan)
+    assert json.loads(command(*words, "--json").stdout)["plan"] == plan
+    assert all(map(gone, dumped.pids))
+    assert not (dumped.images / "stats-restore").exists()
+
+
 @pytest.mark.parametrize("left", [b"", bytes(60), b"rubbish" * 9])
 def test_statistics_lost_by_a_power_failure(dumped: Dumped, left: bytes) -> None:
     """They alone are not synced; a checkpoint is none the worse without them."""

@@ -65,6 +65,16 @@ def test_features(torpor: Run) -> None:
     assert torpor("check", "--feature", "kcmp_epoll", "--feature", "uffd").returncode == 1
 
 
+def test_what_the_library_is_asked(tmp_path: Path) -> None:
+    """The options of the command line by name: they were passed over."""
+    report = torpor.check(feature=["kcmp_epoll", "uffd"], log_file=tmp_path / "log", unprivileged=True, verbosity=4)
+    assert not report.ok and [one.name for one in report.findings] == ["kcmp_epoll", "uffd"]
+    assert torpor.check(feature=["kcmp_epoll"]).lines() == ["kcmp_epoll is supported"]
+    with pytest.raises(torpor.UsageError):
+        torpor.check(feature=["nonsense"])
+    assert "has no effect" in (tmp_path / "log").read_text()
+
+
 def test_a_tree_or_images(torpor: Run, tmp_path: Path) -> None:
     done = torpor("check", "-t", str(os.getpid()), "-D", ".")
     assert done.returncode == 1

@@ -58,6 +58,8 @@ def test_version(torpor: Run, tmp_path: Path) -> None:
         ("dump --nonsense", "there is no option --nonsense"),
         ("dump -t 1 extra", "'extra' is too much"),
         ("dump -t 1 -D nowhere", "cannot open the images directory nowhere: No such file or directory"),
+        ("dump -t 1 -D /dev/null", "cannot open the images directory /dev/null: Not a directory\n"),
+        ("cpuinfo dump -D /proc", "cannot write cpuinfo.img to /proc: No such file or directory; name another"),
         ("dump -t 1 -W nowhere", "cannot open the work directory nowhere"),
         ("restore -D nowhere", "cannot open the images directory nowhere"),
         ("restore -S", "--restore-sibling only makes sense with --restore-detached"),
@@ -113,6 +115,24 @@ def test_json_errors(torpor: Run) -> None:
         error = json.loads(done.stdout)["error"]
         assert error["code"] in ("usage", "not-implemented", "no-directory")
         assert set(error) == {"code", "what", "why", "remedy"}
+
+
+def test_json_is_one_object(torpor: Run, tmp_path: Path) -> None:
+    """Whatever goes wrong, and however much is shown."""
+    (tmp_path / "images").mkdir()
+    assert torpor("cpuinfo", "dump", "-D", "images").returncode == 0
+    image = "images/cpuinfo.img"
+    assert len(json.loads(torpor("show", "--json", image, image).stdout)) == 2
+    for argv, code in (
+        (["show", image, "nowhere.img"], "bad-image"),
+        ([], "usage"),
+        (["check", "-o", "-"], "usage"),
+        (["cpuinfo", "dump", "-D", "/proc"], "dump-failed"),
+        (["restore", "--dry-run", "-D", "images"], "no-checkpoint"),
+    ):
+        done = torpor("--json", *argv)
+        assert (done.returncode, done.stderr) == (1, "")
+        assert json.loads(done.stdout)["error"]["code"] == code
 
 
 def test_a_log_even_when_all_fails(torpor: Run, tmp_path: Path) -> None:

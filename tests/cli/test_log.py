@@ -79,6 +79,18 @@ def test_a_log_that_cannot_be_made(tmp_path: Path) -> None:
     assert caught.value.code == "no-log"
 
 
+def test_a_fifo(tmp_path: Path) -> None:
+    """One that nobody reads is told, and does not hang; one that somebody reads is written to."""
+    os.mkfifo(path := str(tmp_path / "fifo"))
+    with pytest.raises(TorporError, match="nobody reads it"), log.opened(path, 2):
+        pass
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with log.opened(path, log.WARNING):
+        log.warning("heard")
+    assert os.read(reader, 100) == b"Warn: heard\n"
+    os.close(reader)
+
+
 def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
     with log.opened("/dev/full", log.DEBUG):
         log.error("lost")

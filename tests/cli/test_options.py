@@ -53,6 +53,12 @@ def test_sizes(given: object, meant: int) -> None:
     assert Options(ghost_limit=given).ghost_limit == meant
 
 
+@pytest.mark.parametrize("given", ["  5", "5 ", " 5\n", 5])
+def test_a_pid_as_other_programs_print_it(given: object) -> None:
+    """`-t "$(ps -o pid= -C redis-server)"`: CRIU takes that."""
+    assert Options(tree=given).tree == 5
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -66,6 +72,7 @@ def test_sizes(given: object, meant: int) -> None:
         ("leave_running", "yes"),
         ("manage_cgroups", "Soft"),
         ("images_dir", 5),
+        ("images_dir", "a\0b"),
         ("nonsense", 1),
     ],
 )

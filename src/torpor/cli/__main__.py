@@ -10,6 +10,7 @@ does not need: the whole of a small dump takes less time than importing argparse
 import gc
 import os
 import sys
+from errno import ENOENT
 
 from torpor import log
 from torpor.cli.say import Voice
@@ -116,6 +117,8 @@ def _run(argv: list[str], voice: Voice, before: set[Any]) -> int:
     if verb not in VERBS:
         raise UsageError(f"there is no command {verb}", remedy=f"the commands are {', '.join(VERBS)}")
     _count_words(verb, words)
+    if options.json and options.log_path == "-":
+        raise UsageError("-o - writes the log to stdout, and so does --json its object", remedy="give a file by -o")
     _directories(options, verb)
     with log.opened(options.log_path, options.verbosity, stderr=True):
         try:
@@ -149,6 +152,8 @@ def _about(options: Options, words: list[str], voice: Voice) -> int:
     if options.help:
         voice.out(text)
         return 0
+    if options.json:
+        raise UsageError("no command is given", remedy=f"the commands are {', '.join(VERBS)}")
     voice.complain(text)
     return 1
 
@@ -166,7 +171,8 @@ def _directories(options: Options, verb: str) -> None:
             try:
                 os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             except OSError as error:
-                remedy = f"make it first: mkdir -m 700 {path}" if verb == "dump" else ""
+                makes = verb == "dump" and error.errno == ENOENT and path
+                remedy = f"make it first: mkdir -m 700 {path}" if makes else ""
                 raise TorporError(f"cannot open the {what} directory {path}", os.strerror(error.errno or 0), remedy,
                                   code="no-directory") from None  # fmt: skip
 
@@ -179,8 +185,7 @@ def _verb(verb: str, command: Command, files: list[str], voice: Voice) -> int:
     if verb in REFUSED:
         why, remedy = REFUSED[verb]
         raise TorporError(f"the command {verb} is not implemented yet", why, remedy, code="not-implemented")
-    for note in command.options.settle(verb):
-        log.info(note)
+    log.infos(command.options.settle(verb))
     if verb == "dump":
         from torpor.cli.dump import run as dump
 

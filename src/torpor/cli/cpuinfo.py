@@ -5,7 +5,7 @@ import os
 
 from torpor import cpuinfo
 from torpor.cli.say import Voice
-from torpor.errors import ImageError, UsageError
+from torpor.errors import DumpFailed, ImageError, UsageError
 from torpor.images.directory import ImageReader, write_small
 from torpor.options import Options
 
@@ -17,7 +17,11 @@ def run(action: str, options: Options, voice: Voice) -> int:
     try:
         name = cpuinfo.kind().file_name()
         if action == "dump":
-            write_small(fd, cpuinfo.kind(), cpuinfo.record())
+            try:
+                write_small(fd, cpuinfo.kind(), cpuinfo.record())
+            except OSError as error:
+                what = f"cannot write {name} to {options.images_dir}"
+                raise DumpFailed(what, os.strerror(error.errno or 0), "name another directory with -D") from None
             voice.result(f"wrote {options.images_dir}/{name}".replace("//", "/"), {"ok": True})
             return 0
         theirs = ImageReader(fd).find(cpuinfo.kind())

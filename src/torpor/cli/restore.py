@@ -19,7 +19,8 @@ def run(options: Options, voice: Voice) -> int:
     if options.dry_run:
         from torpor.restore import describe
 
-        voice.out(describe(options))
+        plan = describe(options)
+        voice.result("\n".join(plan), {"plan": plan, "images": options.images_dir})
         return 0
     from torpor.restore import restore
 

@@ -31,10 +31,14 @@ BIGGEST = 10
 
 
 def run(paths: list[str], *, as_json: bool = False, out: TextIO | None = None) -> int:
-    """The verb: show each of `paths`, a directory or an image.  Returns the exit status."""
+    """The verb: show each of `paths`, a directory or an image (several as JSON: one list).  Returns the exit status."""
+    out = out or sys.stdout
     try:
+        if as_json and len(paths) > 1:
+            out.write(json.dumps([as_value(path) for path in paths], indent=1) + "\n")
+            return 0
         for path in paths:
-            show(path, as_json=as_json, out=out or sys.stdout)
+            show(path, as_json=as_json, out=out)
     except BrokenPipeError:  # `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return 0
@@ -42,18 +46,25 @@ def run(paths: list[str], *, as_json: bool = False, out: TextIO | None = None) -
 
 def show(path: str, *, as_json: bool, out: TextIO) -> None:
     """Show a checkpoint's directory (drawn, or as JSON) or an image (always JSON)."""
-    if os.path.isdir(path):
-        with ImageReader.open(path) as images:
-            summary = summarize(images)
-        if as_json:
-            out.write(json.dumps(checkpoint_to_json(summary), indent=1) + "\n")
-        else:
-            for line in draw(summary, path):
-                out.write(line + "\n")
+    if as_json:
+        out.write(json.dumps(as_value(path), indent=1) + "\n")
         return
-    value = load_image(path, names=not as_json)
-    out.writelines([json.dumps(value)] if as_json else render(value))
-    out.write("\n")
+    if not os.path.isdir(path):
+        out.writelines(render(load_image(path, names=True)))
+        out.write("\n")
+        return
+    with ImageReader.open(path) as images:
+        summary = summarize(images)
+    for line in draw(summary, path):
+        out.write(line + "\n")
+
+
+def as_value(path: str) -> dict[str, Any]:
+    """A checkpoint or an image, for programs."""
+    if not os.path.isdir(path):
+        return load_image(path, names=False)
+    with ImageReader.open(path) as images:
+        return checkpoint_to_json(summarize(images))
 
 
 # ---- an image --------------------------------------------------------------------------------------------------------
