@@ -20,7 +20,8 @@ from torpor.images.schema.fdinfo import FileEntry
 from torpor.kernel.maps import DELETED, Area
 from torpor.kernel.syscall import call
 from torpor.memory import sysv
-from torpor.resources.description import NOBODY
+from torpor.resources import inode
+from torpor.resources.description import NOBODY, extra, extras
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Segment:
         self.seals = F_SEAL_SEAL  # what anonymous memory has
         self.files: dict[int, int] = {}  # open flags → id in files.img, for areas
         self.bytes = 0
+        self.saved = False
 
 
 class Segments:
@@ -95,7 +97,19 @@ def enter(dump: Dump, task: DumpTask, area: Area, kind: str, writable: bool) -> 
 
         memfd = MemfdFileEntry(id=id, flags=access, pos=0, fown=NOBODY, inode_id=segment.shmid)
         dump.file_entries.append(FileEntry(type=MEMFD, id=id, memfd=memfd))
+        if kind == "memfd":
+            save_inode(dump, segment, id, f"{task.subject}, area {area.start:#x}-{area.end:#x} ({area.path})")
     return segment.files[access], access
+
+
+def save_inode(dump: Dump, segment: Segment, id: int, subject: str) -> None:
+    """Enter what CRIU's memfd.img has no place for, once, with the file of this id.  Raises Refusal."""
+    if segment.saved:
+        return
+    segment.saved = True
+    own = extra(dump, id)
+    own.atime_ns, own.mtime_ns = segment.stat.st_atime_ns, segment.stat.st_mtime_ns
+    inode.save(own, subject, f"/proc/self/fd/{segment.fd}", segment.fd)
 
 
 def store(dump: Dump, next_pages_id: int) -> int:
@@ -185,22 +199,20 @@ _OPEN = "memory:open segments"
 def check(restore: Restore) -> None:
     """Before anything is created: the segments' images are there and sane."""
     inodes: dict[int, MemfdInodeEntry] = {}
-    for inode in restore.images.entries(MEMFD_INODE):
-        if inode.size > MAX_SEGMENT or inode.inode_id in inodes:
-            raise ImageError("memfd.img is mangled", f"segment {inode.inode_id} is there twice, or too large")
-        if "\0" in inode.name or len(os.fsencode(inode.name)) > 249:
-            raise ImageError("memfd.img is mangled", f"segment {inode.inode_id} has an impossible name")
-        if (inode.mode or 0) > MAX_MODE:
-            raise ImageError(
-                "memfd.img is mangled", f"segment {inode.inode_id} has the impossible mode {inode.mode:#o}"
-            )
-        inodes[inode.inode_id] = inode
-        if not inode.size:
+    for one in restore.images.entries(MEMFD_INODE):
+        if one.size > MAX_SEGMENT or one.inode_id in inodes:
+            raise ImageError("memfd.img is mangled", f"segment {one.inode_id} is there twice, or too large")
+        if "\0" in one.name or len(os.fsencode(one.name)) > 249:
+            raise ImageError("memfd.img is mangled", f"segment {one.inode_id} has an impossible name")
+        if (one.mode or 0) > MAX_MODE:
+            raise ImageError("memfd.img is mangled", f"segment {one.inode_id} has the impossible mode {one.mode:#o}")
+        inodes[one.inode_id] = one
+        if not one.size:
             continue  # CRIU writes no pagemap then
-        with PageStore(restore.images, inode.shmid, SHMEM_PAGEMAP) as store:
+        with PageStore(restore.images, one.shmid, SHMEM_PAGEMAP) as store:
             for run, level in store.pieces:
-                if level is None or run.vaddr + run.nr_pages * PAGE > inode.size + PAGE - 1:
-                    raise ImageError("the pages of a shared segment are mangled", f"segment {inode.inode_id}")
+                if level is None or run.vaddr + run.nr_pages * PAGE > one.size + PAGE - 1:
+                    raise ImageError("the pages of a shared segment are mangled", f"segment {one.inode_id}")
     restore.state[_INODES] = inodes
     sysv.check(restore)
 
@@ -235,18 +247,18 @@ def open_segment(restore: Restore, inode_id: int) -> int:
     return opened[inode_id]
 
 
-def _make(restore: Restore, inode: MemfdInodeEntry) -> int:
-    anonymous = inode.name == "/dev/zero" and inode.size > 0
+def _make(restore: Restore, memfd: MemfdInodeEntry) -> int:
+    anonymous = memfd.name == "/dev/zero" and memfd.size > 0
     if anonymous:
-        fd = _anonymous(inode.size)
+        fd = _anonymous(memfd.size)
     else:
-        fd = _memfd(inode.name)
-        os.ftruncate(fd, inode.size)
-    if inode.size:
-        _fill_pages(restore, fd, inode.shmid, inode.size)
-    if inode.mode is not None and not anonymous:
-        os.fchmod(fd, inode.mode)
-    os.fchown(fd, inode.uid, inode.gid)
+        fd = _memfd(memfd.name)
+        os.ftruncate(fd, memfd.size)
+    if memfd.size:
+        _fill_pages(restore, fd, memfd.shmid, memfd.size)
+    os.fchown(fd, memfd.uid, memfd.gid)  # which clears the bit that sets the user id
+    if memfd.mode is not None and not anonymous:
+        os.fchmod(fd, memfd.mode)
     return fd
 
 
@@ -271,13 +283,21 @@ def _fill_pages(restore: Restore, fd: int, shmid: int, size: int) -> None:
 
 
 def seal(restore: Restore) -> None:
-    """When everything is mapped: put the memfds' seals back (F_SEAL_WRITE forbids new writable mappings)."""
+    """When everything is mapped: put the memfds' seals back (F_SEAL_WRITE forbids new writable mappings), and before
+    these what writing has changed.  Raises OSError."""
     import fcntl
 
+    owns = {entry.memfd.inode_id: own for id, own in extras(restore).items()
+            if own.mtime_ns is not None and (entry := restore.files.get(id)) and entry.memfd is not None}  # fmt: skip
     for inode_id, fd in restore.state.get(_OPEN, {}).items():
-        inode = restore.state[_INODES][inode_id]
-        if inode.seals and inode.name != "/dev/zero":
-            fcntl.fcntl(fd, F_ADD_SEALS, inode.seals)
+        memfd = restore.state[_INODES][inode_id]
+        own = owns.get(inode_id)
+        if own is not None:
+            inode.restore(own, f"/proc/self/fd/{fd}", fd)
+            if own.atime_ns is not None and own.mtime_ns is not None:
+                os.utime(fd, ns=(own.atime_ns, own.mtime_ns))
+        if memfd.seals and memfd.name != "/dev/zero":
+            fcntl.fcntl(fd, F_ADD_SEALS, memfd.seals)
 
 
 def _anonymous(size: int) -> int:

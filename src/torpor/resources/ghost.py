@@ -20,6 +20,7 @@ import stat as st
 from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
 from torpor.images.payloads import GHOST_CHUNK_THRESHOLD, ghost_chunk, ghost_pieces
+from torpor.resources import inode
 from torpor.resources.description import extra, extras
 from torpor.resources.registry import MEMORY_DEVICES
 from torpor.typed import TYPE_CHECKING
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torpor.images.schema.ghost_file import GhostFileEntry
     from torpor.images.schema.remap_file_path import RemapFilePathEntry
     from torpor.images.schema.time import Timeval
+    from torpor.images.schema.torpor_file import TorporFileEntry
     from torpor.resources.context import Dump, Restore
 
 LINKED, GHOST, PROCFS = 0, 1, 2  # RemapType
@@ -47,7 +49,7 @@ def save(dump: Dump, subject: str, id: int, stat: os.stat_result, path: str) -> 
         numbers[key] = number = len(numbers) + 1
         own = extra(dump, id)
         own.atime_nsec, own.mtime_nsec = stat.st_atime_ns % 10**9, stat.st_mtime_ns % 10**9
-        _write(dump, subject, number, stat, path)
+        _write(dump, subject, number, stat, path, own)
     remaps(dump).append(RemapFilePathEntry(orig_id=id, remap_id=numbers[key], remap_type=GHOST))
 
 
@@ -73,8 +75,18 @@ def examine(dump: Dump, subject: str, stat: os.stat_result) -> None:
         )
 
 
-def _write(dump: Dump, subject: str, number: int, stat: os.stat_result, path: str) -> None:
+def _write(dump: Dump, subject: str, number: int, stat: os.stat_result, path: str, own: TorporFileEntry) -> None:
     examine(dump, subject, stat)
+    opened = _open_quietly(path) if st.S_IFMT(stat.st_mode) in (st.S_IFREG, st.S_IFDIR) else -1
+    try:
+        inode.save(own, subject, path, opened)
+        _write_image(dump, number, stat, path, opened)
+    finally:
+        if opened >= 0:
+            os.close(opened)
+
+
+def _write_image(dump: Dump, number: int, stat: os.stat_result, path: str, opened: int) -> None:
     from torpor.images.schema.ghost_file import GhostFileEntry
 
     entry = GhostFileEntry(
@@ -95,7 +107,7 @@ def _write(dump: Dump, subject: str, number: int, stat: os.stat_result, path: st
     out = dump.images.open_raw(kinds.GHOST_FILE, number, entry)
     try:
         if regular and stat.st_size:
-            dump.images.bytes_written += _copy(path, out, bool(entry.chunks), stat.st_size)
+            dump.images.bytes_written += _copy(opened, out, bool(entry.chunks), stat.st_size)
     finally:
         os.close(out)
 
@@ -114,26 +126,22 @@ def _target(path: str) -> str:
         os.close(fd)
 
 
-def _copy(path: str, out: int, chunks: bool, size: int) -> int:
+def _copy(source: int, out: int, chunks: bool, size: int) -> int:
     """Append the content; in chunks with the holes left out, or as it is.  Returns how many bytes that makes."""
-    source = _open_quietly(path)
     appended = 0
-    try:
-        at = 0
-        while at < size:
-            start, at = _data(source, at, size) if chunks else (at, size)
-            if start >= size:
-                break
-            if chunks:
-                appended += os.write(out, ghost_chunk(start, at - start))
-            appended += at - start
-            while start < at:
-                sent = os.sendfile(out, source, start, at - start)
-                if sent == 0:
-                    raise OSError(errno.EIO, "a deleted file became shorter while it was read")
-                start += sent
-    finally:
-        os.close(source)
+    at = 0
+    while at < size:
+        start, at = _data(source, at, size) if chunks else (at, size)
+        if start >= size:
+            break
+        if chunks:
+            appended += os.write(out, ghost_chunk(start, at - start))
+        appended += at - start
+        while start < at:
+            sent = os.sendfile(out, source, start, at - start)
+            if sent == 0:
+                raise OSError(errno.EIO, "a deleted file became shorter while it was read")
+            start += sent
     return appended
 
 
@@ -222,11 +230,16 @@ def fill(restore: Restore, number: int, target: int) -> None:
         os.close(source)
 
 
+def own_entry(restore: Restore, ids: list[int]) -> TorporFileEntry | None:
+    """Torpor's own entry of a ghost that these files use."""
+    return next((own for id in ids if (own := extras(restore).get(id)) and own.mtime_nsec is not None), None)
+
+
 def times(restore: Restore, entry: GhostFileEntry, ids: list[int]) -> tuple[int, int] | None:
     """(atime, mtime) in nanoseconds; `ids`: of the files that use this ghost."""
     if entry.atim is None or entry.mtim is None:
         return None
-    own = next((own for id in ids if (own := extras(restore).get(id)) and own.mtime_nsec is not None), None)
+    own = own_entry(restore, ids)
     found = []
     for time, nsec in ((entry.atim, own and own.atime_nsec), (entry.mtim, own and own.mtime_nsec)):
         found.append(time.tv_sec * 10**9 + ((nsec or 0) % 10**9 if own else time.tv_usec * 1000))

@@ -18,7 +18,8 @@ from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.memfd import MemfdFileEntry
 from torpor.kernel.maps import shm_device
 from torpor.memory import segments
-from torpor.resources.description import Described, save_owner, set_flags
+from torpor.resources import inode
+from torpor.resources.description import Described, extras, save_owner, set_flags
 from torpor.resources.pipe import reopen
 from torpor.typed import TYPE_CHECKING
 
@@ -51,6 +52,7 @@ class Memfd(Described):
             fd = os.open(f"/proc/self/fd/{seen.fd}", os.O_RDONLY | os.O_CLOEXEC)
             known = segments.of(dump).enter(fd, seen.link.removeprefix(PREFIX).removesuffix(SUFFIX))
             known.seals = fcntl.fcntl(known.fd, segments.F_GET_SEALS)
+            segments.save_inode(dump, known, seen.id, seen.subject)
         flags, pos = seen.info.status_flags, seen.info.pos
         memfd = MemfdFileEntry(id=seen.id, flags=flags, pos=pos, fown=owner, inode_id=known.shmid)
         return FileEntry(type=MEMFD, id=seen.id, memfd=memfd)
@@ -64,6 +66,9 @@ class Memfd(Described):
             raise ImageError(f"files.img, memfd {entry.id}", f"impossible flags {memfd.flags:#o}")
         if memfd.pos > MAX_POSITION:
             raise ImageError(f"files.img, memfd {entry.id}", f"impossible position {memfd.pos}")
+        own = extras(restore).get(entry.id)
+        if own is not None and not inode.are_possible(own):
+            raise ImageError(f"torpor-files.img, memfd {entry.id}", "impossible attributes")
         segments.check_inode(restore, memfd.inode_id)
 
     def make(self, entry: FileEntry, restore: "Restore") -> int:

@@ -23,8 +23,8 @@ from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.regfile import RegFileEntry
 from torpor.kernel.maps import shm_device
 from torpor.kernel.process import open_exactly
-from torpor.resources import build_id, ghost, link_remap
-from torpor.resources.description import NOBODY, Described, save_owner
+from torpor.resources import build_id, ghost, inode, link_remap
+from torpor.resources.description import NOBODY, Described, extras, save_owner
 from torpor.resources.registry import MEMORY_DEVICES
 from torpor.typed import TYPE_CHECKING
 
@@ -176,12 +176,12 @@ def _write_build_ids(dump: "Dump") -> None:
     if dump.options.file_validation != "buildid":
         return
     known: dict[tuple[int, int], list[int]] = {}
-    for reg, inode in dump.setdefault("regular:named", []):
-        if inode not in known:
+    for reg, there in dump.setdefault("regular:named", []):
+        if there not in known:
             # A file of FUSE may be served by a task that stands still.
-            slow = os.major(inode[0]) == 0 and _type_of_device(inode[0]) in ("fuse", "proc", "")
-            known[inode] = [] if slow else build_id.of_path(reg.name, inode)
-        reg.build_id = known[inode]
+            slow = os.major(there[0]) == 0 and _type_of_device(there[0]) in ("fuse", "proc", "")
+            known[there] = [] if slow else build_id.of_path(reg.name, there)
+        reg.build_id = known[there]
 
 
 # -- restore ----------------------------------------------------------------------------------------------------------
@@ -305,6 +305,9 @@ class Regular(Described):
                 _check_named(reg, restore)
         elif remap.remap_type == ghost.GHOST:
             found = ghost.check(restore, remap.remap_id)
+            own = extras(restore).get(entry.id)
+            if own is not None and not inode.are_possible(own):
+                raise ImageError(f"torpor-files.img, file {entry.id}", "impossible attributes")
             if reg.mode and st.S_IFMT(found.mode) != st.S_IFMT(reg.mode):
                 raise ImageError("a ghost file's image is mangled", f"{reg.name} is of another kind")
         elif remap.remap_type == ghost.LINKED:

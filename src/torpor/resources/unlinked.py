@@ -20,7 +20,7 @@ import stat as st
 
 from torpor.errors import ImageError, RestoreFailed
 from torpor.kernel.process import open_exactly
-from torpor.resources import ghost, link_remap
+from torpor.resources import ghost, inode, link_remap
 from torpor.resources.pipe import reopen
 from torpor.resources.regular import NEVER, TMPFILE, open_as
 from torpor.typed import TYPE_CHECKING, Callable
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torpor.images.schema.fdinfo import FileEntry
     from torpor.images.schema.regfile import RegFileEntry
     from torpor.images.schema.remap_file_path import RemapFilePathEntry
+    from torpor.images.schema.torpor_file import TorporFileEntry
     from torpor.resources.context import Restore
 
 NAME_MAX = 255
@@ -276,9 +277,22 @@ class _Ghost(_Source):
         os.chown(path, entry.uid, entry.gid, dir_fd=dir_fd, follow_symlinks=not link)
         if not link:
             os.chmod(path, entry.mode & 0o7777)
-        times = ghost.times(self.restore, entry, [reg.id for reg in self.regs])
+        ids = [reg.id for reg in self.regs]
+        own = ghost.own_entry(self.restore, ids)
+        if own is not None:
+            self._set_extras(own)
+        times = ghost.times(self.restore, entry, ids)
         if times is not None:
             os.utime(path, ns=times, dir_fd=dir_fd, follow_symlinks=not link)
+
+    def _set_extras(self, own: "TorporFileEntry") -> None:
+        path = f"/proc/self/fd/{self.fd}"
+        opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if self.kind in (st.S_IFREG, st.S_IFDIR) else -1
+        try:
+            inode.restore(own, path, opened)
+        finally:
+            if opened >= 0:
+                os.close(opened)
 
     def take_tmpfile(self, reg: "RegFileEntry") -> int:
         if reg is self.tmpfile:

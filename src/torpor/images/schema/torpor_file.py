@@ -84,4 +84,11 @@ class TorporFileEntry(Message):
     long_options: list[int] = repeated(47, UINT32, default_factory=list)
     long_values: list[bytes] = repeated(48, BYTES, default_factory=list)
     plain_end: bool | None = optional(49, BOOL, default=None)  # the last of a pipe's `packets` is none
+    # Of a ghost or a memfd (resources/inode.py).
+    attribute_names: list[bytes] = repeated(51, BYTES, default_factory=list)
+    attribute_values: list[bytes] = repeated(52, BYTES, default_factory=list)
+    inode_flags: int | None = optional(53, UINT32, default=None)
+    write_hint: int | None = optional(54, UINT32, default=None)
+    atime_ns: int | None = optional(55, INT64, default=None)  # of a memfd
+    mtime_ns: int | None = optional(56, INT64, default=None)
     epoll_parameters: bytes | None = optional(50, BYTES, default=None)  # struct epoll_params
