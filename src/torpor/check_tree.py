@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``torpor check -t PID``: what a tree owns, whether it can be dumped, what is in the way, and what a dump would cost.
 
-Nothing is stopped.  What only a stopped task tells is left to the dump, which refuses it in the same words: I/O port
-permissions, system-call dispatch, keyrings, threads' working directories, data in the queues of some sockets.
+Nothing is stopped.  What only a stopped task tells is left to the dump, which refuses it: docs/checking.md names it,
+and tests/check/test_agreement.py compares.
 """
 
 import os
@@ -158,6 +158,7 @@ def check(options: Options) -> TreeReport:
             survey.refuse(Refusal(f"process {options.tree}", error.why, error.remedy, code=error.code))
     tasks = looking.tree(options.tree)
     survey.tasks = tasks
+    looking.refuse_blind(survey, options.tree)
     collect.refuse_ties(survey, tasks)
     own = namespaces.of(os.getpid())
     files, memory = looking.Files(survey), looking.Memory(survey)

@@ -133,6 +133,7 @@ def foresee(dump: Dump, root: int) -> list[DumpTask]:
     """
     own = dump.state["own namespaces"]
     tasks = tree(root)
+    refuse_blind(dump, root)
     collect.refuse_ties(dump, tasks)
     modules: set[str] = set()
     for number, task in enumerate(tasks.values()):
@@ -193,6 +194,19 @@ def status(task: DumpTask, all_threads: bool = True) -> None:
         except OSError:
             continue  # it has ended
         task.thread_statuses[thread.tid] = parse_thread_status(data)
+
+
+def refuse_blind(dump: Dump, root: int) -> None:
+    """Where nobody tells us what file is mapped: /proc/PID/map_files needs a capability, whosever the process is."""
+    for line in read_all("/proc/self/maps", LARGE).splitlines():
+        if b" /" in line:
+            try:
+                os.stat(b"/proc/self/map_files/" + line.split()[0])
+            except PermissionError:
+                why = "no permission to look at the files that it has mapped (/proc/PID/map_files)"
+                remedy = "run as root, or with CAP_CHECKPOINT_RESTORE, in the initial user namespace"
+                dump.refuse(Refusal(f"process {root}", why, remedy, code="no-rights"))
+            return
 
 
 def examine(dump: Dump, task: DumpTask, own: dict[str, int]) -> None:

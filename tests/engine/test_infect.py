@@ -164,3 +164,62 @@ def test_a_pid_that_does_not_exist() -> None:
     gone.wait()
     with pytest.raises((TaskGone, Refusal)):
         infect.stopped(gone.pid).__enter__()
+
+
+class Alarm(Exception):
+    """What the host's handler raises."""
+
+
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    def handler(*_: object) -> None:
+        raise Alarm
+
+    before, mask = signal.signal(signal.SIGALRM, handler), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    yield
+    signal.signal(signal.SIGALRM, before)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
+
+
+@pytest.mark.parametrize("where", ["freeze", "Task", "Executor.run", "Task._let_go"])
+@pytest.mark.usefixtures("alarm")
+def test_a_handler_that_raises(victim: Victim, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Ctrl-C, or a time limit, in the middle of it: the process goes on as it was, and the exception comes."""
+    before = victim.facts()
+    holder: object = infect
+    *path, name = where.split(".")
+    for one in path:
+        holder = getattr(holder, one)
+    real = getattr(holder, name)
+
+    def then_an_alarm(*args: object, **more: object) -> object:
+        result = real(*args, **more)
+        signal.raise_signal(signal.SIGALRM)
+        return result
+
+    monkeypatch.setattr(holder, name, then_an_alarm)
+    with pytest.raises(Alarm), infect.stopped(victim.pid) as task:
+        task.call("getpid")
+    monkeypatch.undo()
+    assert victim.facts() == before
+    assert victim.ask("'as before'") == "as before"
+
+
+@pytest.mark.usefixtures("alarm")
+def test_a_handler_that_raises_at_any_time(victim: Victim) -> None:
+    before = victim.facts()
+    raised = 0
+    for number in range(60):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 1e-4 + number * 2e-4)
+            try:
+                with infect.stopped(victim.pid) as task:
+                    task.call("getpid")
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        except Alarm:
+            raised += 1
+        assert victim.facts()[1:] == before[1:]
+    assert raised
+    assert victim.facts() == before
+    assert victim.ask("'as before'") == "as before"

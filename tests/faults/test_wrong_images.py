@@ -156,9 +156,11 @@ def test_no_rights(checkpoint: Checkpoint, tmp_path: Path) -> None:
             parent.chmod(parent.stat().st_mode | 0o11)
     checkpoint.usable()
     refused(checkpoint, checkpoint.images, "Permission denied", prefix=NOBODY)
-    images = shutil.copytree(checkpoint.images, tmp_path / "readable")
+    images = Path(shutil.copytree(checkpoint.images, tmp_path / "readable"))
+    images.chmod(0o755)
+    refused(checkpoint, images, "inventory.img cannot be read: Permission denied; images are for who", prefix=NOBODY)
     subprocess.run(["chmod", "-R", "a+rX", images], check=True)
-    text = refused(checkpoint, Path(images), prefix=NOBODY)
+    text = refused(checkpoint, images, prefix=NOBODY)
     assert "ermi" in text or "root" in text, text  # permission, permitted
 
 

@@ -99,6 +99,26 @@ def test_foreign(victim: Victim, tmp_path: Path) -> None:
     assert victim.harm() == []
 
 
+@root
+def test_mine_and_without_rights(tmp_path: Path) -> None:
+    """An ordinary user's own program: what it has mapped is not for him to see.  `check -t` says so, too."""
+    for parent in tmp_path.parents:
+        if parent.stat().st_uid == os.getuid() and not parent.stat().st_mode & 1:
+            parent.chmod(parent.stat().st_mode | 0o11)
+    tmp_path.chmod(0o777)
+    process = subprocess.Popen([*NOBODY, "sleep", "1000"], start_new_session=True, stdin=subprocess.DEVNULL)
+    try:
+        while Path(f"/proc/{process.pid}/comm").read_text() != "sleep\n":
+            time.sleep(0.01)
+        refused(process.pid, tmp_path, "no permission to look at the files that it has mapped", prefix=NOBODY)
+        code, text = run("check", "-t", process.pid, prefix=NOBODY)
+        assert code == 1 and "no permission to look at the files that it has mapped" in text, text
+        assert status(process.pid, "State") == "S (sleeping)"
+    finally:
+        process.kill()
+        process.wait()
+
+
 TRACER = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from errno import EACCES
 
 from torpor.errors import ImageError
 from torpor.images import to_disk
@@ -225,6 +226,11 @@ def write_stats(dir_fd: int, stats: StatsEntry) -> None:
     write_small(dir_fd, STATS, stats, "dump" if stats.dump is not None else "restore", sync=False)
 
 
+def _unreadable(what: str, error: OSError) -> ImageError:
+    remedy = "images are for whoever made them: do it as that user, or as root" if error.errno == EACCES else ""
+    return ImageError(what, error.strerror or str(error), remedy)
+
+
 class ImageReader:
     """Reads the images in the directory open at `dir_fd` (the caller's, unless `open` made the reader)."""
 
@@ -238,7 +244,7 @@ class ImageReader:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
         except OSError as error:
-            raise ImageError(f"cannot open the images in {path}", error.strerror or str(error)) from error
+            raise _unreadable(f"cannot open the images in {path}", error) from error
         reader = cls(fd)
         reader._owned = True
         return reader
@@ -342,7 +348,7 @@ class ImageReader:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise ImageError(f"{name} cannot be read", error.strerror or str(error)) from error
+            raise _unreadable(f"{name} cannot be read", error) from error
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise ImageError(f"{name} is not an image", "it is not a regular file")

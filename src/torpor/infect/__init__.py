@@ -21,8 +21,11 @@ Many calls travel as one program, in which a call may use results of earlier one
         task.run(program)
         print(text.data[: length.value])
 
-ptrace belongs to a thread: a block must be left by the thread that entered it.  Needs the rights of PTRACE_MODE_ATTACH
-(ptrace(2)).  Nothing here waits for anybody's children but the task's own stops.
+ptrace belongs to a thread: a block must be left by the thread that entered it.  Signals for that thread wait while the
+task is being stopped, runs calls, or is let go, so that no handler of yours (Ctrl-C has one) raises an exception
+halfway.  In a program with several threads, let another than the main one do this: Python runs handlers in the main
+thread, whichever the signal came to.  Needs the rights of PTRACE_MODE_ATTACH (ptrace(2)).  Nothing here waits for
+anybody's children but the task's own stops.
 """
 
 import os
@@ -34,11 +37,34 @@ from torpor.engine.program import CallFailed, Load32, Pointer, Program, Result
 from torpor.engine.stepper import Stepper
 from torpor.engine.thaw import thaw
 from torpor.errors import TaskGone, TorporError
-from torpor.typed import Iterator
+from torpor.signals import SIG_BLOCK, SIG_SETMASK, pthread_sigmask, valid_signals
+from torpor.typed import Any, Iterator
 
 AT_FDCWD = -100
 _PROT_READ, _PROT_WRITE, _MAP_PRIVATE, _MAP_ANONYMOUS = 1, 2, 2, 0x20
 _PATH_MAX = 4096
+
+
+class _Undisturbed:
+    """Signals for this thread wait until the ``with`` block is over, and so does what a handler has raised on its way
+    in: the block is run in any case."""
+
+    def __enter__(self) -> None:
+        self._raised: BaseException | None = None
+        self._before: set[Any] | None = None
+        try:
+            self._before = pthread_sigmask(SIG_BLOCK, ())
+            pthread_sigmask(SIG_BLOCK, valid_signals())
+        except BaseException as error:
+            self._raised = error
+            before = pthread_sigmask(SIG_BLOCK, valid_signals())
+            self._before = before if self._before is None else self._before
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
+        assert self._before is not None
+        pthread_sigmask(SIG_SETMASK, self._before)
+        if self._raised is not None and error is None:
+            raise self._raised
 
 
 class Task:
@@ -58,7 +84,8 @@ class Task:
 
     def run(self, program: Program) -> None:
         """Run a program.  Raises CallFailed for the first call that fails and may not; results before it are there."""
-        self._runner.run(program)
+        with _Undisturbed():
+            self._runner.run(program)
 
     def call(self, name: str, *args: int | bytes | str) -> int:
         """One system call by name; bytes and text are passed by address, text with a NUL behind it.
@@ -114,19 +141,21 @@ def stopped(pid: int) -> Iterator[Task]:
     """
     if pid == os.getpid():
         raise TorporError("a process cannot stop itself", code="usage")
-    tree = freeze(pid, children=False)
-    process = tree.processes[pid]
-    if not process.threads:
-        raise TaskGone(f"process {pid} has ended", "only its exit status is left")
-    task = None
+    process: FrozenProcess | None = None
+    task: Task | None = None
     try:
-        task = Task(process)
+        with _Undisturbed():
+            process = freeze(pid, children=False).processes[pid]
+            if not process.threads:
+                raise TaskGone(f"process {pid} has ended", "only its exit status is left")
+            task = Task(process)
         yield task
     finally:
-        if task is not None:
-            task._let_go()
-        else:
-            thaw(process.threads.values())
+        with _Undisturbed():
+            if task is not None:
+                task._let_go()
+            elif process is not None:
+                thaw(process.threads.values())
 
 
 __all__ = ["AT_FDCWD", "CallFailed", "Load32", "Pointer", "Program", "Result", "Task", "stopped"]

@@ -110,6 +110,7 @@ def probes() -> tuple[Probe, ...]:
     from torpor.kernel import probe_tasks as tasks
 
     newer = "use a newer kernel"
+    rooted = "use a newer kernel, as root"
     config = "use a kernel with CONFIG_CHECKPOINT_RESTORE"
     root = "run as root, in the initial user namespace"
     slower = "nothing: Torpor takes a slower way"
@@ -153,7 +154,7 @@ def probes() -> tuple[Probe, ...]:
         Probe("running memfds", OPTIONAL, "3.17", "the first restored process", memory.memfd_exec,
               "nothing: Torpor uses a file; vm.memfd_noexec=0 allows it"),
         Probe("seccomp suspended", OPTIONAL, "4.3", "tasks under seccomp", tasks.seccomp_suspend,
-              "run as root, or refuse such tasks", "seccomp_suspend"),
+              "run as root", "seccomp_suspend"),
         Probe("raised limits", OPTIONAL, "2.6.36", "tasks whose limits are above ours", tasks.sys_resource,
               "run with CAP_SYS_RESOURCE for trees that need it"),
         Probe("TCP repair mode", OPTIONAL, "3.5", "TCP connections", net.tcp_repair, "run with CAP_NET_ADMIN"),
@@ -164,8 +165,8 @@ def probes() -> tuple[Probe, ...]:
         Probe("hugetlb memfds", OPTIONAL, "4.14", "shared memory of huge pages", memory.memfd_hugetlb, newer,
               "memfd_hugetlb"),
         Probe("userfaultfd write-protect, asynchronous", EXPERIMENTAL, "6.7", "tracking what changed in memory",
-              memory.wp_async, newer),
-        Probe("UFFDIO_MOVE", EXPERIMENTAL, "6.8", "filling memory lazily", memory.uffd_move, newer),
+              memory.wp_async, rooted),
+        Probe("UFFDIO_MOVE", EXPERIMENTAL, "6.8", "filling memory lazily", memory.uffd_move, rooted),
         Probe("time namespaces", EXPERIMENTAL, "5.6", "clocks after a reboot", tasks.time_namespace,
               "use a kernel with CONFIG_TIME_NS, as root", "timens"),
         Probe("set_syscall_info", EXPERIMENTAL, "6.16", "a portable way to step", tasks.set_syscall_info, slower),

@@ -151,7 +151,9 @@ def memfd_exec() -> None:
     reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)  # what is open for writing is "text file busy"
     os.close(fd)
     os.set_inheritable(reader, True)
-    os.execve(reader, ["torpor"], {})
+    _, status = os.waitpid(os.posix_spawn(f"/proc/self/fd/{reader}", ["torpor"], {}), 0)
+    if status:
+        raise Missing(f"one that was run ended with wait status {status}")
 
 
 @contextmanager
