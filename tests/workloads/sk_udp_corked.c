@@ -8,6 +8,8 @@ int main(void)
 	char got[8];
 	wl_begin();
 	int fd = MUST(socket(AF_INET, SOCK_DGRAM, 0));
+	/* QEMU 7.2 gets the checksum of two parts wrong for s390x kernels of 6.8 and newer (VCKSM). */
+	MUST(setsockopt(fd, SOL_SOCKET, SO_NO_CHECK, &(int){1}, sizeof(int)));
 	sk_bind_ip(fd, "127.0.0.1", 0);
 	struct sockaddr_in own;
 	socklen_t length = sizeof own;
