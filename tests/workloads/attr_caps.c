@@ -49,7 +49,7 @@ static void *body(void *unused)
 	now = sets_now();
 	go = 1;
 	while (go != 2)
-		usleep(2000);
+		usleep(50000);
 	same("thread", now);
 	return NULL;
 }

@@ -14,7 +14,7 @@ static void *body(void *elsewhere)
 		__atomic_store_n(&moved, gettid(), __ATOMIC_SEQ_CST);
 	}
 	while (!go)
-		usleep(2000);
+		usleep(50000);
 	if (elsewhere)
 		syscall(SYS_exit, 0);
 	return NULL;

@@ -70,7 +70,7 @@ static void *body(void *argument)
 	status(before[i], sizeof before[i]);
 	__atomic_add_fetch(&up, 1, __ATOMIC_SEQ_CST);
 	while (!go)
-		usleep(2000);
+		usleep(50000);
 	static __thread char now[8192];
 	status(now, sizeof now);
 	CHECK(!strcmp(now, before[i]), "thread %d: is\n%s, was\n%s", i, now, before[i]);

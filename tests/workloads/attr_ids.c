@@ -57,7 +57,7 @@ static void *body(void *unused)
 	become(0, 1005, 0, 0, 3);
 	go = 1;
 	while (go != 2)
-		usleep(2000);
+		usleep(50000);
 	check("thread", 0, 1005, 0, 0, 3);
 	return NULL;
 }

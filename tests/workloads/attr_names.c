@@ -19,7 +19,7 @@ static void *body(void *argument)
 	MUST(prctl(PR_SET_NAME, names[(intptr_t)argument]));
 	__atomic_add_fetch(&up, 1, __ATOMIC_SEQ_CST);
 	while (!go)
-		usleep(2000);
+		usleep(50000);
 	check((int)(intptr_t)argument);
 	return NULL;
 }

@@ -22,7 +22,7 @@ static void *body(void *unused)
 	MUST0(pthread_mutex_lock(&local));
 	locked = 1;
 	while (!go)
-		usleep(2000);
+		usleep(50000);
 	syscall(SYS_exit, 0); /* without unlocking, and without the C library's help */
 	return NULL;
 }

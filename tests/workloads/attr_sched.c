@@ -31,7 +31,7 @@ static void *body(void *argument)
 	MUST(sched_getparam(0, &param));
 	__atomic_add_fetch(&up, 1, __ATOMIC_SEQ_CST);
 	while (!go)
-		usleep(2000);
+		usleep(50000);
 	CHECK(sched_getscheduler(0) == policy, "kind %d: policy is %x, was %x", i, sched_getscheduler(0), policy);
 	MUST(sched_getparam(0, &now));
 	CHECK(now.sched_priority == param.sched_priority, "kind %d: priority is %d, was %d", i, now.sched_priority, param.sched_priority);

@@ -14,7 +14,7 @@ static void *body(void *unused)
 	MUST(prctl(PR_SET_SECUREBITS, SECBIT_KEEP_CAPS));
 	go = 1;
 	while (go != 2)
-		usleep(2000);
+		usleep(50000);
 	CHECK(prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1, "thread: no_new_privs is lost");
 	CHECK(prctl(PR_GET_SECUREBITS) == SECBIT_KEEP_CAPS, "thread: securebits are %x", prctl(PR_GET_SECUREBITS));
 	return NULL;

@@ -28,7 +28,7 @@ static void *body(void *unused)
 	MUST((int)syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IDLE));
 	up = 1;
 	while (!go)
-		usleep(2000);
+		usleep(50000);
 	CHECK(cpus() == 1, "second thread's CPUs are %lx", cpus());
 	CHECK(syscall(SYS_ioprio_get, IOPRIO_WHO_PROCESS, 0) == IDLE, "second thread's I/O priority is %lx", syscall(SYS_ioprio_get, IOPRIO_WHO_PROCESS, 0));
 	return NULL;

@@ -11,7 +11,7 @@ static void *body(void *argument)
 	MUST(prctl(PR_SET_TIMERSLACK, slack));
 	__atomic_add_fetch(&up, 1, __ATOMIC_SEQ_CST);
 	while (!go)
-		usleep(2000);
+		usleep(50000);
 	CHECK(prctl(PR_GET_TIMERSLACK) == slack, "timer slack is %d, was %ld", prctl(PR_GET_TIMERSLACK), slack);
 	return NULL;
 }

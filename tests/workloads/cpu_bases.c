@@ -52,7 +52,7 @@ static void *body(void *argument)
 		while (!stop) /* spins, using it */
 			CHECK(through_gs() == wl_word(5, 1), "the spinning thread reads another word through GS");
 	while (number && !stop)
-		usleep(2000);
+		usleep(50000);
 	stop = 1;
 	check(number, fs, "afterwards");
 	return NULL;

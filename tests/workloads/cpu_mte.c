@@ -138,7 +138,7 @@ static void *body(void *unused)
 	MUST(prctl(PR_SET_TAGGED_ADDR_CTRL, later, 0, 0, 0));
 	go = 1;
 	while (go == 1)
-		usleep(2000);
+		usleep(50000);
 	CHECK(mode() == later, "the thread's mode is %lx", mode());
 	return unused;
 }

@@ -32,7 +32,7 @@ def waiter() -> None:
 def ticker() -> None:
     global ticks
     while not stop.is_set():
-        time.sleep(0.005)
+        time.sleep(0.02)
         ticks += 1
 
 

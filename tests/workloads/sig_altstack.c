@@ -20,7 +20,7 @@ static void on_it(int number)
 	CHECK(now.ss_flags == SS_ONSTACK && &here > stacks[1] && &here < stacks[1] + size, "not on the alternate stack");
 	inside = 1;
 	while (!go)
-		usleep(2000);
+		usleep(50000);
 	MUST(sigaltstack(NULL, &now));
 	CHECK(now.ss_sp == stacks[1] && now.ss_size == size && now.ss_flags == SS_ONSTACK, "on the stack: %p, %zu, flags %x", now.ss_sp, now.ss_size, now.ss_flags);
 	checked++;
@@ -43,7 +43,7 @@ static void *body(void *argument)
 	if (i == 1)
 		raise(SIGUSR1);
 	while (!go)
-		usleep(2000);
+		usleep(50000);
 	MUST(sigaltstack(NULL, &now));
 	CHECK(now.ss_sp == stack.ss_sp && now.ss_size == stack.ss_size && now.ss_flags == flags, "thread %d: %p, %zu, flags %x", i, now.ss_sp, now.ss_size, now.ss_flags);
 	return NULL;

@@ -50,7 +50,7 @@ static void *body(void *argument)
 			ppoll(NULL, 0, NULL, &all);
 	} else
 		while (!go)
-			usleep(2000);
+			usleep(50000);
 	check(me);
 	return NULL;
 }

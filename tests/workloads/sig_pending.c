@@ -43,7 +43,7 @@ static void *body(void *unused)
 	(void)unused;
 	other = gettid();
 	while (!go)
-		usleep(2000);
+		usleep(50000);
 	directed("second thread", 5000);
 	return NULL;
 }

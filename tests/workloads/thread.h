@@ -14,7 +14,7 @@ static void *thread_body(void *unused)
 	thread_error = change();
 	thread_up = 1;
 	while (!thread_go)
-		usleep(2000);
+		usleep(50000);
 	check();
 	return NULL;
 }

@@ -39,7 +39,7 @@ static void *body(void *argument)
 	siginfo_t info;
 	other = gettid();
 	while (!go)
-		usleep(2000);
+		usleep(50000);
 	set(*(int *)argument, 0, 1000000, 0);
 	CHECK(sigtimedwait(&wanted, &info, &(struct timespec){10, 0}) == SIGRTMIN + 4, "SIGEV_THREAD_ID: no signal in the thread");
 	CHECK(info.si_code == SI_TIMER && info.si_value.sival_ptr == &other, "SIGEV_THREAD_ID: code %d, value %p", info.si_code, info.si_value.sival_ptr);
