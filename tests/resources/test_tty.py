@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Terminals: modes as images have them, and queues that are looked at and left as they were."""
 
+import fcntl
 import os
 import pty
+import signal
+import struct
+import subprocess
+import sys
 import termios
 import tty
 from collections.abc import Iterator
 
 import pytest
 
+import torpor
 from torpor.resources import tty_calls, tty_queue
 from torpor.resources.tty_calls import Modes
 
@@ -57,7 +63,7 @@ def test_raw_queues_stay(pair: Pair) -> None:
     os.write(master, b"ty\3ped\x7f")
     os.write(slave, b"shown\n")
     for _ in range(3):
-        assert tty_queue.look(master) == (b"ty\3ped\x7f", b"shown\n")
+        assert tty_queue.look(master)[:2] == (b"ty\3ped\x7f", b"shown\n")
     assert os.read(slave, 100) == b"ty\3ped\x7f" and os.read(master, 100) == b"shown\n"
 
 
@@ -67,7 +73,7 @@ def test_lines_stay_lines(pair: Pair) -> None:
     was = termios.tcgetattr(slave)
     os.write(master, b"one\ntwo\nthre")
     for _ in range(2):
-        assert tty_queue.look(master) == (b"one\ntwo\nthre", b"")
+        assert tty_queue.look(master)[:2] == (b"one\ntwo\nthre", b"")
     assert termios.tcgetattr(slave) == was
     assert os.read(slave, 100) == b"one\n" and os.read(slave, 100) == b"two\n"
     with pytest.raises(BlockingIOError):
@@ -100,7 +106,7 @@ def test_packet_mode_stays(pair: Pair) -> None:
 def test_empty_terminals_are_not_touched(pair: Pair) -> None:
     master, slave = pair
     was = termios.tcgetattr(slave)
-    assert tty_queue.look(master) == (b"", b"")
+    assert tty_queue.look(master)[:2] == (b"", b"")
     assert termios.tcgetattr(slave) == was
 
 
@@ -110,3 +116,35 @@ def test_window_size(pair: Pair) -> None:
     size.ws_row, size.ws_col = 33, 101
     tty_calls.set_window_size(master, size)
     assert os.get_terminal_size(slave) == (101, 33)
+
+
+GIVES_UP = """
+import fcntl, os, pty, termios, time
+os.setsid()
+master, slave = pty.openpty()
+fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+if os.fork() == 0:
+    fcntl.ioctl(slave, termios.TIOCNOTTY)
+    print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_terminal_given_up() -> None:
+    """A process without the controlling terminal that its session has is refused: it would have it again."""
+    with subprocess.Popen([sys.executable, "-c", GIVES_UP], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+            report = torpor.check(pid=process.pid)
+            assert [error.what for error in report.obstacles if "TIOCNOTTY" in str(error)]
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_status_that_waits(pair: Pair) -> None:
+    master, slave = pair
+    fcntl.ioctl(master, termios.TIOCPKT, struct.pack("i", 1))
+    assert not tty_queue.waiting_status(master)
+    termios.tcflush(slave, termios.TCIFLUSH)
+    assert tty_queue.waiting_status(master)

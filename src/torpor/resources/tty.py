@@ -13,6 +13,7 @@ Making them again is in tty_restore.py, queued data in tty_queue.py.
 """
 
 import os
+import select
 
 from torpor.images import kinds
 from torpor.images.schema.fdinfo import FileEntry
@@ -38,10 +39,11 @@ OUTSIDE_REMEDY = (
 
 
 class End(NamedTuple):
-    """One end of a pseudo-terminal, or /dev/tty; `fd`: our own descriptor."""
+    """One end of a pseudo-terminal, or /dev/tty; `fd`: our own descriptor of the first that was seen."""
 
     info: TtyInfoEntry
     fd: int
+    seen: "SeenFile"
 
 
 class Tty(Described):
@@ -60,11 +62,28 @@ class Tty(Described):
 
         if device != CONTROLLING:
             id = number(seen.fd, tty_calls.TIOCGPTN) * 2 + 1 if device == PTMX else os.minor(device) * 2
-            dump.setdefault("tty examined", {}).setdefault(id, (seen, _session(seen.fd)[0], _hung_up(seen.fd)))
+            hung_up = _hung_up(seen.fd)
+            first, *_ = dump.setdefault("tty examined", {}).setdefault(id, (seen, _session(seen.fd)[0], hung_up))
+            if (seen.stat.st_dev, seen.stat.st_ino) != (first.stat.st_dev, first.stat.st_ino):
+                why = f"it has the same number as {first.where}, but is of another mount of devpts"
+                raise seen.refusal(why, "close one of them first")
+            dump.setdefault("tty hung up" if hung_up else "tty alive", {}).setdefault(id, seen)
+            if device == PTMX and tty_queue.waiting_status(seen.fd):
+                raise seen.refusal("a status of its packet mode waits to be read", "try again in a moment")
 
     def examined(self, dump: "Dump") -> None:
         """Terminals whose master is not in the tree."""
         seen: dict[int, tuple[SeenFile, int, bool]] = dump.state.get("tty examined", {})
+        alive: dict[int, SeenFile] = dump.state.get("tty alive", {})
+        for id, one in dump.state.get("tty hung up", {}).items():
+            if id in alive or id + 1 in seen:
+                why = "it was hung up (vhangup), and its terminal lives on, which Torpor does not restore"
+                dump.refuse(one.refusal(why, "close it first"))
+        for task in dump.tasks.values():
+            leader = dump.tasks.get(task.sid)
+            if leader is not None and leader.stat.tty_nr and not task.stat.tty_nr and not task.zombie:
+                why = "it has given up the controlling terminal of its session (TIOCNOTTY), and would have it again"
+                dump.refuse(task.refusal(why, "let it make a session of its own (setsid)"))
         outside = [one for id, (one, _, hung_up) in seen.items() if not id % 2 and id + 1 not in seen and not hung_up]
         if len(outside) > 1:
             why = "the tree uses two terminals whose masters are outside of it"
@@ -85,7 +104,7 @@ class Tty(Described):
         if info.id in ends:
             info = ends[info.id].info
         else:
-            ends[info.id] = End(info, os.dup(seen.fd))
+            ends[info.id] = End(info, os.dup(seen.fd), seen)
         name = dump.new_file_id()
         flags = seen.info.status_flags
         path = f"/proc/{seen.pid}/fd/{seen.number}"
@@ -157,7 +176,18 @@ class Tty(Described):
                     continue
                 if id - 1 in ends:
                     ends[id - 1].info.sid, ends[id - 1].info.pgrp = end.info.sid, end.info.pgrp
+                elif _never_opened(end):
+                    if number(end.fd, tty_calls.FIONREAD):
+                        why = "something waits in it, and nobody has opened its other end yet"
+                        raise end.seen.refusal(why, "try again in a moment")
+                    continue
+                else:
+                    extra(dump, end.seen.id).was_opened = True
                 queues = tty_queue.look(end.fd)
+                if queues.lines is not None:
+                    extra(dump, end.seen.id).typed_lines = list(queues.lines)
+                if queues.stopped:
+                    extra(dump, end.seen.id).terminal_stopped = queues.stopped
                 data += [TtyDataEntry(tty_id=id - 1, data=queues.typed)] if queues.typed else []
                 data += [TtyDataEntry(tty_id=id, data=queues.written)] if queues.written else []
         finally:
@@ -190,6 +220,28 @@ class Tty(Described):
 
         super().last(entry, fd, restore)
         tty_restore.terminals(restore).give_outside()
+
+
+def _never_opened(end: End) -> bool:
+    """Of a master without slave in the tree: whether nobody has opened the slave yet.  Whoever opens and closes it
+    makes the master's reads fail (EIO) from then on, so we do not then."""
+    poller = select.poll()
+    poller.register(end.fd, 0)
+    if poller.poll(0):
+        return False  # hung up: it was opened and closed
+    assert end.info.pty is not None
+    suffix = f"/{end.info.pty.index}"
+    for pid in os.listdir("/proc"):
+        if not pid.isdecimal():
+            continue
+        try:
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                link = os.readlink(f"/proc/{pid}/fd/{number}")
+                if link.endswith(suffix) and os.major(os.stat(f"/proc/{pid}/fd/{number}").st_rdev) == SLAVE_MAJOR:
+                    return False
+        except OSError:
+            continue
+    return True
 
 
 def _hung_up(fd: int) -> bool:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What waits in a pseudo-terminal: typed and not read, written and not shown.  It can be looked at only by taking it
-out and putting it back.
+"""What waits in a pseudo-terminal: typed and not read, written and not shown; and whether it is stopped (^S).  All that
+can be looked at only by taking it out and putting it back.
 
 Typed: the line discipline of the slave holds it; whoever writes to the master types it again.  Written: whoever writes
 to the slave writes it again.  Both with the modes set for the moment so that nothing is echoed, translated, erased or
@@ -8,8 +8,14 @@ turned into a signal.  Surprising facts:
 
 - In canonical mode a read gives one line, and a line that was begun is not to be seen: only without ICANON.  Leaving
   and entering ICANON while something is queued makes one line of all of it, so it must be empty when that is done.
+- A line may end without a newline: by end of file (^D, then it may be empty), or by another character (VEOL).  Both
+  come back as ended by end of file, which reads alike.  Others have newlines within, typed after VLNEXT.
 - The kernel hands over what was written later, in a work queue.  poll(2) on an empty terminal waits for it.
-- In packet mode every read begins with a byte of status, so it is turned off while its master is read.
+- In packet mode every read begins with a byte of status, and every change of modes may leave one: so it is turned off
+  meanwhile.  Turning it on forgets the status, so none may wait.
+- A stopped terminal takes nothing that is written: poll(2) tells.  Stopped by VSTOP it goes on when IXON is turned off,
+  stopped by TCOOFF (tcflow(3)) it does not; and it is VSTOP, or TCOOFF, that stops it again.  What it
+  was still to echo when it was stopped is echoed meanwhile.
 """
 
 import fcntl
@@ -19,19 +25,30 @@ import sys
 import termios
 import time
 
-from torpor.resources.tty_calls import ECHO, FIONREAD, ICANON, TIOCGPKT, Modes, number, open_slave
+from torpor.resources.tty_calls import ECHO, FIONREAD, ICANON, PPC, TIOCGPKT, Modes, number, open_slave
 from torpor.typed import NamedTuple
 
 PATIENCE = 0.1  # seconds for the kernel's work queue
 FULL = 4095  # what a line discipline takes
+BY_KEY, BY_CALL, MASTER = 1, 2, 4  # the slave's output is stopped by VSTOP, by TCOOFF; the master's by TCOOFF
 _CHUNK = 4096
+_EXTPROC = 0x10000000 if PPC else 0x10000
+_EOF, _LITERAL = 4, 22  # control characters while lines are typed again
 
 
 class Queues(NamedTuple):
-    """Bytes that the slave, and the master, are yet to read."""
+    """Bytes that the slave, and the master, are yet to read.  lines: in canonical mode, the lengths of the lines that
+    are complete; None: each ends with a newline.  stopped: a mask."""
 
     typed: bytes
     written: bytes
+    lines: tuple[int, ...] | None = None
+    stopped: int = 0
+
+
+def waiting_status(master: int) -> bool:
+    """Whether a byte of status waits in packet mode."""
+    return bool(number(master, TIOCGPKT)) and bool(_events(master) & select.POLLPRI)
 
 
 def look(master: int) -> Queues:
@@ -39,14 +56,22 @@ def look(master: int) -> Queues:
     slave = _own_slave(master)
     if slave < 0:
         return Queues(b"", b"")
+    packets = number(master, TIOCGPKT)
+    if packets:
+        fcntl.ioctl(master, termios.TIOCPKT, _int(0))
     try:
         modes = Modes.get(slave)
-        found = Queues(_typed(slave, modes), _written(master))
-        if found.typed or found.written:
+        typed, lines = _typed(slave, modes)
+        _settle(master)
+        written = _drain(master)
+        found = Queues(typed, written, None if lines == _lines(typed) else lines, _stopped(master, slave, modes))
+        if found.typed or found.written or found.lines or found.stopped & BY_KEY:
             put(master, slave, found, modes)
         return found
     finally:
         os.close(slave)
+        if packets:
+            fcntl.ioctl(master, termios.TIOCPKT, _int(1))
 
 
 def _own_slave(master: int) -> int:
@@ -57,41 +82,56 @@ def _own_slave(master: int) -> int:
         return -1  # locked: nobody has opened it yet
 
 
-def _typed(slave: int, modes: Modes) -> bytes:
+def _has_lines(modes: Modes) -> bool:
+    return modes.lflag & (ICANON | _EXTPROC) == ICANON
+
+
+def _typed(slave: int, modes: Modes) -> tuple[bytes, tuple[int, ...]]:
+    """All, and the lengths of whole lines."""
     _settle(slave)
-    if not modes.lflag & ICANON:
-        return _drain(slave)
-    lines = _drain(slave)
+    if not _has_lines(modes):
+        return _drain(slave), ()
+    lines = []
+    while _events(slave) & select.POLLIN:
+        try:
+            lines.append(os.read(slave, _CHUNK))
+        except BlockingIOError:
+            break
     modes.but(lflag=modes.lflag & ~(ICANON | ECHO)).set(slave)
     try:
-        return lines + _drain(slave)  # the line that was begun
+        return b"".join(lines) + _drain(slave), tuple(map(len, lines))  # the line that was begun
     finally:
         modes.set(slave)
 
 
-def _written(master: int) -> bytes:
-    _settle(master)
-    if not number(master, FIONREAD):
-        return b""
-    packets = number(master, TIOCGPKT)
-    if packets:
-        fcntl.ioctl(master, termios.TIOCPKT, _int(0))
-    try:
-        return _drain(master)
-    finally:
-        if packets:
-            fcntl.ioctl(master, termios.TIOCPKT, _int(1))
+def _lines(typed: bytes) -> tuple[int, ...]:
+    """The lengths of whole lines, if each ends with a newline."""
+    return tuple(len(line) + 1 for line in typed.split(b"\n")[:-1])
+
+
+def _stopped(master: int, slave: int, modes: Modes) -> int:
+    """The queues are empty.  Stopped by VSTOP, it goes on."""
+    found = 0 if _events(master) & select.POLLOUT else MASTER
+    if not _events(slave) & select.POLLOUT:
+        modes.but(iflag=modes.iflag & ~termios.IXON).set(slave)
+        found |= BY_KEY if _events(slave) & select.POLLOUT else BY_CALL
+        modes.set(slave)
+    return found
 
 
 def _int(value: int) -> bytes:
     return value.to_bytes(4, sys.byteorder)
 
 
+def _events(fd: int) -> int:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN | select.POLLPRI | select.POLLOUT)
+    return sum(events for _, events in poll.poll(0))
+
+
 def _settle(fd: int) -> None:
     """Let the kernel hand over what is on its way."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    poll.poll(0)
+    _events(fd)
 
 
 def _drain(fd: int) -> bytes:
@@ -107,22 +147,59 @@ def _drain(fd: int) -> bytes:
 
 
 def put(master: int, slave: int, queues: Queues, modes: Modes) -> None:
-    """Type and write again.  The slave has `modes` now and afterwards.  Raises OSError."""
-    quiet = modes.but(iflag=0, oflag=0, lflag=modes.lflag & ICANON, cc=bytes(19))
-    quiet.set(slave)
+    """Type and write again, and stop it.  The slave has `modes` afterwards, and now.  Raises OSError."""
+    if queues.stopped & BY_CALL:
+        termios.tcflow(slave, termios.TCOON)
+    if queues.stopped & MASTER:
+        termios.tcflow(master, termios.TCOON)
     try:
-        if queues.written:
-            _write(slave, queues.written)
-            _await(master, len(queues.written))
-        if queues.typed:
-            lines = queues.typed.rpartition(b"\n")
-            whole = len(queues.typed) if not modes.lflag & ICANON else len(lines[0]) + len(lines[1])
-            _write(master, queues.typed)
-            _await(slave, whole)
-            if whole < len(queues.typed):
-                time.sleep(0.002)  # nothing tells that the rest, a line that was begun, is through
+        if queues.written or queues.typed or queues.lines:
+            _put(master, slave, queues, modes)
     finally:
         modes.set(slave)
+        _stop(master, slave, queues.stopped, modes)
+
+
+def _put(master: int, slave: int, queues: Queues, modes: Modes) -> None:
+    quiet = modes.but(iflag=0, oflag=0, lflag=modes.lflag & (ICANON | _EXTPROC), cc=bytes(19))
+    quiet.set(slave)
+    if queues.written:
+        _write(slave, queues.written)
+        _await(master, len(queues.written))
+    if not _has_lines(modes):
+        _write(master, queues.typed)
+        _await(slave, len(queues.typed))
+        return
+    cc = bytearray(19)
+    cc[termios.VEOF], cc[termios.VLNEXT] = _EOF, _LITERAL
+    quiet.but(lflag=ICANON | termios.IEXTEN, cc=bytes(cc)).set(slave)
+    keys, at = b"", 0
+    for length in _lines(queues.typed) if queues.lines is None else queues.lines:
+        line = queues.typed[at : at + length]
+        keys += _literal(line[:-1]) + b"\n" if line.endswith(b"\n") else _literal(line) + bytes([_EOF])
+        at += length
+    _write(master, keys + _literal(queues.typed[at:]))
+    _await(slave, at)
+    if at < len(queues.typed) or queues.lines:
+        time.sleep(0.002)  # nothing tells that the rest, a line that was begun or has no end to be counted, is through
+
+
+def _literal(text: bytes) -> bytes:
+    """As it has to be typed to be taken as it is."""
+    return b"".join(bytes([_LITERAL, byte] if byte in (10, _EOF, _LITERAL) else [byte]) for byte in text)
+
+
+def _stop(master: int, slave: int, stopped: int, modes: Modes) -> None:
+    if stopped & BY_KEY:
+        key = modes.cc[termios.VSTOP]
+        os.write(master, bytes([key]))
+        deadline = time.monotonic() + PATIENCE
+        while _events(slave) & select.POLLOUT and time.monotonic() < deadline:
+            time.sleep(0.0002)
+    if stopped & BY_CALL:
+        termios.tcflow(slave, termios.TCOOFF)
+    if stopped & MASTER:
+        termios.tcflow(master, termios.TCOOFF)
 
 
 def _write(fd: int, data: bytes) -> None:

@@ -29,6 +29,7 @@ from torpor.typed import TYPE_CHECKING
 if TYPE_CHECKING:
     from torpor.engine.executor import Executor
     from torpor.images.schema.fdinfo import FileEntry
+    from torpor.images.schema.torpor_file import TorporFileEntry
     from torpor.images.schema.tty import TtyInfoEntry
     from torpor.resources.context import Restore
 
@@ -159,14 +160,36 @@ class Terminals:
             self._open_masters(name, numbers)
         for number, master in self._masters.items():
             tty_calls.set_number(master, tty_calls.TIOCSPTLCK, 0)
-            self._slaves[number] = tty_calls.open_slave(master, os.O_RDWR)
             info = self._about(number)
+            if self._opens_slave(number, info):
+                self._slaves[number] = tty_calls.open_slave(master, os.O_RDWR)
+            else:
+                self._slaves[number] = os.dup(master)  # all that is left to do to the slave can be done through it
             if info.winsize is not None:  # once a session has the terminal, this sends SIGWINCH
                 tty_calls.set_window_size(master, info.winsize)
+
+    def _opens_slave(self, number: int, info: "TtyInfoEntry") -> bool:
+        """Once it was opened and closed, the master's reads are errors."""
+        own = self._own_of(number)
+        return bool(number * 2 in self.infos or info.sid or any(self._queues(number)) or (own and own.was_opened))
 
     def _about(self, number: int) -> "TtyInfoEntry":
         """What modes and size the terminal of this number has: its master says it, or else its slave."""
         return self.infos[number * 2 + 1] if number * 2 + 1 in self.infos else self.infos[number * 2]
+
+    def _own_of(self, number: int) -> "TorporFileEntry | None":
+        """Torpor's own entry of the master of this number."""
+        masters = (entry.id for entry in self._entries if entry.tty and entry.tty.tty_info_id == number * 2 + 1)
+        found = extras(self.restore)
+        return next((found[id] for id in masters if id in found), None)
+
+    def _queues(self, number: int) -> Queues:
+        typed, written = self.data.get(number * 2, b""), self.data.get(number * 2 + 1, b"")
+        own = self._own_of(number)
+        if own is None:
+            return Queues(typed, written)
+        lines = tuple(own.typed_lines) if own.typed_lines and sum(own.typed_lines) <= len(typed) else None
+        return Queues(typed, written, lines, own.terminal_stopped or 0)
 
     def _open_masters(self, name: str, numbers: set[int]) -> None:
         """Open until every number has come; the kernel gives the lowest that is free."""
@@ -244,11 +267,11 @@ class Terminals:
             slave, info = self._slaves[number], self._about(number)
             if info.termios is not None:
                 modes = Modes.of(info.termios, Modes.get(slave))
-                queues = Queues(self.data.get(number * 2, b""), self.data.get(number * 2 + 1, b""))
-                if queues.typed or queues.written:
-                    modes.but(lflag=modes.lflag & tty_calls.ICANON).set(slave)
+                queues = self._queues(number)
+                if any(queues):
                     tty_queue.put(master, slave, queues, modes)
-                modes.set(slave)
+                else:
+                    modes.set(slave)
                 if info.termios_locked is not None:
                     tty_calls.set_locks(slave, info.termios_locked)
             self._foreground(info, slave)

@@ -84,6 +84,10 @@ class TorporFileEntry(Message):
     long_options: list[int] = repeated(47, UINT32, default_factory=list)
     long_values: list[bytes] = repeated(48, BYTES, default_factory=list)
     plain_end: bool | None = optional(49, BOOL, default=None)  # the last of a pipe's `packets` is none
+    # Of a terminal's master (resources/tty_queue.py).
+    typed_lines: list[int] = repeated(57, UINT32, default_factory=list)  # lengths of lines, where newlines do not tell
+    terminal_stopped: int | None = optional(58, UINT32, default=None)
+    was_opened: bool | None = optional(59, BOOL, default=None)  # its slave: with none open, reading is an error (EIO)
     # Of a ghost or a memfd (resources/inode.py).
     attribute_names: list[bytes] = repeated(51, BYTES, default_factory=list)
     attribute_values: list[bytes] = repeated(52, BYTES, default_factory=list)
