@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 import torpor
 from check.support import ENVIRONMENT, Victim
 from harness.events import wait_end
+from torpor.engine.process import Report, run_engine
+from torpor.engine.waiting import check_cancelled
 
 SLEEPER = (sys.executable, "-S", "-c", "print('ready', flush=True); import time; time.sleep(1000)")
 CORE_SIGNALS = range(1, 32)
@@ -72,6 +75,78 @@ def test_nothing_of_the_host_is_touched(tmp_path: Path) -> None:
         torpor.check(images=tmp_path / "images0", manage_cgroups="ignore")
         assert facts_of_the_host() == before
         assert os.waitpid(ended, os.WNOHANG) == (ended, 0), "a child of the host was waited for"
+
+
+def test_a_host_with_many_files(tmp_path: Path) -> None:
+    """select(2) takes no descriptor above 1,023; the next dump leaves no engine behind, either."""
+    with victims(tmp_path, 1) as (victim,):
+        script = f"""
+import os, resource, torpor
+resource.setrlimit(resource.RLIMIT_NOFILE, (2048, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+files = [os.open("/dev/null", os.O_RDONLY) for number in range(1100)]
+torpor.check(pid={victim.pid}, manage_cgroups="ignore")
+print(torpor.dump({victim.pid}, {str(tmp_path / "images0")!r}, leave_running=True, manage_cgroups="ignore").tasks)
+print(torpor.check().ok)
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=ENVIRONMENT
+        )
+        assert (done.returncode, done.stdout) == (0, "1\nTrue\n"), done.stderr
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+def test_signals_are_the_hosts(blocked: bool) -> None:
+    """One that ends the work is for the host's own handler, too, or for whoever waits for it."""
+    script = f"""
+import os, signal, sys, time, torpor, torpor.check
+from torpor.engine import process, waiting
+def work(report):
+    report("ready", None)
+    while True:
+        waiting.check_cancelled()
+        time.sleep(0.01)
+sys.modules["torpor.check"].check_kernel = lambda options: process.run_engine(
+    work, lambda kind, value: os.kill(os.getpid(), signal.SIGTERM))
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append("told"))
+if {blocked}:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+try:
+    torpor.check()
+except torpor.TorporError as error:
+    print(error.code, *told, *map(int, signal.sigpending()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+    assert (done.returncode, done.stdout) == (0, "cancelled 15\n" if blocked else "cancelled told\n"), done.stderr
+
+
+def test_a_caller_that_fails_leaves_no_engine() -> None:
+    def fail(kind: str, value: object) -> None:
+        raise ZeroDivisionError
+
+    def work(report: Report) -> None:
+        report("ready", None)
+        while True:
+            check_cancelled()
+            time.sleep(0.01)
+
+    before = facts_of_the_host()
+    with pytest.raises(ZeroDivisionError):
+        run_engine(work, fail)
+    assert facts_of_the_host() == before
+
+
+class Large:
+    """As if it did not fit into what memory is left."""
+
+    def __reduce__(self) -> str:
+        raise MemoryError
+
+
+def test_an_answer_that_is_too_large() -> None:
+    with pytest.raises(torpor.TorporError) as caught:
+        run_engine(lambda report: Large())
+    assert caught.value.code == "no-memory"
 
 
 def test_a_restore_from_a_thread(tmp_path: Path) -> None:

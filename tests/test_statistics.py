@@ -47,6 +47,23 @@ def test_frozen_time(how: str, tmp_path: Path) -> None:
         victim.wait()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_where_they_are(tmp_path: Path) -> None:
+    """In the work directory, as CRIU's; an earlier dump's beside the images would be taken for this one's."""
+    images, work = tmp_path / "images", tmp_path / "work"
+    images.mkdir()
+    work.mkdir()
+    (images / "stats-dump").write_bytes(b"old")
+    victim = subprocess.Popen(["sleep", "1000"], start_new_session=True, stdin=subprocess.DEVNULL)
+    try:
+        torpor.dump(victim.pid, images, work_dir=work)
+    finally:
+        victim.kill()
+        victim.wait()
+    assert [path.name for path in work.iterdir()] == ["stats-dump"]
+    assert not (images / "stats-dump").exists()
+
+
 HOLDER = """
 import mmap, os, time
 shared = mmap.mmap(-1, 300 * 4096); shared[:] = b"s" * (300 * 4096)

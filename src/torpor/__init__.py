@@ -13,7 +13,8 @@
 
 Options are those of the command line, with underscores (`torpor.options.Options`).  What goes wrong is a
 `torpor.TorporError` with `code`, `what`, `why` and `remedy`.  All of it is usable inside a host program: the work is
-done by a process of its own, so no child, signal or working directory of the host is touched.  Threads may call these
+done by a process of its own, so no child, signal or working directory of the host is touched.  A signal that asks the
+host to end (SIGINT, SIGTERM, SIGHUP) ends the work, too, and is the host's own business then.  Threads may call these
 functions at once; they take turns, because a process forked beside another would hold the other's pipes open.
 
 Importing this package imports next to nothing; each function imports what it needs when it is called.
@@ -65,6 +66,18 @@ __all__ = [
 _turn = allocate_lock()
 
 
+class _Signals:
+    """Signals that came to the host while it waited, and ended that: they are for its own handlers, too."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        from torpor.engine.process import give_back_signals
+
+        give_back_signals()
+
+
 def dump(pid: int, images: "str | os.PathLike[str]", **options: "Unpack[DumpKeywords]") -> "DumpResult":
     """Dump the tree whose root is `pid` into the directory `images`, and end it (unless ``leave_running=True``)."""
     from torpor import log
@@ -74,7 +87,7 @@ def dump(pid: int, images: "str | os.PathLike[str]", **options: "Unpack[DumpKeyw
     notes = chosen.settle("dump")
     from torpor.dump import dump as run
 
-    with _turn, log.opened(chosen.log_path, chosen.verbosity):
+    with _turn, _Signals(), log.opened(chosen.log_path, chosen.verbosity):
         log.infos(notes)
         return run(chosen)
 
@@ -89,7 +102,7 @@ def restore(images: "str | os.PathLike[str]", **options: "Unpack[RestoreKeywords
     notes = chosen.settle("restore")
     from torpor.restore import restore as run
 
-    with _turn, log.opened(chosen.log_path, chosen.verbosity):
+    with _turn, _Signals(), log.opened(chosen.log_path, chosen.verbosity):
         log.infos(notes)
         return run(chosen)
 
@@ -120,7 +133,7 @@ def check(*, pid: int | None = None, images: "str | os.PathLike[str] | None" = N
     if images is not None:
         chosen.set_keyword("images_dir", images)
     notes = chosen.settle("check")
-    with _turn, log.opened(chosen.log_path, chosen.verbosity):
+    with _turn, _Signals(), log.opened(chosen.log_path, chosen.verbosity):
         log.infos(notes)
         if chosen.feature:
             return check_features(chosen)

@@ -84,6 +84,7 @@ def everything(dump: "Dump", asked: "Asked", memory: "list[AddressSpace]") -> No
     images.write(kinds.FILES, in_order(dump.file_entries))
     _foresee_restore(dump)
     images.write(kinds.SECCOMP, [SeccompEntry()])
+    images.remove(kinds.STATS, "dump")  # an earlier dump's; ours may go into another directory
     clocks.save(dump)
     if dump.options.cpu_cap:
         from torpor import cpuinfo
@@ -207,10 +208,7 @@ def stats(dump: "Dump", phases: dict[str, float], frozen: float, memory: "list[A
         shpages_skipped_parent=0,
         shpages_written=shared,
     )
-    try:
-        write_stats(dump.images.dir_fd, StatsEntry(dump=entry))
-    except OSError as error:
-        log.warning(f"the statistics could not be written: {error}")
+    write_stats(dump.options.work_directory, StatsEntry(dump=entry))
 
 
 def finish(dump: "Dump") -> None:

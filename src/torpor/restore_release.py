@@ -143,11 +143,4 @@ def write_stats(restore: "Restore", phases: dict[str, float]) -> None:
         restore_time=micros(sum(phases.values())),
         pages_restored=restore.state.get("pages restored", 0),
     )
-    try:
-        fd = os.open(restore.options.work_directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            write(fd, StatsEntry(restore=entry))
-        finally:
-            os.close(fd)
-    except OSError as error:
-        log.warning(f"the statistics could not be written: {error}")
+    write(restore.options.work_directory, StatsEntry(restore=entry))

@@ -86,8 +86,8 @@ def test_magic_words(folder: int, tmp_path: Path) -> None:
     writer = ImageWriter(folder)
     writer.write(PSTREE, TREE)
     writer.finish(INVENTORY_ENTRY)
-    write_stats(folder, StatsEntry(restore=RestoreStatsEntry(pages_compared=0, pages_skipped_cow=0, forking_time=1,
-                                                             restore_time=2)))  # fmt: skip
+    stats = RestoreStatsEntry(pages_compared=0, pages_skipped_cow=0, forking_time=1, restore_time=2)
+    write_stats(str(tmp_path), StatsEntry(restore=stats))
     assert (tmp_path / "pstree.img").read_bytes()[:8].hex() == "19435654" + "30302750"
     assert (tmp_path / "inventory.img").read_bytes()[:4].hex() == "16313158"
     assert (tmp_path / "stats-restore").read_bytes()[:8].hex() == "40591055" + "06330957"

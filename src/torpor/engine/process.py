@@ -20,7 +20,10 @@ from torpor.typed import Any, Callable, TypeVar
 T = TypeVar("T")
 Report = Callable[[str, Any], None]
 
-TICK = 0.2  # seconds
+TICK = 200  # milliseconds
+REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # to give up
+
+taken: list[int] = []  # of them, those that came to this process while it waited for an engine
 
 
 def run_engine(
@@ -41,7 +44,7 @@ def run_engine(
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # the host was started without
             stream.flush()
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (*REQUESTS, signal.SIGCHLD))
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -55,11 +58,20 @@ def run_engine(
     os.close(ours)
     os.close(alive)
     try:
-        result: T = _front(pid, theirs, on_report, on_tick, blocked)
-        return result
+        answer = _front(theirs, pid, on_report, on_tick)
     finally:
         os.close(theirs)
-        os.close(alive_end)
+        os.close(alive_end)  # whatever happened to us: the engine gives up now, if it has not ended
+        status = _collect(pid)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    result: T = _result(answer, status)
+    return result
+
+
+def give_back_signals() -> None:
+    """For a library: what was taken is meant for the host, whatever it does about it."""
+    while taken:
+        os.kill(os.getpid(), taken.pop(0))
 
 
 def _engine(work: Callable[[Report], T], out: int, alive: int) -> None:
@@ -87,6 +99,8 @@ def _engine(work: Callable[[Report], T], out: int, alive: int) -> None:
         _send(out, answer)
     except BrokenPipeError:
         pass
+    except MemoryError as error:  # a small one fits
+        _send(out, ("error", exhausted(error)))
 
 
 def _packed(message: tuple[str, Any]) -> bytes:
@@ -126,32 +140,33 @@ def _collect(pid: int) -> int:
 
 
 def _front(
-    pid: int,
-    fd: int,
-    on_report: Callable[[str, Any], None] | None,
-    on_tick: Callable[[], None] | None,
-    blocked: "set[int]",
-) -> Any:
-    import select
+    fd: int, pid: int, on_report: Callable[[str, Any], None] | None, on_tick: Callable[[], None] | None
+) -> tuple[str, Any] | None:
+    """Wait for the engine's answer; None: it died without one."""
+    import select  # of which only poll takes descriptors above 1,023, as a host may have them
 
     from torpor.engine.waiting import open_signals
 
-    signals = open_signals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    signals = open_signals(REQUESTS)
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    poller.register(signals, select.POLLIN)
     answer: tuple[str, Any] | None = None
     data = b""
     try:
         while True:
-            ready, _, _ = select.select([fd, signals], [], [], TICK if on_tick else None)
+            ready = [which for which, _ in poller.poll(TICK if on_tick else None)]
             if on_tick and not ready:
                 on_tick()
             if signals in ready:
-                info = os.read(signals, 128)
-                os.kill(pid, int.from_bytes(info[:4], sys.byteorder))
+                number = int.from_bytes(os.read(signals, 128)[:4], sys.byteorder)
+                taken.append(number)
+                os.kill(pid, number)
             if fd not in ready:
                 continue
             chunk = os.read(fd, 1 << 16)
             if not chunk:
-                break
+                return answer
             data += chunk
             while len(data) >= 4 and len(data) >= 4 + (size := int.from_bytes(data[:4], "little")):
                 kind, value = _unpacked(data[4 : 4 + size])
@@ -160,10 +175,12 @@ def _front(
                     answer = kind, value
                 elif on_report:
                     on_report(kind, value)
-        status = _collect(pid)
     finally:
         os.close(signals)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _result(answer: tuple[str, Any] | None, status: int) -> Any:
+    """What the engine returned; raises what it raised.  status: its wait status."""
     if answer is None:
         raise TorporError(
             "the engine process died",

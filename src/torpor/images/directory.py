@@ -16,6 +16,7 @@ import stat
 import sys
 from errno import EACCES
 
+from torpor import log
 from torpor.errors import ImageError
 from torpor.images import to_disk
 from torpor.images.container import MAX_ENTRY, check_start, encode_entries, parse_image, start_of
@@ -221,9 +222,17 @@ def write_small(dir_fd: int, kind: ImageKind[M], entry: M, id: Id = None, sync: 
         os.fsync(dir_fd)
 
 
-def write_stats(dir_fd: int, stats: StatsEntry) -> None:
-    """Write stats-dump or stats-restore, whichever `stats` is.  Nothing depends on them: nobody waits for the disk."""
-    write_small(dir_fd, STATS, stats, "dump" if stats.dump is not None else "restore", sync=False)
+def write_stats(directory: str, stats: StatsEntry) -> None:
+    """Write stats-dump or stats-restore, whichever `stats` is, into `directory`.  Nothing depends on them: nobody waits
+    for the disk, and what fails is a warning."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            write_small(fd, STATS, stats, "dump" if stats.dump is not None else "restore", sync=False)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        log.warning(f"the statistics could not be written: {error}")
 
 
 def _unreadable(what: str, error: OSError) -> ImageError:
