@@ -4,7 +4,7 @@
 import os
 import time
 from errno import EIO
-from resource import RLIMIT_NOFILE
+from resource import RLIMIT_DATA, RLIMIT_NOFILE
 
 from torpor import dump_files
 from torpor import signals as signal
@@ -23,11 +23,12 @@ from torpor.errors import DumpFailed, TaskGone, TorporError
 from torpor.images.schema.core import TaskKobjIdsEntry
 from torpor.kernel import pagemap, ptrace
 from torpor.kernel.maps import Area, read_maps
-from torpor.kernel.proc import parse_stat
+from torpor.kernel.proc import INFINITY, parse_stat
 from torpor.kernel.process import comparison, kcmp, pidfd_open, pidfd_open_thread
 from torpor.kernel.procfs import read_all
 from torpor.kernel.status import parse_status, parse_thread_status
 from torpor.memory import segments as shared
+from torpor.memory.areas import FEW_AREAS, check_count
 from torpor.memory.dump import AddressSpace
 from torpor.model import identity
 from torpor.resources import clocks, namespaces, registry
@@ -58,6 +59,7 @@ def prepare(dump: "Dump") -> None:
         dump.costs = costs = Costs()
         dump.state["attributes"] = [Timed(attribute, costs) for attribute in attributes]
     dump.state["own namespaces"] = namespaces.of(os.getpid())
+    dump.state["strict overcommit"] = read_all("/proc/sys/vm/overcommit_memory").startswith(b"2")
     if native().tags_memory():
         from torpor.memory import tags  # noqa: F401
     blob(native())
@@ -77,6 +79,9 @@ def tasks(dump: "Dump", tree: "FrozenTree") -> None:
         task = DumpTask(frozen, parse_stat(read_all(f"/proc/{pid}/stat")))
         dump.tasks[pid] = task
         if task.zombie:
+            credentials = parse_status(read_all(f"/proc/{pid}/status")).credentials
+            if credentials.uids[0] or credentials.gids[0]:  # waitid(2) tells its parent
+                task.process_extras.update(zombie_uid=credentials.uids[0], zombie_gid=credentials.gids[0])
             continue
         data = read_all(f"/proc/{task.leader.tid}/status")
         task.status = parse_status(data)
@@ -167,6 +172,7 @@ def areas(dump: "Dump") -> list[AddressSpace]:
         if task.ids.vm_id in spaces:
             continue
         task.areas = read_maps(task.leader.tid)
+        check_count(task, len(task.areas))
         spaces[task.ids.vm_id] = space = AddressSpace(task)
         if "vdso" in space.kinds:
             text = task.areas[space.kinds.index("vdso")]
@@ -247,9 +253,16 @@ def install(dump: "Dump") -> None:
         try:
             if task.leader.tid != task.pid or _table_full(task):
                 raise CannotInstall
-            task.runner = Executor(task.leader)
+            task.runner = Executor(task.leader, tight=_is_tight(dump, task))
         except CannotInstall:
             task.runner = Stepper(task.leader)
+
+
+def _is_tight(dump: "Dump", task: DumpTask) -> bool:
+    """Whether memory that could be mapped may yet be refused to be written."""
+    strict: bool = dump.state["strict overcommit"]
+    few = 0 < len(task.areas) < FEW_AREAS  # none: it lives in another's memory
+    return strict or not few or task.limits[RLIMIT_DATA].soft != INFINITY
 
 
 def _table_full(task: DumpTask) -> bool:

@@ -324,6 +324,8 @@ class Memory:
         pid = task.leader.tid
         task.areas = read_maps(pid)
         self.areas += len(task.areas)
+        with self.survey.looking(task.subject):
+            vma.check_count(task, len(task.areas))
         flags = parse_vm_flags(read_all(f"/proc/{pid}/smaps", LARGE))
         exe = f"/proc/{pid}/exe"
         with self.survey.looking(task.subject):

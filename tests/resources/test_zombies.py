@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Zombies whose status Torpor cannot give them again: those that have dumped core."""
+"""What a parent is told of its children, and Torpor cannot bring back: that a zombie has dumped core, that a stopped task
+goes on."""
 
 import os
 import subprocess
@@ -22,6 +23,43 @@ os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 print(pid, flush=True)
 signal.sigwait({signal.SIGTERM})
 """
+
+
+CONTINUED = """
+import os, signal
+pid = os.fork()
+if not pid:
+    signal.sigwait({signal.SIGTERM})
+os.kill(pid, signal.SIGSTOP)
+os.waitid(os.P_PID, pid, os.WSTOPPED)
+os.kill(pid, signal.SIGCONT)
+os.waitid(os.P_PID, pid, os.WCONTINUED | os.WNOWAIT)
+print(pid, flush=True)
+signal.sigwait({signal.SIGTERM})
+told = os.waitid(os.P_PID, pid, os.WCONTINUED | os.WNOHANG)
+os.kill(pid, signal.SIGKILL)
+os.waitpid(pid, 0)
+raise SystemExit(0 if told else 3)
+"""
+BLOCKED = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"
+
+
+def test_a_child_that_goes_on(tmp_path: Path) -> None:
+    """The dump warns of news that would be lost, and its questions do not take them from the original."""
+    images, log = tmp_path / "images", tmp_path / "log"
+    images.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", BLOCKED + CONTINUED],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True, cwd=tmp_path,
+    ) as victim:  # fmt: skip
+        try:
+            assert victim.stdout and victim.stdout.readline()
+            torpor.dump(victim.pid, images, leave_running=True, log_file=str(log), verbosity=2)
+            victim.terminate()
+            assert victim.wait(10) == 0, "the original has lost the news"
+        finally:
+            victim.kill()
+    assert "WCONTINUED" in log.read_text()
 
 
 def test_a_zombie_that_has_dumped_core(tmp_path: Path) -> None:

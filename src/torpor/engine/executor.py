@@ -64,8 +64,12 @@ def blob(arch: Arch) -> bytes:
 class Executor:
     """The executor inside one task (a thread-group leader, or any thread with an fd table of its own)."""
 
-    def __init__(self, tracee: Tracee, hole: int = 0) -> None:
-        """Install it; at address `hole`, or where the kernel likes.  Raises CannotInstall, leaving nothing behind."""
+    def __init__(self, tracee: Tracee, hole: int = 0, tight: bool = True) -> None:
+        """Install it; at address `hole`, or where the kernel likes.  Raises CannotInstall, leaving nothing behind.
+
+        `tight`: the task may be at a limit (vm.max_map_count, RLIMIT_DATA, what may be committed) that lets it map the
+        area, but not write there.
+        """
         self.tracee = tracee
         self.arch = tracee.arch
         self.socket: socket | None = None
@@ -85,7 +89,7 @@ class Executor:
             raise CannotInstall(os.strerror(-self.base))
         self.area = Area(self.arch, self.base + PAGE, LEADER_AREA, frame_size(self.arch, registers), _UNDO_ROOM)
         try:
-            self._enter(code)
+            self._enter(code, tight)
         except BaseException:
             self._abandon()
             raise
@@ -127,7 +131,7 @@ class Executor:
             self.socket.close()
             self.socket = None
 
-    def _enter(self, code: bytes) -> None:
+    def _enter(self, code: bytes, tight: bool) -> None:
         tracee, area, order = self.tracee, self.area, self.arch.word[0]
         frame, home = area.home_frame(tracee.registers(), tracee.mask)
         tracee.write(self.base, code)
@@ -155,6 +159,9 @@ class Executor:
         )
         tracee.block_signals()  # not before: from here on, the task itself would put its mask back
         journal.note("inside", tracee.tid)
+        # Its first call is the mprotect that lets it write there; should that fail, its next instruction kills it.
+        if tight and (result := tracee.step_over_call()) < 0:
+            raise CannotInstall(os.strerror(-result))
         ptrace.cont(tracee.tid)
         tracee.stopped = False
         self.fd, theirs = self._await_pair(fds_at)

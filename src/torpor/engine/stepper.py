@@ -30,7 +30,8 @@ class Stepper:
             if -4096 < at < 0:
                 tracee.rewind()
                 remedy = (
-                    "its address space or its locked memory is at the limit: raise that (prlimit --as, --memlock) first"
+                    "its address space, its own memory or its locked memory is at the limit: raise that first "
+                    "(prlimit --as, --data, --memlock)"
                 )
                 raise KernelError(f"cannot map a page inside task {tracee.tid}", -at, remedy)
             self._scratch = at

@@ -290,6 +290,10 @@ class Tracee:
                 ptrace.cont_to_call(self.tid, self.surprise(stop))
         return self.arch.result(ptrace.get_regset(self.tid, NT_PRSTATUS))
 
+    def step_over_call(self) -> int:
+        """Let it make the call to which its registers lead; the call's result."""
+        return self._step()
+
     def wait(self) -> Stop:
         """Its next stop, or its end."""
         return stops.wait_leader(self.tid) if self.tid == self.pid else stops.wait(self.tid)
@@ -305,6 +309,7 @@ class Tracee:
             self.stopped = False
             raise TaskGone(f"task {self.tid} was ended by somebody else while Torpor worked on it")
         if stop.kind == Kind.SIGNAL and stop.signal != signal.SIGSTOP:
+            self.stopped = True  # and no other stop will come
             raise TorporError(
                 f"task {self.tid} got signal {stop.signal} while it ran a program", "a bug in Torpor", code="bug"
             )

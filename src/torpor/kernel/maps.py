@@ -241,6 +241,8 @@ def _kernel_file(area: Area, path: str, on_shm: bool) -> str:
         return "anon-huge"
     if path == "/[aio] (deleted)":
         return "aio"
+    if path == "/secretmem (deleted)":
+        return "secretmem"
     if path.startswith("/dmabuf:"):
         return "dmabuf"
     return "file"

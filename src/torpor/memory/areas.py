@@ -14,7 +14,7 @@ from torpor.kernel.maps import Area
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torpor.resources.context import DumpTask
+    from torpor.resources.context import DumpTask, RestoreTask
 
 REGULAR, STACK, VSYSCALL, VDSO, HEAP = 0x1, 0x2, 0x4, 0x8, 0x20
 FILE_PRIVATE, FILE_SHARED, ANON_SHARED, ANON_PRIVATE = 0x40, 0x80, 0x100, 0x200
@@ -37,6 +37,7 @@ REFUSED_FLAGS = {
     "ss": ("it is a shadow stack", "run the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"),
     "pf": ("it maps device memory directly", "close the device first"),
     "io": ("it maps device memory", "close the device first"),
+    "sf": ("it is mapped with MAP_SYNC, which Torpor does not restore yet", "use msync instead"),
     "pkey": (
         "it has a protection key (pkey_mprotect, or PROT_EXEC alone), which Torpor does not restore yet",
         "run the program without",
@@ -45,7 +46,7 @@ REFUSED_FLAGS = {
 }
 # Flags that need no care: rights, and what the kernel sets by itself or by the kind of file.
 KNOWN_FLAGS = frozenset({
-    "rd", "wr", "ex", "sh", "mr", "mw", "me", "ms", "de", "ac", "ar", "sd", "mm", "sf", "lf", "gu", "nl", "bt",
+    "rd", "wr", "ex", "sh", "mr", "mw", "me", "ms", "de", "ac", "ar", "sd", "mm", "lf", "gu", "nl", "bt",
     "tp", "mt",
 }) | frozenset(_MAP_FLAGS) | frozenset(ADVICE) | {"dp", "sl"}  # fmt: skip
 
@@ -67,8 +68,25 @@ REFUSED_KINDS = {
     "perf": ("perf events cannot be dumped", "stop profiling first"),
     "anon_inode": ("it maps an object that Torpor does not know", "close it first"),
     "dmabuf": ("it maps a DMA buffer", "close the device first"),
+    "secretmem": ("secret memory (memfd_secret) cannot be read from outside", "unmap it first"),
     "special": ("Torpor does not know this area of the kernel's", "use a newer Torpor"),
 }
+
+
+FEW_AREAS, SPARE_AREAS = 1000, 8  # so many fit anywhere; so many more a restore needs for itself
+
+
+def check_count(task: "DumpTask | RestoreTask", count: int) -> None:
+    """Raises Refusal for an address space that can have no more areas: Torpor needs some of its own there."""
+    if count < FEW_AREAS:
+        return
+    with open("/proc/sys/vm/max_map_count", "rb") as file:
+        most = int(file.read())
+    if count > most - SPARE_AREAS:
+        why = (
+            f"it has {count} areas of memory of {most} allowed (vm.max_map_count), and a restore needs some for itself"
+        )
+        raise task.refusal(why, f"sysctl vm.max_map_count={count + 1000}", code="too-many-areas")
 
 
 def with_names(flags: dict[int, frozenset[str]]) -> dict[int, frozenset[str]]:

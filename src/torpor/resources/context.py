@@ -115,6 +115,7 @@ class DumpTask:
         # Left by attributes for others to write:
         self.thread_timers: list[int] = []  # POSIX timers on some thread's CPU clock
         self.stopped_children: list[int] = []
+        self.has_children = False  # that run
         self.pending: dict[int, list[bytes]] = {}  # siginfo of pending signals by TID; 0: of the process
         self.clear_child_tid: dict[int, int] = {}  # by TID; stands among the registers in images
         self.process_extras: dict[str, Any] = {}  # fields of TaskExtraEntry

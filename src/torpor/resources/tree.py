@@ -28,7 +28,7 @@ from torpor.images.schema.constants import TaskState
 from torpor.kernel import ptrace
 from torpor.kernel.process import CLONE_PARENT, CLONE_VM
 from torpor.model.restore_plan import OUTSIDE, SIBLING, Adopt, Create, End, Lead, Plan, Setsid, Step, Unshare
-from torpor.resources import clocks, extras, names
+from torpor.resources import clocks, extras, names, own
 from torpor.resources.signals import NUMBERS
 from torpor.resources.stops import is_unseen
 from torpor.typed import TYPE_CHECKING, Callable
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torpor.engine.executor import Executor
     from torpor.engine.stub import Cradle
     from torpor.engine.together import Work
+    from torpor.images.schema.torpor import TaskExtraEntry
     from torpor.memory.restore import AddressSpaces
     from torpor.resources.context import Restore, RestoreTask
 
@@ -177,6 +178,7 @@ class Tree:
                 assert tc is not None
                 program = Program()
                 names.set_name(program, tc.comm)
+                _set_owner(program, extras.load(self.restore, task.pid).process)
                 self._runner(task.pid).run(program)
                 self.spawner.end(task.pid, tc.exit_code)
                 self._tell(task.ppid, self._exit_signals.get(task.pid, signal.SIGCHLD))
@@ -242,6 +244,16 @@ class Tree:
             if parent is not None and parent.pgid != task.pgid and parent.sid == task.sid:
                 return False
         return True
+
+
+def _set_owner(program: Program, zombie: "TaskExtraEntry") -> None:
+    """Append that a task which is to be a zombie becomes the right user's: its parent may ask whose it was."""
+    ours = own.facts().credentials
+    uid, gid = zombie.zombie_uid or 0, zombie.zombie_gid or 0
+    if (uid, gid) in ((0, 0), (ours.uids[0], ours.gids[0])):
+        return
+    program.call("setresgid", gid, gid, gid)
+    program.call("setresuid", uid, uid, uid)
 
 
 def check(restore: "Restore") -> None:

@@ -56,6 +56,8 @@ class TaskExtraEntry(Message):
     unseen_stops: list[int] = repeated(10, UINT32, default_factory=list)  # PIDs of stopped children not yet waited for
     exit_signal: int | None = optional(11, UINT32, default=None)  # what its end brings its parent, if not SIGCHLD
     futex_slots: int | None = optional(12, UINT32, default=None)  # PR_FUTEX_HASH_SET_SLOTS, if it chose them itself
+    zombie_uid: int | None = optional(13, UINT32, default=None)  # of a zombie, whose images have no credentials
+    zombie_gid: int | None = optional(14, UINT32, default=None)
 
 
 class TagRunEntry(Message):
