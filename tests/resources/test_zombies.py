@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a parent is told of its children, and Torpor cannot bring back: that a zombie has dumped core, that a stopped task
-goes on."""
+"""What a parent is told of its children, and Torpor cannot bring back: that a zombie has dumped core, that a stopped
+task goes on."""
 
 import os
 import subprocess
