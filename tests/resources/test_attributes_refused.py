@@ -47,11 +47,13 @@ static int filter(void)
 }
 static void *apart(void *flags) { if (unshare((long)flags)) skip("unshare"); ready(); return flags; }
 static void *confined(void *unused) { if (filter()) skip("seccomp"); ready(); return unused; }
+static void *idle(void *unused) { ready(); return unused; }
 int main(int count, char **words)
 {
 	const char *what = words[1];
 	if (!strcmp(what, "filter") && filter()) skip(what);
 	if (!strcmp(what, "thread")) { pthread_t t; pthread_create(&t, 0, confined, 0); for (;;) pause(); }
+	if (!strcmp(what, "two")) { pthread_t t; pthread_create(&t, 0, idle, 0); for (;;) pause(); }
 	long flags = !strcmp(what, "uts") ? CLONE_NEWUTS : !strcmp(what, "pidns") ? CLONE_NEWPID
 		: !strcmp(what, "fs") ? CLONE_FS : !strcmp(what, "mnt") ? CLONE_NEWNS : 0;
 	if (flags) { pthread_t t; pthread_create(&t, 0, apart, (void *)flags); for (;;) pause(); }
@@ -209,6 +211,27 @@ def test_other_cgroup_refused_unless_ignored(program: str, tmp_path: Path, victi
         shutil.rmtree(tmp_path / "images")
         victim.dump(tmp_path, manage_cgroups="ignore")
         assert victim.process.poll() is None
+        os.kill(victim.process.pid, signal.SIGKILL)
+        victim.process.wait()
+    finally:
+        place.rmdir()
+
+
+def test_thread_in_another_cgroup(program: str, tmp_path: Path, victims: list[Victim]) -> None:
+    place = cgroup_directory()
+    if place is None:
+        pytest.skip("no cgroup can be made here")
+    try:
+        victim = Victim(tmp_path, program, "two")
+        victims.append(victim)
+        (other,) = {int(tid) for tid in os.listdir(f"/proc/{victim.process.pid}/task")} - {victim.process.pid}
+        try:
+            (place / "tasks").write_text(str(other))
+        except OSError as error:
+            pytest.skip(f"a thread cannot be moved alone: {error}")
+        with pytest.raises(Refusal, match=f"thread {other} is in another cgroup than the first") as refused:
+            victim.dump(tmp_path)
+        assert refused.value.code == "cgroup"
         os.kill(victim.process.pid, signal.SIGKILL)
         victim.process.wait()
     finally:

@@ -27,6 +27,8 @@ class Cgroups(Attribute):
             return
         ours: bytes = dump.state.get("own cgroups") or dump.setdefault("own cgroups", read_all("/proc/self/cgroup"))
         theirs = read_all(f"/proc/{task.leader.tid}/cgroup")
+        if task.running and self._refuse_threads(task, dump, theirs):
+            return
         if theirs == ours:
             return
         known = {(m.hierarchy, m.controllers): m.path for m in parse_cgroup(ours)}
@@ -36,6 +38,20 @@ class Cgroups(Attribute):
                 why = f"it is in another cgroup than Torpor ({name}: {member.path})"
                 dump.refuse(task.refusal(why, REMEDY, code="cgroup"))
                 return  # the others say the same
+
+    def _refuse_threads(self, task: "DumpTask", dump: "Dump", cgroups: bytes) -> bool:
+        """A thread may be in others than its process: in version 1, and in threaded cgroups of version 2.  Looked at
+        before the freeze only, to keep that short."""
+        for thread in task.threads:
+            try:
+                same = thread is task.leader or read_all(f"/proc/{task.pid}/task/{thread.tid}/cgroup") == cgroups
+            except OSError:
+                continue  # it has ended
+            if not same:
+                why = f"its thread {thread.tid} is in another cgroup than the first"
+                dump.refuse(task.refusal(why, REMEDY, code="cgroup"))
+                return True
+        return False
 
     def save_thread(self, task: "DumpTask", thread: "Tracee", answer: None, core: "CoreEntry") -> None:
         assert core.thread_core is not None

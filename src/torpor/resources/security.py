@@ -50,6 +50,8 @@ class Confinement(Attribute):
             why = f"it runs under seccomp (mode {_SECCOMP.get(mode or 0, mode)}), which Torpor does not restore yet"
             dump.refuse(task.refusal(why, "start it without a seccomp profile", code="seccomp"))
         label = _label(task.leader.tid)
+        if label and task.running:
+            _refuse_labels(task, dump)
         if not _is_unconfined(label):
             why = f"it is confined by a security module ({label.decode(errors='replace')})"
             dump.refuse(task.refusal(f"{why}, which Torpor does not restore yet", "run it unconfined", code="label"))
@@ -161,6 +163,19 @@ def _examine_running(task: "DumpTask", dump: "Dump") -> None:
         dump.refuse(task.refusal(f"its session has a nice value of its own ({int(nice)}, autogroup)", remedy))
     if _core_cookie(tid):
         dump.refuse(task.refusal("it is scheduled with others of its kind only (core scheduling)", "run it without"))
+
+
+def _refuse_labels(task: "DumpTask", dump: "Dump") -> None:
+    """Threads can be confined alone (aa_change_hat).  Looked at before the freeze only, to keep that short."""
+    for thread in task.threads:
+        try:
+            label = b"" if thread is task.leader else _label(thread.tid)
+        except OSError:
+            continue  # it has ended
+        if not _is_unconfined(label):
+            why = f"its thread {thread.tid} is confined by a security module ({label.decode(errors='replace')})"
+            dump.refuse(task.refusal(f"{why}, which Torpor does not restore yet", "run it unconfined", code="label"))
+            return
 
 
 def _core_cookie(tid: int) -> int:
