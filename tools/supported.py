@@ -50,9 +50,12 @@ def lines() -> list[str]:
     out += ["A tree may be in a time namespace of its own; its clocks come back ([more](kernel-update.md)).", ""]
     out += ["## Not to be seen from outside", "",
             "Landlock rules, a session keyring, memory policies of single areas (mbind), "
-            "notes of changes in directories (F_NOTIFY), and System V "
-            "semaphores held with SEM_UNDO that somebody else has operated since are neither saved nor "
-            "refused.", ""]  # fmt: skip
+            "notes of changes in directories (F_NOTIFY), System V "
+            "semaphores held with SEM_UNDO that somebody else has operated since, interfaces for IPv4 multicast that "
+            "were chosen by number alone (IP_MULTICAST_IF), anycast addresses and a fixed source (IPV6_PKTINFO) of "
+            "IPv6 sockets, programs that choose among sockets of one port (SO_ATTACH_REUSEPORT_CBPF), and messages of "
+            "no bytes behind others in a UNIX socket's queue that somebody, an earlier dump included, has peeked at "
+            "(MSG_PEEK) are neither saved nor refused.", ""]  # fmt: skip
     return out
 
 

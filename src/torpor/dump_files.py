@@ -136,17 +136,21 @@ def settle(dump: "Dump") -> None:
 
     Those that carry other files first: these may be of kinds that no table has.
     """
-    kinds: dict[int, FileKind] = dump.state.get("file kinds", {})
-    if any(task.stat.tty_nr and task.sid == task.pid and not task.zombie for task in dump.tasks.values()):
-        tty = registry.file_kind("fd:tty")  # a session has a terminal, maybe nobody has a descriptor of it
-        assert tty is not None
-        kinds = dump.setdefault("file kinds", {})
-        kinds[id(tty)] = tty
+    kinds: dict[int, FileKind] = dump.setdefault("file kinds", {})
+    _add_terminals(dump, kinds)
     settled: set[int] = set()
     dump.state["adopt"] = adopt
     while left := sorted(kinds.keys() - settled, key=lambda one: not kinds[one].carries):
         settled.add(left[0])
         kinds[left[0]].settle(dump)
+
+
+def _add_terminals(dump: "Dump", kinds: "dict[int, FileKind]") -> None:
+    """A session may have a terminal of which nobody has a descriptor."""
+    if any(task.stat.tty_nr and task.sid == task.pid and not task.zombie for task in dump.tasks.values()):
+        tty = registry.file_kind("fd:tty")
+        assert tty is not None
+        kinds[id(tty)] = tty
 
 
 def kind_of(seen: SeenFile) -> str:
@@ -186,7 +190,9 @@ def examine(dump: "Dump", seen: SeenFile, key: str = "") -> "FileKind":
 
 def examined(dump: "Dump") -> None:
     """All that is to be examined was: now what depends on others."""
-    for kind in dump.state.get("examined kinds", {}).values():
+    kinds: dict[int, FileKind] = dump.setdefault("examined kinds", {})
+    _add_terminals(dump, kinds)
+    for kind in kinds.values():
         kind.examined(dump)
 
 

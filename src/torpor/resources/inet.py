@@ -53,7 +53,7 @@ class Inet(Described):
             if _namespace(sock) != dump.state["inet:own namespace"]:
                 why = "it was made in another network namespace than the program is in, which Torpor does not restore"
                 raise seen.refusal(why, "close it first")
-            socket_options.refuse_filter(sock, seen)
+            socket_options.refuse_filter(seen)
             if sock.family == socket.AF_INET and sock.getsockopt(socket.IPPROTO_IP, IP_OPTIONS, 40):
                 raise seen.refusal("what it sends has IP options, which Torpor does not restore", "close it first")
             if protocol == UDP:
@@ -105,7 +105,7 @@ class Inet(Described):
                 src_addr=source,
                 dst_addr=peer,
                 fown=save_owner(seen.fd),
-                opts=socket_options.save(sock, seen),
+                opts=socket_options.save(sock),
                 ip_opts=_ip_options(sock),
                 ns_id=NET_NS,
                 tcp_opts=_tcp_options(sock) if protocol == TCP else TcpOptsEntry(),

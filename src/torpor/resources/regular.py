@@ -136,9 +136,10 @@ def _examine_proc(dump: "Dump", subject: str, link: str) -> None:
     if found is None:
         return
     subject = f"{subject} ({link})"
-    if link.endswith(DELETED):
-        raise Refusal(subject, "it belongs to a task that has ended", "close it first")
     pid, rest = found
+    # Whatever is in /proc/PID/net is shown as deleted once somebody has looked it up by name again.
+    if link.endswith(DELETED) and not (rest.startswith("/net/") and os.path.exists(link.removesuffix(DELETED))):
+        raise Refusal(subject, "it belongs to a task that has ended", "close it first")
     if pid not in dump.tasks:
         raise Refusal(subject, "it belongs to a task outside of the tree, which will be another one", "close it first")
     if rest.startswith(_NO_LATER):
@@ -312,6 +313,8 @@ class Regular(Described):
                 raise ImageError("a ghost file's image is mangled", f"{reg.name} is of another kind")
         elif remap.remap_type == ghost.LINKED:
             link_remap.check(restore, remap.remap_id, reg.name)
+        elif remap.remap_type == ghost.PROCFS and (_of_task(reg.name) or (0, ""))[0] in restore.tasks:
+            self._special(reg, restore)  # CRIU says of all in /proc/PID/net that its task has ended
         else:
             raise Refusal(f"the file {reg.name}", "it belongs to a task that had ended at the dump", "dump without it")
 
@@ -338,7 +341,7 @@ class Regular(Described):
         reg = entry.reg
         assert reg is not None  # check
         remap = ghost.load(restore).get(entry.id)
-        if remap is None:
+        if remap is None or remap.remap_type == ghost.PROCFS:
             if reg.flags & os.O_PATH and reg.name.startswith(TERMINALS):
                 _terminals(restore).make_pairs()
             return open_as(reg, reg.name)

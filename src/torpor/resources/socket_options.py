@@ -41,19 +41,22 @@ def opened(fd: int) -> socket.socket:
     return socket.socket(fileno=os.dup(fd))
 
 
-def refuse_filter(sock: socket.socket, seen: "SeenFile") -> None:
+def refuse_filter(seen: "SeenFile") -> None:
     """Raises Refusal for a filter program."""
-    if _filter_length(sock.fileno()):
+    try:
+        length = _filter_length(seen.fd)
+    except PermissionError:
+        length = 1  # one of eBPF (SO_ATTACH_BPF) is shown to nobody
+    if length:
         raise seen.refusal("a filter program is attached to it", "detach it first (SO_DETACH_FILTER)")
 
 
-def save(sock: socket.socket, seen: "SeenFile") -> SkOptsEntry:
-    """All general options.  Raises Refusal for a filter program."""
+def save(sock: socket.socket) -> SkOptsEntry:
+    """All general options, when `refuse_filter` has found no filter program."""
 
     def number(option: int) -> int:
         return sock.getsockopt(SOL, option)
 
-    refuse_filter(sock, seen)
     send_s, send_us = _TIMES.unpack(sock.getsockopt(SOL, SO_SNDTIMEO, _TIMES.size))
     receive_s, receive_us = _TIMES.unpack(sock.getsockopt(SOL, SO_RCVTIMEO, _TIMES.size))
     on, linger = struct.unpack("=ii", sock.getsockopt(SOL, SO_LINGER, 8))

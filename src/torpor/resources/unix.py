@@ -54,6 +54,7 @@ class Unix(Described):
     def examine(self, seen: "SeenFile", dump: "Dump") -> None:
         facts = _facts(seen, dump)
         dump.setdefault("unix examined", {})[facts.ino] = (seen, facts)
+        socket_options.refuse_filter(seen)
         if facts.name and unix_names.is_path(facts.name):
             _file(seen, facts)
         if facts.type == STREAM and facts.state == ESTABLISHED and facts.rqueue:
@@ -95,7 +96,7 @@ class Unix(Described):
                 backlog=facts.wqueue,
                 peer=facts.peer or 0,
                 fown=save_owner(seen.fd),
-                opts=socket_options.save(sock, seen),
+                opts=socket_options.save(sock),
                 name=name,
                 shutdown=facts.shutdown or None,
                 ns_id=NET_NS,
