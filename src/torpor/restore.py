@@ -156,6 +156,10 @@ def _restore(options: "Options", dir_fd: int, report: "Report", parent: int, cra
     work.check()
     if options.dry_run:
         return work.result()
+    if options.pidfile is not None:
+        from torpor.restore_release import refuse_pidfile
+
+        refuse_pidfile(options)
     try:
         work.build(clone_first, cradle)
         work.bring_back()

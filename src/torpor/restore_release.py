@@ -5,6 +5,7 @@ Until `let_go` every task dies with the engine; in the moment in which that is t
 front watches over them (the report "let go").
 """
 
+import errno
 import os
 
 from torpor import log
@@ -110,23 +111,38 @@ def tidy(restore: "Restore") -> None:
             log.warning(f"{error.filename} is not needed any more and could not be removed: {error.strerror}")
 
 
+def refuse_pidfile(options: "Options") -> None:
+    """Before anything is made: a PID file that is there already.  Raises KernelError."""
+    if options.pidfile is not None and os.path.lexists(path := options.in_work_directory(options.pidfile)):
+        raise _cannot_write(path, OSError(errno.EEXIST, ""))
+
+
 def make_pidfile(options: "Options") -> str:
-    """Its path; it is there then, and empty."""
+    """Its path; it is there then, and empty.  Raises KernelError."""
     assert options.pidfile is not None
-    path = os.path.join(options.work_directory, options.pidfile)
+    path = options.in_work_directory(options.pidfile)
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except OSError as error:
-        raise KernelError(f"cannot write the PID file {path}", error, "remove it, or name another") from None
+        raise _cannot_write(path, error) from None
     return path
 
 
 def write_pidfile(path: str, pid: int) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """Raises KernelError."""
     try:
-        os.write(fd, b"%d" % pid)
-    finally:
-        os.close(fd)
+        fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"%d" % pid)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: str, error: OSError) -> KernelError:
+    remedies = {errno.EEXIST: "remove it, or name another", errno.ENOSPC: "make room, or name another"}
+    return KernelError(f"cannot write the PID file {path}", error, remedies.get(error.errno or 0, "name another"))
 
 
 def write_stats(restore: "Restore", phases: dict[str, float]) -> None:
