@@ -9,6 +9,7 @@ which netfilter and ss look at): fchown gives it back.
 
 import errno
 import os
+import select
 import socket
 import struct
 
@@ -60,6 +61,9 @@ class Inet(Described):
                 _datagrams(sock, seen, dump)
                 return
             state = _state(sock)
+            if state == CLOSE and not dump.options.tcp_close and _events(sock) & select.POLLERR:
+                why = "its connection has failed, and it has not heard of that yet"
+                raise seen.refusal(why, "try again in a moment, or use --tcp-close (the error is lost)")
             if state == LISTEN:
                 _listening(seen, dump)
             elif state != CLOSE and not dump.options.tcp_close:
@@ -72,7 +76,8 @@ class Inet(Described):
         unread: list[SeenFile] = dump.state.get("inet:unread", [])
         if unread:
             others = f" and {len(unread) - 1:,} more" if len(unread) > 1 else ""
-            dump.warn(f"{unread[0].subject}{others}: datagrams that it has not read yet are lost, as on a busy network")
+            lost = "datagrams, or errors, that it has not read yet are lost, as on a busy network"
+            dump.warn(f"{unread[0].subject}{others}: {lost}")
 
     def settle(self, dump: "Dump") -> None:
         self.examined(dump)
@@ -122,6 +127,9 @@ class Inet(Described):
                     inet_options.save(differing, extra(dump, seen.id))
             if protocol == UDP:
                 inet_groups.save(sock, seen, dump)
+            shut = _shut_down(sock, seen, dump)
+            if shut and (protocol == UDP or not _has_peer(sock)):
+                entry.shutdown = shut
         if seen.stat.st_uid or seen.stat.st_gid:
             own = extra(dump, seen.id)
             own.uid, own.gid = seen.stat.st_uid, seen.stat.st_gid
@@ -186,6 +194,13 @@ class Inet(Described):
             with socket_options.opened(fd) as sock:
                 inet_options.restore(sock, own)
                 inet_groups.restore(sock, own)
+        if isk.shutdown in (1, 2, 3) and (isk.proto == UDP or isk.state == CLOSE):
+            with socket_options.opened(fd) as sock:
+                try:
+                    sock.shutdown(isk.shutdown - 1)
+                except OSError as error:  # of one that is not connected it is said so, and done
+                    if error.errno != errno.ENOTCONN:
+                        raise
         owner = ((own.uid or 0), (own.gid or 0)) if own else (0, 0)
         facts = os.fstat(fd)
         if owner != (facts.st_uid, facts.st_gid):
@@ -211,8 +226,28 @@ def _datagrams(sock: socket.socket, seen: "SeenFile", dump: "Dump") -> None:
     received, _, unsent = struct.unpack_from("=3I", sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 12))
     if unsent:
         raise seen.refusal("it holds data that it has not sent yet (MSG_MORE, UDP_CORK)", "try again in a moment")
-    if received:
+    if received or _events(sock) & select.POLLERR:
         dump.setdefault("inet:unread", []).append(seen)
+
+
+def _events(sock: socket.socket) -> int:
+    poller = select.poll()
+    poller.register(sock, select.POLLRDHUP)
+    return sum(events for _, events in poller.poll(0))
+
+
+def _shut_down(sock: socket.socket, seen: "SeenFile", dump: "Dump") -> int:
+    """What shutdown(2) has ended: 1 receiving, 2 sending.  Of a TCP socket that is not connected poll(2) tells enough:
+    it can send nothing anyhow."""
+    if sock.type == socket.SOCK_STREAM:
+        events = _events(sock)
+        return 3 if events & select.POLLRDHUP and events & select.POLLHUP else int(bool(events & select.POLLRDHUP))
+    if "inet:udp" not in dump.state:
+        with SockDiag() as diag:
+            listed = [s for family in (socket.AF_INET, socket.AF_INET6) for s in diag.inet(family, UDP)]
+        dump.state["inet:udp"] = {s.ino: s.shutdown for s in listed}
+    found: int = dump.state["inet:udp"].get(seen.stat.st_ino, 0)
+    return found
 
 
 def _state(sock: socket.socket) -> int:
