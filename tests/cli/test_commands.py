@@ -56,7 +56,8 @@ def test_version(torpor: Run, tmp_path: Path) -> None:
         ("dump -t", "-t needs a value"),
         ("dump --le", "--le could be --leave-running, --leave-stopped"),
         ("dump --nonsense", "there is no option --nonsense"),
-        ("dump -t 1 extra", "'extra' is too much"),
+        ("dump -t 1 extra", "'extra' is too much: dump takes no such word; write -D extra, if you mean that"),
+        ("dump 1", "'1' is too much: dump takes no such word; write -t 1, if you mean that"),
         ("dump -t 1 -D nowhere", "cannot open the images directory nowhere: No such file or directory"),
         ("dump -t 1 -D /dev/null", "cannot open the images directory /dev/null: Not a directory\n"),
         ("cpuinfo dump -D /proc", "cannot write cpuinfo.img to /proc: No such file or directory; name another"),
@@ -150,6 +151,13 @@ def test_a_log_even_when_all_fails(torpor: Run, tmp_path: Path) -> None:
 
     torpor("restore", "-D", "images", "-o", str(tmp_path / "absolute.log"))
     assert "Error: " in (tmp_path / "absolute.log").read_text()
+
+
+def test_closing_standard_streams(torpor: Run) -> None:
+    """Their numbers are not given to what is opened next, and what is written to them goes nowhere."""
+    assert torpor("check", "--feature", "list", "--close", "1").stdout == ""
+    done = torpor("check", "--feature", "list", "--close", "0", "--close", "2", "-v4")
+    assert (done.returncode, done.stderr) == (0, "") and "uffd" in done.stdout
 
 
 def test_silence(torpor: Run) -> None:

@@ -107,10 +107,7 @@ def _run(argv: list[str], voice: Voice, before: set[Any]) -> int:
         pthread_sigmask(SIG_SETMASK, before)
     voice.json, voice.verbosity = options.json, options.verbosity
     for fd in options.close:
-        try:
-            os.close(fd)
-        except OSError as error:
-            raise UsageError(f"cannot close descriptor {fd}", os.strerror(error.errno or 0)) from None
+        _close(fd)
     if options.help or not words or options.version:
         return _about(options, words, voice)
     verb = words[0]
@@ -133,6 +130,19 @@ def _run(argv: list[str], voice: Voice, before: set[Any]) -> int:
 
                 log.error(traceback.format_exc())
             raise
+
+
+def _close(fd: int) -> None:
+    try:
+        if fd <= 2:  # what we open first would get its number
+            os.fstat(fd)
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(null, fd)
+            os.close(null)
+        else:
+            os.close(fd)
+    except OSError as error:
+        raise UsageError(f"cannot close descriptor {fd}", os.strerror(error.errno or 0)) from None
 
 
 def _verb_of(argv: list[str]) -> str:
@@ -161,7 +171,9 @@ def _about(options: Options, words: list[str], voice: Voice) -> int:
 def _count_words(verb: str, words: list[str]) -> None:
     most = {"show": len(words), "swrk": 2, "cpuinfo": 2}.get(verb, 1)
     if len(words) > most:
-        raise UsageError(f"{words[most]!r} is too much", f"{verb} takes no such word")
+        option = "-t" if verb in ("dump", "check") and words[most].isdecimal() else "-D"
+        remedy = f"write {option} {words[most]}, if you mean that" if verb in INTERRUPTIBLE or verb == "check" else ""
+        raise UsageError(f"{words[most]!r} is too much", f"{verb} takes no such word", remedy)
 
 
 def _directories(options: Options, verb: str) -> None:
