@@ -141,6 +141,7 @@ def test_crit_finds_the_same(dump: Path) -> None:
     assert crit
     names = ["pstree.img", "pipes-data.img", "inventory.img", "stats-dump", "sk-queues.img", "remap-fpath.img"]
     names += [name for name in os.listdir(dump) if name.startswith(("core-", "ids-", "fs-", "timens-"))][:6]
+    names += [name for name in os.listdir(dump) if name.startswith("pagemap-shmem-")][:3]
     for name in names:
         done = subprocess.run([crit, "decode", "-i", str(dump / name)], capture_output=True, text=True)
         theirs = json.loads(done.stdout)

@@ -185,7 +185,7 @@ def _result(answer: tuple[str, Any] | None, status: int) -> Any:
         raise TorporError(
             "the engine process died",
             f"it was killed by signal {status & 0x7F}" if status & 0x7F else f"it ended with exit status {status >> 8}",
-            "the tasks it held went on by themselves; try again",
+            "a tree that was to be dumped goes on, and of one that was to be restored nothing is left; try again",
             code="engine-died",
         )
     kind, value = answer

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 
+from torpor.images.kinds import KINDS
 from torpor.images.schema.constants import PagemapFlags, TaskState, VmaStatus
 
 TYPE_CHECKING = False
@@ -119,7 +120,12 @@ def image_to_json(kind: ImageKind[Any], entries: list[tuple[Any, bytes]], names:
         if payload or kind.payload:
             entry["payload_bytes"] = len(payload)
         shown.append(entry)
-    return {"magic": kind.name, "entries": shown}
+    return {"magic": _magic_name(kind), "entries": shown}
+
+
+def _magic_name(kind: ImageKind[Any]) -> str:
+    """As crit has it: several kinds of images may begin with the same word."""
+    return next((one.name for one in KINDS.values() if kind.magic and one.magic == kind.magic), kind.name)
 
 
 def render(value: Any, indent: int = 0) -> Iterator[str]:
