@@ -49,7 +49,7 @@ def lines() -> list[str]:
     out += [f"A task in another namespace than Torpor's own is refused, of any kind: {', '.join(refused)}."]
     out += ["A tree may be in a time namespace of its own; its clocks come back ([more](kernel-update.md)).", ""]
     out += ["## Not to be seen from outside", "",
-            "Landlock rules, a session keyring, memory policies of single areas (mbind), "
+            "Landlock rules, a session keyring, memory policies of single areas (mbind) on machines with one node, "
             "notes of changes in directories (F_NOTIFY), System V "
             "semaphores held with SEM_UNDO that somebody else has operated since, interfaces for IPv4 multicast that "
             "were chosen by number alone (IP_MULTICAST_IF), anycast addresses and a fixed source (IPV6_PKTINFO) of "

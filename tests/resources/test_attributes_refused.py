@@ -16,6 +16,7 @@ import torpor
 from torpor.dump import dump
 from torpor.errors import Refusal
 from torpor.options import Options
+from torpor.resources import security
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -32,6 +33,7 @@ SOURCE = r"""
 #include <stdlib.h>
 #include <string.h>
 #include <sys/io.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -65,6 +67,9 @@ int main(int count, char **words)
 	}
 	if (!strcmp(what, "keyring") && syscall(SYS_keyctl, 0, -2, 1) < 0) skip(what);
 	if (!strcmp(what, "ioperm") && ioperm(0x80, 1, 1)) skip(what);
+	void *memory = mmap(0, 65536, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	unsigned long nodes = 1;
+	if (!strcmp(what, "mbind") && syscall(SYS_mbind, memory, 65536L, 2L, &nodes, 64L, 0L)) skip(what);
 	if (!strcmp(what, "flusher") && prctl(57, 1, 0, 0, 0)) skip(what);
 #ifdef __x86_64__
 	struct user_desc segment = {.entry_number = 3, .base_addr = 0x1000, .limit = 0xfffff, .seg_32bit = 1, .useable = 1};
@@ -236,3 +241,13 @@ def test_thread_in_another_cgroup(program: str, tmp_path: Path, victims: list[Vi
         victim.process.wait()
     finally:
         place.rmdir()
+
+
+def test_bound_memory(program: str, tmp_path: Path, victims: list[Victim], monkeypatch: pytest.MonkeyPatch) -> None:
+    """mbind(2); where there is only one node, nothing depends on it."""
+    victim = Victim(tmp_path, program, "mbind")
+    victims.append(victim)
+    monkeypatch.setattr(security, "several_nodes", lambda: True)
+    with pytest.raises(Refusal, match=r"has a policy of its own \(mbind, set_mempolicy: bind"):
+        victim.dump(tmp_path)
+    assert victim.process.poll() is None

@@ -12,7 +12,7 @@ import os
 
 from torpor.errors import Refusal
 from torpor.kernel import ptrace
-from torpor.kernel.procfs import read_all
+from torpor.kernel.procfs import LARGE, read_all
 from torpor.kernel.syscall import call
 from torpor.resources.base import Attribute
 from torpor.typed import TYPE_CHECKING
@@ -161,8 +161,33 @@ def _examine_running(task: "DumpTask", dump: "Dump") -> None:
     if group and int(nice):
         remedy = f"echo 0 > /proc/{tid}/autogroup"
         dump.refuse(task.refusal(f"its session has a nice value of its own ({int(nice)}, autogroup)", remedy))
+    _refuse_bound_areas(task, dump)
     if _core_cookie(tid):
         dump.refuse(task.refusal("it is scheduled with others of its kind only (core scheduling)", "run it without"))
+
+
+def several_nodes() -> bool:
+    """Whether it matters here which memory a page is in (NUMA)."""
+    try:
+        return not read_all("/sys/devices/system/node/online").strip().isdigit()
+    except OSError:
+        return False
+
+
+def _refuse_bound_areas(task: "DumpTask", dump: "Dump") -> None:
+    """Memory policies of areas (mbind).  numa_maps takes as long as smaps: looked at before the freeze only, and where
+    there are nodes to choose from."""
+    try:
+        lines = read_all(f"/proc/{task.leader.tid}/numa_maps", LARGE).splitlines() if several_nodes() else []
+    except OSError:
+        return  # this kernel knows of no nodes
+    for line in lines:
+        start, policy = line.split(b" ", 2)[:2]
+        if policy != b"default":
+            shown = policy.decode("ascii")
+            why = f"its memory at {int(start, 16):#x} has a policy of its own (mbind, set_mempolicy: {shown})"
+            dump.refuse(task.refusal(why, "run it without numactl or libnuma"))
+            return
 
 
 def _refuse_labels(task: "DumpTask", dump: "Dump") -> None:
