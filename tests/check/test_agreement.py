@@ -17,6 +17,7 @@ LEFT_TO_THE_DUMP = {
     "attr_mempolicy_thread": "a thread of its own has",
     "attr_personality_thread": "a thread of its own has",
     "attr_tsc_thread": "a thread of its own has",
+    "mem_data_limit": "a limit of memory that it has reached",
     "sk_backlog_data": "that nobody has accepted yet",
     "sk_udp_senders": "chosen senders",
 }
