@@ -19,6 +19,9 @@ from harness.failures import Different, ToolFailed
 from harness.tools import Tool
 from harness.workload import Workload, make_owned, remove_owned
 
+NEVER_WRITTEN = procview.Tolerance(
+    "maps sealed memory through a read-only descriptor, which forbids the same", r"\(/memfd:.*VmFlags: lost sh$"
+)
 # What CRIU 4.2.1 leaves different after its restore: facts of that tool, found by running it.
 LEFT_BY: dict[str, list[procview.Tolerance]] = {
     "torpor": [
@@ -26,6 +29,7 @@ LEFT_BY: dict[str, list[procview.Tolerance]] = {
             "never touches another file that has a deleted file's name",
             r"link: was '(.*) \(deleted\)', is '\1\.torpor\d* \(deleted\)'",
         ),
+        NEVER_WRITTEN,
     ],
     "criu": [
         procview.Tolerance("makes a time namespace", r"(timens_offsets|namespace time(_for_children)?): was"),
@@ -37,11 +41,7 @@ LEFT_BY: dict[str, list[procview.Tolerance]] = {
 }
 # What CRIU's images do not hold, so that whoever restores them cannot know.
 LOST_IN_IMAGES_OF: dict[str, list[procview.Tolerance]] = {
-    "torpor": [
-        procview.Tolerance(
-            "says of what may never be written that its file is not open for writing", r"\(/memfd:.*VmFlags: lost sh$"
-        ),
-    ],
+    "torpor": [NEVER_WRITTEN],
     "criu": [],
 }
 

@@ -26,8 +26,8 @@ int main(void)
 	MUST(mlockall(MCL_CURRENT));
 	wl_ready_wait();
 	wl_same(guarded, 4 * page, 1, "before the guard page");
-	int out = MUST(open("out", O_RDWR | O_CREAT | O_TRUNC, 0644));
-	CHECK((pwrite(out, guarded + 4 * page, page, 0) == -1) == guards, "the guard page");
+	int copy = MUST(open("copy", O_RDWR | O_CREAT | O_TRUNC, 0644));
+	CHECK((pwrite(copy, guarded + 4 * page, page, 0) == -1) == guards, "the guard page");
 	wl_same(beyond, page, 2, "private file");
 	char *all[] = {guarded, beyond, shared, none, readonly};
 	for (int i = 0; i < 5; i++) {
