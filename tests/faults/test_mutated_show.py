@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from faults.mutations import Entry, Mutator, Site, _encoded, _sites, for_each_mutated, in_time
-from torpor.cli.show import show
-from torpor.errors import TorporError
+from torpor.cli.show import load_image, show
+from torpor.errors import ImageError, TorporError
+from torpor.images.container import start_of
+from torpor.images.kinds import KINDS, RAW
 
 COUNT = max(100, int(os.environ.get("TORPOR_MUTATIONS", "600")) // 6)
 NASTY = "\x1b]0;owned\x07\x1b[2J\r\x9b31m\u202e"  # a title, a cleared screen, C1, right to left
@@ -81,3 +83,16 @@ def _strings(entries: list[Entry]) -> Iterator[Site]:
         wanted = site.field.kind == "string" or (site.field.kind == "bytes" and site.field.name == "name")
         if wanted and site.field.label != "repeated" and value is not None:
             yield site
+
+
+def test_empty_entries(tmp_path: Path) -> None:
+    """A sparse file may be millions of entries of no length: of an image that has one, no more are read."""
+    for kind in KINDS.values():
+        if kind.shape == RAW or kind.name == "APPARMOR":  # of which CRIU does not say how many it has
+            continue
+        path = tmp_path / kind.pattern.replace("{id:x}", "1").replace("{id}", "dump" if kind.name == "STATS" else "1")
+        path.write_bytes(start_of(kind))
+        os.truncate(path, 1 << 20)
+        with pytest.raises(ImageError):
+            load_image(str(path), names=False)
+        path.unlink()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 
 from torpor.errors import ImageError
-from torpor.images.kinds import IMG_COMMON, IMG_SERVICE, INVENTORY, RAW, ImageKind
+from torpor.images.kinds import IMG_COMMON, IMG_SERVICE, INVENTORY, ONE, RAW, ImageKind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,4 +89,6 @@ def parse_image(kind: ImageKind[M], data: bytes, name: str) -> Iterator[tuple[M,
         except ImageError as error:
             why = f"{error.what}: {error.why}" if error.what else error.why
             raise ImageError(f"{name} is mangled", why) from None
+        if at < end and kind.shape == ONE:
+            raise ImageError(f"{name} is mangled", "it has more than one entry")
         cls = usual
