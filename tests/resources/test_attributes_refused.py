@@ -251,3 +251,31 @@ def test_bound_memory(program: str, tmp_path: Path, victims: list[Victim], monke
     with pytest.raises(Refusal, match=r"has a policy of its own \(mbind, set_mempolicy: bind"):
         victim.dump(tmp_path)
     assert victim.process.poll() is None
+
+
+def test_frozen_cgroup(program: str, tmp_path: Path, victims: list[Victim]) -> None:
+    """A paused container: refused, where the dump would wait for ever."""
+    kinds = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    mounts = [fields[4] for fields in kinds if fields[fields.index("-") + 1] == "cgroup2"]
+    place = Path(mounts[0] if mounts else "/nonexistent") / f"torpor-test-{os.getpid()}"
+    try:
+        place.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cgroup of version 2 can be made here: {error}")
+    try:
+        victim = Victim(tmp_path, program, "plain")
+        victims.append(victim)
+        (place / "cgroup.procs").write_text(str(victim.process.pid))
+        (place / "cgroup.freeze").write_text("1")
+        while "frozen 1" not in (place / "cgroup.events").read_text():
+            time.sleep(0.01)
+        with pytest.raises(Refusal, match="cgroup is frozen"):
+            victim.dump(tmp_path, manage_cgroups="ignore")
+        (place / "cgroup.freeze").write_text("0")
+        assert victim.process.poll() is None
+    finally:
+        (place / "cgroup.freeze").write_text("0")
+        for victim in victims:
+            victim.process.kill()
+            victim.process.wait()
+        place.rmdir()

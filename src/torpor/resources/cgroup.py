@@ -5,7 +5,7 @@ The set of cgroups that a task is in has a number in images; 1 is Torpor's own, 
 """
 
 from torpor.images import kinds
-from torpor.kernel.proc import parse_cgroup
+from torpor.kernel.proc import parse_cgroup, parse_stat
 from torpor.kernel.procfs import read_all
 from torpor.resources.base import Attribute
 from torpor.typed import TYPE_CHECKING
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torpor.resources.context import Dump, DumpTask, Restore, RestoreTask
 
 OWN_SET = 1
+FREEZER = (b"do_freezer_trap", b"get_signal")  # the first is compiled into the second
 REMEDY = "move it with Torpor into one cgroup, or leave cgroups alone by --manage-cgroups=ignore"
 
 
@@ -23,6 +24,10 @@ class Cgroups(Attribute):
     covers = frozenset({"task:cgroups"})
 
     def examine(self, task: "DumpTask", dump: "Dump") -> None:
+        if task.running and _is_frozen(task):
+            why = "its cgroup is frozen (cgroup.freeze, a paused container): it could not be asked anything"
+            dump.refuse(task.refusal(why, "let that go on first: a dump stops it by itself", code="cgroup"))
+            return
         if dump.options.manage_cgroups == "ignore":
             return
         ours: bytes = dump.state.get("own cgroups") or dump.setdefault("own cgroups", read_all("/proc/self/cgroup"))
@@ -68,6 +73,16 @@ class Cgroups(Attribute):
         sets.update(core.thread_core.cg_set for core in task.cores.values() if core.thread_core is not None)
         if sets - {None, root}:
             raise task.refusal("it was in another cgroup than whoever dumped it", REMEDY, code="cgroup")
+
+
+def _is_frozen(task: "DumpTask") -> bool:
+    """Whether a cgroup of version 2 holds the task: it sleeps on its way out of the kernel.  ptrace can stop it there,
+    but it makes no system call.  (One of version 1 lets nobody stop it, which the freeze says.)"""
+    try:
+        where = read_all(f"/proc/{task.leader.tid}/wchan")
+        return where in FREEZER and parse_stat(read_all(f"/proc/{task.leader.tid}/stat")).state == "S"
+    except OSError:
+        return False
 
 
 ATTRIBUTES = [Cgroups()]
