@@ -17,45 +17,56 @@ if TYPE_CHECKING:
 
 SOL, IP, TCP, UDP, IPV6 = socket.SOL_SOCKET, 0, 6, 17, 41
 TCP_CONGESTION = 13
-# DEBUG, TIMESTAMP, TIMESTAMPNS, TIMESTAMPING, RXQ_OVFL, WIFI_STATUS, PEEK_OFF, NOFCS, LOCK_FILTER, SELECT_ERR_QUEUE,
-# BUSY_POLL, INCOMING_CPU, ZEROCOPY, the new time stamps, PREFER_BUSY_POLL, BUSY_POLL_BUDGET, TXREHASH,
-# RCVMARK, RCVPRIORITY
-_SOCKET = [
-    (SOL, option) for option in (1, 29, 35, 37, 40, 41, 42, 43, 44, 45, 46, 49, 60, 63, 64, 65, 69, 70, 74, 75, 82)
-]
-# RECVOPTS, RETOPTS, MTU_DISCOVER, RECVERR, RECVTTL, RECVTOS, PASSSEC, TRANSPARENT, RECVORIGDSTADDR, MINTTL, CHECKSUM,
-# BIND_ADDRESS_NO_PORT, RECVFRAGSIZE, RECVERR_RFC4884, MULTICAST_IF (an address), MULTICAST_TTL, MULTICAST_LOOP,
-# MULTICAST_ALL, LOCAL_PORT_RANGE
-_IP = [(IP, option) for option in (6, 7, 10, 11, 12, 13, 18, 19, 20, 21, 23, 24, 25, 26, 32, 33, 34, 49, 51)]
-# For what an IPv6 socket sends to and hears from IPv4: TOS, TTL, PKTINFO, FREEBIND
-_IP_BESIDES = [(IP, option) for option in (1, 2, 8, 15)]
-# 2292PKTINFO, 2292HOPOPTS, 2292DSTOPTS, 2292RTHDR, 2292HOPLIMIT, FLOWINFO, UNICAST_HOPS, MULTICAST_HOPS,
-# MULTICAST_LOOP, MTU_DISCOVER, RECVERR, MULTICAST_ALL, ROUTER_ALERT_ISOLATE, RECVERR_RFC4884, FLOWINFO_SEND,
-# RECVPKTINFO, RECVHOPLIMIT, RECVHOPOPTS, RECVRTHDR, RECVDSTOPTS, RECVPATHMTU, DONTFRAG, RECVTCLASS, TCLASS,
-# AUTOFLOWLABEL, ADDR_PREFERENCES, MINHOPCOUNT, RECVORIGDSTADDR, TRANSPARENT, RECVFRAGSIZE
-_IPV6 = [
-    (IPV6, option)
-    for option in (
-        2, 3, 4, 5, 8, 11, 16, 18, 19, 23, 25, 29, 30, 31, 33, 49,
-        51, 53, 56, 58, 60, 62, 66, 67, 70, 72, 73, 74, 75, 77,
-    )
-]  # fmt: skip
-# MAXSEG, SYNCNT, LINGER2, DEFER_ACCEPT, WINDOW_CLAMP, QUICKACK, THIN_LINEAR_TIMEOUTS, USER_TIMEOUT, FASTOPEN,
-# NOTSENT_LOWAT, SAVE_SYN, FASTOPEN_CONNECT, FASTOPEN_NO_COOKIE, INQ, TX_DELAY, RTO_MAX_MS, RTO_MIN_US, DELACK_MAX_US
-_TCP = [(TCP, option) for option in (2, 7, 8, 9, 10, 12, 16, 18, 23, 25, 27, 30, 34, 36, 37, 44, 45, 46)]
-# CORK, ENCAP, NO_CHECK6_TX, NO_CHECK6_RX, SEGMENT, GRO
-_UDP = [(UDP, option) for option in (1, 100, 101, 102, 103, 104)]
+
+
+def _level(level: int, **options: int) -> dict[int, str]:
+    """Names by number."""
+    return {level << 16 | option: name for name, option in options.items()}
+
+
+_SOCKET = _level(
+    SOL, SO_DEBUG=1, SO_TIMESTAMP=29, SO_TIMESTAMPNS=35, SO_TIMESTAMPING=37, SO_RXQ_OVFL=40, SO_WIFI_STATUS=41,
+    SO_PEEK_OFF=42, SO_NOFCS=43, SO_LOCK_FILTER=44, SO_SELECT_ERR_QUEUE=45, SO_BUSY_POLL=46, SO_INCOMING_CPU=49,
+    SO_ZEROCOPY=60, SO_TIMESTAMP_NEW=63, SO_TIMESTAMPNS_NEW=64, SO_TIMESTAMPING_NEW=65, SO_PREFER_BUSY_POLL=69,
+    SO_BUSY_POLL_BUDGET=70, SO_TXREHASH=74, SO_RCVMARK=75, SO_RCVPRIORITY=82,
+)  # fmt: skip
+_IP = _level(
+    IP, IP_RECVOPTS=6, IP_RETOPTS=7, IP_MTU_DISCOVER=10, IP_RECVERR=11, IP_RECVTTL=12, IP_RECVTOS=13, IP_PASSSEC=18,
+    IP_TRANSPARENT=19, IP_RECVORIGDSTADDR=20, IP_MINTTL=21, IP_CHECKSUM=23, IP_BIND_ADDRESS_NO_PORT=24,
+    IP_RECVFRAGSIZE=25, IP_RECVERR_RFC4884=26,
+    IP_MULTICAST_IF=32,  # an address
+    IP_MULTICAST_TTL=33, IP_MULTICAST_LOOP=34, IP_MULTICAST_ALL=49, IP_LOCAL_PORT_RANGE=51,
+)  # fmt: skip
+# For what an IPv6 socket sends to and hears from IPv4; of one of IPv4 CRIU's images have them.
+_IP_BESIDES = _level(IP, IP_TOS=1, IP_TTL=2, IP_PKTINFO=8, IP_FREEBIND=15)
+_IPV6 = _level(
+    IPV6, IPV6_2292PKTINFO=2, IPV6_2292HOPOPTS=3, IPV6_2292DSTOPTS=4, IPV6_2292RTHDR=5, IPV6_2292HOPLIMIT=8,
+    IPV6_FLOWINFO=11, IPV6_UNICAST_HOPS=16, IPV6_MULTICAST_HOPS=18, IPV6_MULTICAST_LOOP=19, IPV6_MTU_DISCOVER=23,
+    IPV6_RECVERR=25, IPV6_MULTICAST_ALL=29, IPV6_ROUTER_ALERT_ISOLATE=30, IPV6_RECVERR_RFC4884=31,
+    IPV6_FLOWINFO_SEND=33, IPV6_RECVPKTINFO=49, IPV6_RECVHOPLIMIT=51, IPV6_RECVHOPOPTS=53, IPV6_RECVRTHDR=56,
+    IPV6_RECVDSTOPTS=58, IPV6_RECVPATHMTU=60, IPV6_DONTFRAG=62, IPV6_RECVTCLASS=66, IPV6_TCLASS=67,
+    IPV6_AUTOFLOWLABEL=70, IPV6_ADDR_PREFERENCES=72, IPV6_MINHOPCOUNT=73, IPV6_RECVORIGDSTADDR=74, IPV6_TRANSPARENT=75,
+    IPV6_RECVFRAGSIZE=77,
+)  # fmt: skip
+_TCP = _level(
+    TCP, TCP_MAXSEG=2, TCP_SYNCNT=7, TCP_LINGER2=8, TCP_DEFER_ACCEPT=9, TCP_WINDOW_CLAMP=10, TCP_QUICKACK=12,
+    TCP_THIN_LINEAR_TIMEOUTS=16, TCP_USER_TIMEOUT=18, TCP_FASTOPEN=23, TCP_NOTSENT_LOWAT=25, TCP_SAVE_SYN=27,
+    TCP_FASTOPEN_CONNECT=30, TCP_FASTOPEN_NO_COOKIE=34, TCP_INQ=36, TCP_TX_DELAY=37, TCP_RTO_MAX_MS=44,
+    TCP_RTO_MIN_US=45, TCP_DELACK_MAX_US=46,
+)  # fmt: skip
+_UDP = _level(UDP, UDP_CORK=1, UDP_ENCAP=100, UDP_NO_CHECK6_TX=101, UDP_NO_CHECK6_RX=102, UDP_SEGMENT=103, UDP_GRO=104)
+# Options whose value is the number of an interface, the latter in network byte order.
+_MULTICAST_IF = _level(IPV6, IPV6_MULTICAST_IF=17)
+_UNICAST_IF = _level(IP, IP_UNICAST_IF=50) | _level(IPV6, IPV6_UNICAST_IF=76)
+_INTERFACES = _MULTICAST_IF | _UNICAST_IF
+# Options that are no ints.
+_LONG_SOCKET = _level(SOL, SO_MAX_PACING_RATE=47, SO_TXTIME=61)
+_LONG_TCP = _level(TCP, TCP_FASTOPEN_KEY=33)
+_LONG_IPV6 = _level(IPV6, IPV6_HOPOPTS=54, IPV6_RTHDRDSTOPTS=55, IPV6_RTHDR=57, IPV6_DSTOPTS=59)
+_PACING = SOL << 16 | 47
+_SIZES = {_PACING: struct.calcsize("L"), SOL << 16 | 61: 8, TCP << 16 | 33: 32} | dict.fromkeys(_LONG_IPV6, 1024)
 # TRANSPARENT allows to bind to addresses that are not here; FASTOPEN_CONNECT cannot be set when the socket listens.
 _EARLY = frozenset({IP << 16 | 19, IPV6 << 16 | 75, TCP << 16 | 30})
-# Options that are no ints, and their sizes: MAX_PACING_RATE, TXTIME; FASTOPEN_KEY; HOPOPTS, RTHDRDSTOPTS, RTHDR,
-# DSTOPTS
-_PACING = SOL << 16 | 47
-_LONG_SOCKET = [(_PACING, struct.calcsize("L")), (SOL << 16 | 61, 8)]
-_LONG_TCP = [(TCP << 16 | 33, 32)]
-_LONG_IPV6 = [(IPV6 << 16 | option, 1024) for option in (54, 55, 57, 59)]
-# Options whose value is the number of an interface: IPV6_MULTICAST_IF, and both UNICAST_IF, in network byte order.
-_MULTICAST_IF, _UNICAST_IF = ((IPV6, 17),), ((IP, 50), (IPV6, 76))
-_INTERFACES = _MULTICAST_IF + _UNICAST_IF
 
 
 class Differing(NamedTuple):
@@ -67,33 +78,33 @@ class Differing(NamedTuple):
 _usual: "dict[tuple[int, int], tuple[dict[int, int], bytes, dict[int, bytes]]]" = {}
 
 
-def _numbers(sock: socket.socket) -> list[tuple[int, int]]:
-    more = _TCP if sock.type == socket.SOCK_STREAM else _UDP
-    return [*_SOCKET, *_IP, *(_IP_BESIDES + _IPV6 if sock.family == socket.AF_INET6 else ()), *more, *_INTERFACES]
+def _numbers(sock: socket.socket) -> dict[int, str]:
+    known = _SOCKET | _IP | (_TCP if sock.type == socket.SOCK_STREAM else _UDP) | _INTERFACES
+    return known | _IP_BESIDES | _IPV6 if sock.family == socket.AF_INET6 else known
 
 
 def _read(sock: socket.socket) -> dict[int, int]:
     """All that this kernel has."""
     found = {}
-    for level, option in _numbers(sock):
+    for number in _numbers(sock):
         try:
-            found[level << 16 | option] = sock.getsockopt(level, option)
+            found[number] = sock.getsockopt(number >> 16, number & 0xFFFF)
         except OSError:
             pass  # this kernel does not know it
     return found
 
 
-def _longs(sock: socket.socket) -> list[tuple[int, int]]:
-    more = _LONG_TCP if sock.type == socket.SOCK_STREAM else []
-    return [*_LONG_SOCKET, *more, *(_LONG_IPV6 if sock.family == socket.AF_INET6 else ())]
+def _longs(sock: socket.socket) -> dict[int, str]:
+    known = _LONG_SOCKET | _LONG_TCP if sock.type == socket.SOCK_STREAM else _LONG_SOCKET
+    return known | _LONG_IPV6 if sock.family == socket.AF_INET6 else known
 
 
 def _read_longs(sock: socket.socket) -> dict[int, bytes]:
     """All that this kernel has of those that are no ints."""
     found = {}
-    for number, size in _longs(sock):
+    for number in _longs(sock):
         try:
-            found[number] = sock.getsockopt(number >> 16, number & 0xFFFF, size)
+            found[number] = sock.getsockopt(number >> 16, number & 0xFFFF, _SIZES[number])
         except OSError:
             pass  # this kernel does not know it
     return found
@@ -123,7 +134,7 @@ def differing(sock: socket.socket) -> "Differing":
 def save(options: "Differing", own: "TorporFileEntry") -> None:
     """Raises KernelError."""
     for number, value in options.numbers:
-        if (number >> 16, number & 0xFFFF) in _INTERFACES:
+        if number in _INTERFACES:
             own.interface_options.append(number)
             own.interface_names.append(_name(_swapped(number, value)))
         else:
@@ -138,7 +149,7 @@ def save(options: "Differing", own: "TorporFileEntry") -> None:
 
 def _swapped(number: int, interface: int) -> int:
     """An interface's number as the option has it, or that as an interface's number."""
-    return socket.htonl(interface) if (number >> 16, number & 0xFFFF) in _UNICAST_IF else interface
+    return socket.htonl(interface) if number in _UNICAST_IF else interface
 
 
 def _name(interface: int) -> str:
@@ -159,13 +170,13 @@ def restore_early(sock: socket.socket, own: "TorporFileEntry") -> None:
 
 def restore(sock: socket.socket, own: "TorporFileEntry") -> None:
     """Set them again.  Raises OSError, KernelError."""
-    allowed = {level << 16 | option for level, option in _numbers(sock)} | {_PACING}
+    allowed = _numbers(sock).keys() | {_PACING}
     for number, value in zip(own.option_numbers, own.option_values, strict=False):
         if number in allowed and not (number in _EARLY and _has(sock, number, value)):
             _set(sock, number, value)
-    sizes = dict(_longs(sock))
+    longs = _longs(sock)
     for number, long in zip(own.long_options, own.long_values, strict=False):
-        if number in sizes and len(long) <= sizes[number]:
+        if number in longs and len(long) <= _SIZES[number]:
             _set(sock, number, long)
     for number, name in zip(own.interface_options, own.interface_names, strict=False):
         if number in allowed:
@@ -183,12 +194,11 @@ def _has(sock: socket.socket, number: int, value: int) -> bool:
 
 
 def _set(sock: socket.socket, number: int, value: int | bytes) -> None:
-    level, option = number >> 16, number & 0xFFFF
     try:
-        sock.setsockopt(level, option, value if isinstance(value, bytes) else as_int(value))
+        sock.setsockopt(number >> 16, number & 0xFFFF, value if isinstance(value, bytes) else as_int(value))
     except OSError as error:
         text = value.hex() if isinstance(value, bytes) else value
-        what = f"cannot set option {option} of level {level} of an internet socket to {text}"
+        what = f"cannot set {(_numbers(sock) | _longs(sock))[number]} of an internet socket to {text}"
         raise KernelError(
             what, error, "restore under the kernel, and with the rights, that it was dumped with"
         ) from None
