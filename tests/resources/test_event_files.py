@@ -253,6 +253,30 @@ def test_pipe_packets(round_trip: RoundTrip) -> None:
     os.close(writer)
 
 
+@pytest.mark.parametrize(("before", "full"), [(b"", False), (b"packet", False), (b"packet", True)])
+@pytest.mark.parametrize("packet", [True, False])
+def test_whether_a_single_byte_is_a_packet(round_trip: RoundTrip, before: bytes, packet: bool, full: bool) -> None:
+    """Whatever the flag says now, and on whichever end: what is written later joins plain bytes, and no packet."""
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+
+    def put(data: bytes, direct: bool, fd: int = writer) -> None:
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK | (os.O_DIRECT if direct else 0))
+        os.write(fd, data)
+
+    if full:
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 2 * os.sysconf("SC_PAGE_SIZE"))
+    if before:
+        put(before, True)
+    put(b"1", packet)
+    fcntl.fcntl(writer, fcntl.F_SETFL, os.O_NONBLOCK | (0 if packet else os.O_DIRECT))
+    new_reader, new_writer = round_trip(reader, writer)
+    assert not before or os.read(new_reader, 100) == before
+    put(b"later", False, new_writer)
+    assert os.read(new_reader, 100) == (b"1" if packet else b"1later")
+    os.close(reader)
+    os.close(writer)
+
+
 def test_one_packet_is_cut_by_a_short_read(round_trip: RoundTrip) -> None:
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_DIRECT)
     os.write(writer, b"packet")

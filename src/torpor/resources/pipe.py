@@ -48,14 +48,13 @@ class Queues:
         if pipe_id not in found:
             found[pipe_id] = (seen.id, pipe_queue.look(dump, seen))
         first, queue = found[pipe_id]
-        # A single byte may be a packet or not: then it is the flag that tells.
         packet = queue.packet
-        if packet is None:
+        if packet is None:  # most likely as the next one would be
             packet = bool(seen.info.status_flags & os.O_DIRECT)
         if len(queue.pieces) > 1 or (queue.pieces and packet):
             own = extra(dump, first)
             own.packets = list(queue.pieces)
-            own.plain_end = queue.packet is False or None
+            own.plain_end = not packet or None
         return pipe_id
 
     def _number(self, seen: "SeenFile", dump: "Dump") -> int:

@@ -11,6 +11,8 @@ left alone; from the duplicate it is read.  Surprising facts:
   larger is refused if it cannot be looked at as a whole.
 - In packet mode (O_DIRECT) every write, up to a page, is a packet, and one read never gives two.  A duplicate keeps
   that.  CRIU refuses such pipes, its format has no boundaries; the lengths go into torpor-files.img.
+- Whether the last piece is a packet, only what is written behind it tells: it comes in a read of its own then.  The
+  flag O_DIRECT does not tell: it may have changed since, and pipe2(2) sets it for the writing end alone.
 """
 
 import fcntl
@@ -34,7 +36,7 @@ _AT_ONCE = 1 << 20
 
 class Queue(NamedTuple):
     """Capacity, content, and the lengths of what one read gives at a time.  packet: whether the last of these is a
-    packet (all before it are); None: its one byte does not tell."""
+    packet (all before it are); None: not known."""
 
     size: int
     data: bytes
@@ -50,35 +52,32 @@ class Scratch:
         self.size = fcntl.fcntl(self.writer, F_GETPIPE_SZ)
 
     def grow(self, size: int) -> None:
-        if size > self.size:
+        """Room for so much, and for a mark behind it."""
+        for wanted in (2 * size, size):
+            if wanted <= self.size:
+                return
             try:
-                self.size = fcntl.fcntl(self.writer, F_SETPIPE_SZ, size)
-            except PermissionError:
+                self.size = fcntl.fcntl(self.writer, F_SETPIPE_SZ, wanted)
+                return
+            except OSError:
                 pass  # beyond pipe-max-size; what it holds may still fit
 
-    def take(self, pending: int) -> tuple[bytes, tuple[int, ...]]:
-        """All that was duplicated, and how it came."""
-        pieces = []
-        while pending:
-            piece = os.read(self.reader, min(pending, _AT_ONCE))
-            pieces.append(piece)
-            pending -= len(piece)
-        return b"".join(pieces), tuple(map(len, pieces))
-
-    def ends_in_packet(self, pieces: tuple[int, ...]) -> bool:
-        """Duplicated once more: a packet that was read in part loses its rest."""
-        for length in pieces[:-1]:
-            os.read(self.reader, length)
-        os.read(self.reader, 1)
-        left = self._pending()
-        if left:
-            os.read(self.reader, left)
-        return not left
-
-    def _pending(self) -> int:
-        count = bytearray(4)
-        fcntl.ioctl(self.reader, FIONREAD, count)
-        return int.from_bytes(count, sys.byteorder)
+    def take(self, copied: int) -> tuple[bytes, tuple[int, ...], bool | None]:
+        """All that was duplicated, how it came, and whether the last of it is a packet (None: no room for a mark)."""
+        try:
+            marked = os.write(self.writer, b"\0")
+        except BlockingIOError:
+            marked = 0
+        pieces: list[bytes] = []
+        left = copied + marked
+        while left:
+            pieces.append(os.read(self.reader, min(left, _AT_ONCE)))
+            left -= len(pieces[-1])
+        if not marked:
+            return b"".join(pieces), tuple(map(len, pieces)), None
+        apart = len(pieces[-1]) == 1
+        pieces[-1:] = () if apart else [pieces[-1][:-1]]
+        return b"".join(pieces), tuple(map(len, pieces)), apart and bool(pieces) and len(pieces[-1]) <= PAGE
 
 
 def scratch(dump: "Dump") -> Scratch:
@@ -107,18 +106,12 @@ def look(dump: "Dump", seen: "SeenFile") -> Queue:
     reader = seen.fd
     if seen.info.status_flags & os.O_ACCMODE == os.O_WRONLY:
         reader = os.open(f"/proc/self/fd/{seen.fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    packet: bool | None = None
     try:
         copied = call("tee", reader, own.writer, max(pending, PAGE), SPLICE_F_NONBLOCK)
-        data, pieces = own.take(copied)
-        if copied == pending and pieces[-1] > 1:
-            packet = pieces[-1] <= PAGE
-            if packet:
-                call("tee", reader, own.writer, max(pending, PAGE), SPLICE_F_NONBLOCK)
-                packet = own.ends_in_packet(pieces)
     finally:
         if reader != seen.fd:
             os.close(reader)
+    data, pieces, packet = own.take(copied)
     if copied != pending:
         raise seen.refusal(
             f"only {copied} of the {pending} bytes in it could be looked at",
