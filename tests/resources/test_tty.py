@@ -4,17 +4,20 @@
 import fcntl
 import os
 import pty
+import select
 import signal
 import struct
 import subprocess
 import sys
 import termios
+import time
 import tty
 from collections.abc import Iterator
 
 import pytest
 
 import torpor
+from torpor.kernel.polling import poll_events
 from torpor.resources import tty_calls, tty_queue
 from torpor.resources.tty_calls import Modes
 
@@ -90,6 +93,26 @@ def test_output_is_not_translated_twice(pair: Pair) -> None:
     os.write(slave, b"a\nb\n")
     assert tty_queue.look(master).written == b"a\r\nb\r\n"
     assert os.read(master, 100) == b"a\r\nb\r\n"
+
+
+@pytest.mark.parametrize("typed", [b"", b"line\n"])
+def test_a_stopped_terminal_without_a_key_for_that(pair: Pair, typed: bytes) -> None:
+    """Stopped by ^S, which then was made a character like others: it stays stopped, and nothing is typed."""
+    master, slave = pair
+    os.write(master, typed + b"\x13")
+    deadline = time.monotonic() + 5
+    while poll_events(slave, select.POLLOUT) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    was = termios.tcgetattr(slave)
+    was[6][termios.VSTOP] = b"\0"
+    termios.tcsetattr(slave, termios.TCSANOW, was)
+    for _ in range(2):
+        assert tty_queue.look(master).stopped == tty_queue.BY_KEY
+        assert not poll_events(slave, select.POLLOUT)
+        assert termios.tcgetattr(slave) == was
+    os.write(master, b"\x11\n")
+    assert os.read(slave, 100) == (typed or b"\n")
+    assert poll_events(slave, select.POLLOUT)
 
 
 def test_packet_mode_stays(pair: Pair) -> None:

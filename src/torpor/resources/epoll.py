@@ -19,6 +19,7 @@ from torpor.images.schema.eventpoll import EventpollFileEntry, EventpollTfdEntry
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.kernel.fdinfo import EpollTarget
 from torpor.kernel.ioctls import ior, iow
+from torpor.kernel.polling import poll_events
 from torpor.kernel.process import kcmp_epoll
 from torpor.kernel.syscall import call
 from torpor.resources.description import Described, extra, extras, save_owner, set_flags
@@ -152,16 +153,10 @@ def _register(epoll: int, target: EventpollTfdEntry, description: int, number: i
     with _Lent(description, number), select.epoll.fromfd(os.dup(epoll)) as poller:
         events = target.events
         if _is_spent(target):
-            events |= _ready(description)
+            events |= poll_events(description, READY) & READY
         _control(epoll, number, events, target.data)
         if _is_spent(target) and events != target.events:
             poller.poll(0, 1)
-
-
-def _ready(description: int) -> int:
-    poller = select.poll()
-    poller.register(description, READY)
-    return poller.poll(0)[0][1] & READY if poller.poll(0) else 0
 
 
 def _control(epoll: int, number: int, events: int, data: int) -> None:

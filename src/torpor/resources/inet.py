@@ -17,9 +17,11 @@ from torpor.errors import ImageError, KernelError, Refusal
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.sk_inet import InetSkEntry, IpOptsEntry
 from torpor.images.schema.tcp_stream import TcpOptsEntry
+from torpor.kernel.polling import poll_events
 from torpor.kernel.sockdiag import SockDiag
 from torpor.resources import inet_groups, inet_options, socket_options
 from torpor.resources.description import Described, extra, extras, save_owner, set_flags
+from torpor.resources.socket_options import has_peer
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -61,7 +63,11 @@ class Inet(Described):
                 _datagrams(sock, seen, dump)
                 return
             state = _state(sock)
-            if state == CLOSE and not dump.options.tcp_close and _events(sock) & select.POLLERR:
+            if (
+                state == CLOSE
+                and not dump.options.tcp_close
+                and poll_events(sock.fileno(), select.POLLRDHUP) & select.POLLERR
+            ):
                 why = "its connection has failed, and it has not heard of that yet"
                 raise seen.refusal(why, "try again in a moment, or use --tcp-close (the error is lost)")
             if state == LISTEN:
@@ -91,8 +97,9 @@ class Inet(Described):
                 listening = _listening(seen, dump)
             elif protocol == TCP and state != CLOSE:
                 state = CLOSE
-            bound = state != CLOSE or protocol == UDP or not _has_peer(sock)
-            source, source_port = _split(sock.family, sock.getsockname()) if bound else (_nowhere(sock.family), 0)
+            # A connection of TCP comes back closed: it has changed its address and options, and they mean nothing then.
+            kept = protocol == UDP or not has_peer(sock)
+            source, source_port = _split(sock.family, sock.getsockname()) if kept else (_nowhere(sock.family), 0)
             peer, peer_port = _nowhere(sock.family), 0
             if protocol == UDP and state == ESTABLISHED:
                 peer, peer_port = _split(sock.family, sock.getpeername())
@@ -120,15 +127,13 @@ class Inet(Described):
                 scope = sock.getsockname()[3]
                 if scope:
                     entry.ifname = socket.if_indextoname(scope)
-            # A connection has changed its own options; it comes back closed, and they mean nothing then.
-            if protocol == UDP or not _has_peer(sock):
+            if kept:
                 differing = inet_options.differing(sock)
                 if any(differing):
                     inet_options.save(differing, extra(dump, seen.id))
             if protocol == UDP:
                 inet_groups.save(sock, seen, dump)
-            shut = _shut_down(sock, seen, dump)
-            if shut and (protocol == UDP or not _has_peer(sock)):
+            if kept and (shut := _shut_down(sock, seen, dump)):
                 entry.shutdown = shut
         if seen.stat.st_uid or seen.stat.st_gid:
             own = extra(dump, seen.id)
@@ -226,21 +231,15 @@ def _datagrams(sock: socket.socket, seen: "SeenFile", dump: "Dump") -> None:
     received, _, unsent = struct.unpack_from("=3I", sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 12))
     if unsent:
         raise seen.refusal("it holds data that it has not sent yet (MSG_MORE, UDP_CORK)", "try again in a moment")
-    if received or _events(sock) & select.POLLERR:
+    if received or poll_events(sock.fileno(), select.POLLRDHUP) & select.POLLERR:
         dump.setdefault("inet:unread", []).append(seen)
-
-
-def _events(sock: socket.socket) -> int:
-    poller = select.poll()
-    poller.register(sock, select.POLLRDHUP)
-    return sum(events for _, events in poller.poll(0))
 
 
 def _shut_down(sock: socket.socket, seen: "SeenFile", dump: "Dump") -> int:
     """What shutdown(2) has ended: 1 receiving, 2 sending.  Of a TCP socket that is not connected poll(2) tells enough:
     it can send nothing anyhow."""
     if sock.type == socket.SOCK_STREAM:
-        events = _events(sock)
+        events = poll_events(sock.fileno(), select.POLLRDHUP)
         return 3 if events & select.POLLRDHUP and events & select.POLLHUP else int(bool(events & select.POLLRDHUP))
     if "inet:udp" not in dump.state:
         with SockDiag() as diag:
@@ -253,15 +252,7 @@ def _shut_down(sock: socket.socket, seen: "SeenFile", dump: "Dump") -> int:
 def _state(sock: socket.socket) -> int:
     if sock.type == socket.SOCK_STREAM:
         return sock.getsockopt(TCP, TCP_INFO, 1)[0]
-    return ESTABLISHED if _has_peer(sock) else CLOSE
-
-
-def _has_peer(sock: socket.socket) -> bool:
-    try:
-        sock.getpeername()
-    except OSError:
-        return False
-    return True
+    return ESTABLISHED if has_peer(sock) else CLOSE
 
 
 def _peer(sock: socket.socket) -> str:

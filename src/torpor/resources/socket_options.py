@@ -41,6 +41,14 @@ def opened(fd: int) -> socket.socket:
     return socket.socket(fileno=os.dup(fd))
 
 
+def has_peer(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
 def refuse_filter(seen: "SeenFile") -> None:
     """Raises Refusal for a filter program."""
     try:

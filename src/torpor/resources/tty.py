@@ -13,11 +13,11 @@ Making them again is in tty_restore.py, queued data in tty_queue.py.
 """
 
 import os
-import select
 
 from torpor.images import kinds
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.tty import TtyDataEntry, TtyFileEntry, TtyInfoEntry, TtyPtyEntry
+from torpor.kernel.polling import poll_events
 from torpor.resources import regular, tty_calls, tty_queue
 from torpor.resources.description import NOBODY, Described, extra, save_owner
 from torpor.resources.tty_calls import Modes, number
@@ -176,7 +176,7 @@ class Tty(Described):
                     continue
                 if id - 1 in ends:
                     ends[id - 1].info.sid, ends[id - 1].info.pgrp = end.info.sid, end.info.pgrp
-                elif _never_opened(end):
+                elif _never_opened(end, dump):
                     if number(end.fd, tty_calls.FIONREAD):
                         why = "something waits in it, and nobody has opened its other end yet"
                         raise end.seen.refusal(why, "try again in a moment")
@@ -222,26 +222,34 @@ class Tty(Described):
         tty_restore.terminals(restore).give_outside()
 
 
-def _never_opened(end: End) -> bool:
+def _never_opened(end: End, dump: "Dump") -> bool:
     """Of a master without slave in the tree: whether nobody has opened the slave yet.  Whoever opens and closes it
     makes the master's reads fail (EIO) from then on, so we do not then."""
-    poller = select.poll()
-    poller.register(end.fd, 0)
-    if poller.poll(0):
+    if poll_events(end.fd):
         return False  # hung up: it was opened and closed
+    if "tty opened" not in dump.state:
+        dump.state["tty opened"] = _opened_slaves()
     assert end.info.pty is not None
-    suffix = f"/{end.info.pty.index}"
-    for pid in os.listdir("/proc"):
-        if not pid.isdecimal():
-            continue
+    return end.info.pty.index not in dump.state["tty opened"]
+
+
+def _opened_slaves() -> set[int]:
+    """The numbers of all slaves of which any process has a descriptor."""
+    found = set()
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
         try:
-            for number in os.listdir(f"/proc/{pid}/fd"):
-                link = os.readlink(f"/proc/{pid}/fd/{number}")
-                if link.endswith(suffix) and os.major(os.stat(f"/proc/{pid}/fd/{number}").st_rdev) == SLAVE_MAJOR:
-                    return False
+            fds = os.listdir(f"/proc/{pid}/fd")
         except OSError:
-            continue
-    return True
+            continue  # it has ended
+        for fd in fds:
+            path = f"/proc/{pid}/fd/{fd}"
+            try:
+                device = os.stat(path).st_rdev if os.readlink(path).rpartition("/")[2].isdecimal() else 0
+            except OSError:
+                continue  # it was closed
+            if os.major(device) == SLAVE_MAJOR:
+                found.add(os.minor(device))
+    return found
 
 
 def _hung_up(fd: int) -> bool:

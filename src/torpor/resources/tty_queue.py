@@ -14,8 +14,8 @@ turned into a signal.  Surprising facts:
 - In packet mode every read begins with a byte of status, and every change of modes may leave one: so it is turned off
   meanwhile.  Turning it on forgets the status, so none may wait.
 - A stopped terminal takes nothing that is written: poll(2) tells.  Stopped by VSTOP it goes on when IXON is turned off,
-  stopped by TCOOFF (tcflow(3)) it does not; and it is VSTOP, or TCOOFF, that stops it again.  What it
-  was still to echo when it was stopped is echoed meanwhile.
+  stopped by TCOOFF (tcflow(3)) it does not; and it is VSTOP, or TCOOFF, that stops it again.  VSTOP may have been
+  taken from it since: then it is given one for the moment.  What was still to be echoed is echoed meanwhile.
 """
 
 import fcntl
@@ -25,6 +25,7 @@ import sys
 import termios
 import time
 
+from torpor.kernel.polling import poll_events
 from torpor.resources.tty_calls import ECHO, FIONREAD, ICANON, PPC, TIOCGPKT, Modes, number, open_slave
 from torpor.typed import NamedTuple
 
@@ -33,7 +34,7 @@ FULL = 4095  # what a line discipline takes
 BY_KEY, BY_CALL, MASTER = 1, 2, 4  # the slave's output is stopped by VSTOP, by TCOOFF; the master's by TCOOFF
 _CHUNK = 4096
 _EXTPROC = 0x10000000 if PPC else 0x10000
-_EOF, _LITERAL = 4, 22  # control characters while lines are typed again
+_EOF, _STOP, _LITERAL = 4, 19, 22  # control characters for the moment
 
 
 class Queues(NamedTuple):
@@ -124,9 +125,7 @@ def _int(value: int) -> bytes:
 
 
 def _events(fd: int) -> int:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN | select.POLLPRI | select.POLLOUT)
-    return sum(events for _, events in poll.poll(0))
+    return poll_events(fd, select.POLLIN | select.POLLPRI | select.POLLOUT)
 
 
 def _settle(fd: int) -> None:
@@ -191,11 +190,14 @@ def _literal(text: bytes) -> bytes:
 
 def _stop(master: int, slave: int, stopped: int, modes: Modes) -> None:
     if stopped & BY_KEY:
-        key = modes.cc[termios.VSTOP]
-        os.write(master, bytes([key]))
+        cc = bytearray(19)
+        cc[termios.VSTOP] = _STOP
+        modes.but(iflag=termios.IXON, lflag=modes.lflag & (ICANON | _EXTPROC), cc=bytes(cc)).set(slave)
+        os.write(master, bytes([_STOP]))
         deadline = time.monotonic() + PATIENCE
         while _events(slave) & select.POLLOUT and time.monotonic() < deadline:
             time.sleep(0.0002)
+        modes.set(slave)
     if stopped & BY_CALL:
         termios.tcflow(slave, termios.TCOOFF)
     if stopped & MASTER:

@@ -24,6 +24,7 @@ from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.sk_packet import ScmEntry, SkPacketEntry
 from torpor.images.schema.sk_unix import FilePermsEntry, UnixSkEntry
 from torpor.images.schema.torpor_file import SenderEntry
+from torpor.kernel.polling import poll_events
 from torpor.kernel.sockdiag import CLOSE, ESTABLISHED, LISTEN, SockDiag, UnixSocket
 from torpor.resources import socket_options, unix_names, unix_queue
 from torpor.resources.description import Described, extra, save_owner
@@ -143,9 +144,7 @@ class Unix(Described):
         own.peer_gone = True
         own.peer_name = name
         if facts.type != DGRAM:
-            poll = select.poll()
-            poll.register(sock, 0)
-            own.reset = any(events & select.POLLERR for _, events in poll.poll(0)) or None
+            own.reset = bool(poll_events(sock.fileno()) & select.POLLERR) or None
 
     @staticmethod
     def _queue(sock: socket.socket, seen: "SeenFile", dump: "Dump", facts: UnixSocket) -> None:

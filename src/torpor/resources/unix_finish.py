@@ -12,6 +12,7 @@ import socket
 
 from torpor.resources import socket_options, unix_queue
 from torpor.resources.description import set_flags
+from torpor.resources.socket_options import has_peer
 from torpor.resources.unix_names import is_path
 from torpor.resources.unix_plan import DGRAM
 from torpor.resources.unix_queue import Message
@@ -35,7 +36,7 @@ def finish(sockets: "Sockets") -> None:
     try:
         for id in plan.entries:
             if plan.entries[id].type != DGRAM and id in plan.queues:
-                _fill_connected(sockets, id)
+                _fillhas_peer(sockets, id)
         senders = _Senders(sockets)
         for id in _in_order(sockets):
             _dgram(sockets, senders, id)
@@ -71,7 +72,7 @@ def _enlarge(sock: socket.socket) -> None:
         sock.setsockopt(SOL, socket_options.SO_SNDBUF, HUGE)
 
 
-def _fill_connected(sockets: "Sockets", id: int) -> None:
+def _fillhas_peer(sockets: "Sockets", id: int) -> None:
     peer = sockets.plan.peers[id]
     sender = sockets.ghosts[id] if id in sockets.ghosts else sockets.made[peer] if peer is not None else None
     if sender is None or sockets.plan.waits(id):
@@ -136,29 +137,21 @@ def _dgram(sockets: "Sockets", senders: _Senders, id: int) -> None:
     paired = ghost is not None and not own.peer_name
     for index in range(len(plan.queues.get(id, ()))):
         message = _message(sockets, id, index)
-        if paired or _connected(sock):
+        if paired or has_peer(sock):
             sender = ghost if paired else sockets.made[peer] if peer is not None else None
             assert sender is not None
             _enlarge(sender)
             unix_queue.send(sender, message)
             continue
         sender = senders.get(message.sender, id)
-        to = None if _connected(sender) and not plan.entries[id].name else _address(sockets, id)
+        to = None if has_peer(sender) and not plan.entries[id].name else _address(sockets, id)
         unix_queue.send(sender, message, to)
-    if peer is not None and not _connected(sock):
+    if peer is not None and not has_peer(sock):
         handle = sockets.handles.get(peer, -1)
         sockets.makers.connect(sock.fileno(), plan.entries[peer].name, handle, None)
     elif ghost is not None and own.peer_name:
         handle = sockets.bind_seen(ghost, own.peer_name)
         sockets.makers.connect(sock.fileno(), own.peer_name, handle, None)
-
-
-def _connected(sock: socket.socket) -> bool:
-    try:
-        sock.getpeername()
-    except OSError:
-        return False
-    return True
 
 
 def _address(sockets: "Sockets", id: int) -> bytes:
