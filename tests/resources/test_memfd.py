@@ -10,6 +10,7 @@ from filekit import Saved, look
 
 from torpor.errors import ImageError, Refusal
 from torpor.images.schema.fdinfo import FileEntry
+from torpor.resources.description import extra
 
 MFD_HUGETLB = 4
 SHRINK, GROW, WRITE, SEAL = 2, 4, 8, 1
@@ -90,3 +91,27 @@ def test_an_inode_that_is_not_there(saved: Saved) -> None:
 
     with pytest.raises(ImageError):
         saved.restore(change)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("attribute_names", [b"security.ima"]),
+        ("attribute_names", [b"user." + b"x" * 300]),
+        ("attribute_names", [b"user.a\0b"]),
+        ("attribute_names", [b"user.a", b"user.b"]),
+        ("attribute_values", [bytes(1 << 17)]),
+        ("inode_flags", 0x10),
+        ("write_hint", 6),
+    ],
+)
+def test_impossible_attributes(saved: Saved, field: str, value: object) -> None:
+    """Only what a dump may have entered, and not what the kernel alone gives to files."""
+    fd = os.memfd_create("memory")
+    saved.save(fd)
+    own = extra(saved.dump, saved.ids[0])
+    own.attribute_names, own.attribute_values = [b"user.a"], [b"value"]
+    setattr(own, field, value)
+    saved.write()
+    with pytest.raises(ImageError, match="impossible attributes"):
+        saved.restore()

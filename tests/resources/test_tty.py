@@ -13,12 +13,17 @@ import termios
 import time
 import tty
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from filekit import Saved
 
 import torpor
+from torpor.errors import ImageError
+from torpor.images.schema.tty import TtyDataEntry
 from torpor.kernel.polling import poll_events
 from torpor.resources import tty_calls, tty_queue
+from torpor.resources.description import extra
 from torpor.resources.tty_calls import Modes
 
 Pair = tuple[int, int]
@@ -171,3 +176,12 @@ def test_status_that_waits(pair: Pair) -> None:
     assert not tty_queue.waiting_status(master)
     termios.tcflush(slave, termios.TCIFLUSH)
     assert tty_queue.waiting_status(master)
+
+
+@pytest.mark.parametrize("lines", [[3, 3], [0] * 5000])
+def test_lines_that_do_not_add_up(pair: Pair, tmp_path: Path, lines: list[int]) -> None:
+    saved = Saved(tmp_path / "images", {}).save(pair[0])
+    saved.dump.state["tty data"] = [TtyDataEntry(tty_id=os.minor(os.fstat(pair[1]).st_rdev) * 2, data=b"typed")]
+    extra(saved.dump, saved.ids[0]).typed_lines = lines
+    with pytest.raises(ImageError, match="lines do not add up"):
+        saved.write().restore()

@@ -40,7 +40,7 @@ def save(own: "TorporFileEntry", subject: str, path: str, fd: int) -> None:
     except OSError:
         names = []  # its file system has none
     for name in names:
-        if name.startswith(_NAMES) or name == _CAPABILITY:
+        if _is_kept(name):
             own.attribute_names.append(os.fsencode(name))
             own.attribute_values.append(os.getxattr(path, name))
     if fd < 0:
@@ -59,10 +59,16 @@ def save(own: "TorporFileEntry", subject: str, path: str, fd: int) -> None:
         own.write_hint = hint
 
 
+def _is_kept(name: str) -> bool:
+    return name.startswith(_NAMES) or name == _CAPABILITY
+
+
 def are_possible(own: "TorporFileEntry") -> bool:
+    """Whether `save` may have entered this."""
     return (
         len(own.attribute_names) == len(own.attribute_values)
-        and all(0 < len(name) < 256 and b"\0" not in name for name in own.attribute_names)
+        and all(_is_kept(os.fsdecode(name)) for name in own.attribute_names)
+        and all(len(name) < 256 and b"\0" not in name for name in own.attribute_names)
         and all(len(value) <= _LONGEST for value in own.attribute_values)
         and (own.write_hint or 0) in _HINTS
         and not (own.inode_flags or 0) & ~KEPT

@@ -105,6 +105,9 @@ class Terminals:
             number = self.number(info)
             if info.id >> 1 != number or number >= MAX_NUMBER:
                 raise ImageError(where, f"impossible number {number}")
+            lines = own.typed_lines if (own := extras(self.restore).get(entry.id)) else []
+            if sum(lines) > len(self.data.get(number * 2, b"")) or len(lines) > tty_queue.FULL:
+                raise ImageError(where, "its lines do not add up to what was typed")
             if info.id % 2 and entry.tty.regf_id is not None:
                 reg = self.restore.files.get(entry.tty.regf_id)
                 if reg is not None and reg.reg is not None:
@@ -188,8 +191,7 @@ class Terminals:
         own = self._own_of(number)
         if own is None:
             return Queues(typed, written)
-        lines = tuple(own.typed_lines) if own.typed_lines and sum(own.typed_lines) <= len(typed) else None
-        return Queues(typed, written, lines, own.terminal_stopped or 0)
+        return Queues(typed, written, tuple(own.typed_lines) or None, own.terminal_stopped or 0)
 
     def _open_masters(self, name: str, numbers: set[int]) -> None:
         """Open until every number has come; the kernel gives the lowest that is free."""
