@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from torpor.kernel import maps
 from torpor.kernel.maps import Area
-from torpor.kernel.procfs import ParseError
+from torpor.kernel.procfs import LARGE, ParseError, read_all
 
 PAGE = mmap.PAGESIZE
 
@@ -131,6 +131,18 @@ def test_vm_flags() -> None:
         assert {"rd", "wr", "dc"} <= flags[area_of(memory).start]
         memory.madvise(mmap.MADV_DOFORK)
         assert "dc" not in maps.read_vm_flags(os.getpid())[area_of(memory).start]
+
+
+def test_vm_flags_of_some_areas() -> None:
+    """As of all of them, whether one asks for each in their order or for one alone."""
+    data = read_all("/proc/self/smaps", LARGE)
+    of_all, at = maps.parse_vm_flags(data), 0
+    for start, flags in of_all.items():
+        found, at = maps.vm_flags_of(data, start, at)
+        assert set(found) == flags - {maps.PROTECTION_KEY} == set(maps.vm_flags_of(data, start)[0])
+    for absent in (0x1000, max(of_all) + 1):
+        with pytest.raises(ParseError):
+            maps.vm_flags_of(data, absent)
 
 
 def test_every_task_here_can_be_read() -> None:

@@ -155,6 +155,18 @@ def parse_vm_flags(data: bytes) -> dict[int, frozenset[str]]:
     return found
 
 
+def vm_flags_of(data: bytes, start: int, since: int = 0) -> tuple[list[str], int]:
+    """From the content of smaps: the two-letter flags of one area, and the offset behind them.  `since`: such an offset
+    of an area before it, from where to search.  Raises ParseError where there is no such area."""
+    head = b"%08x-" % start
+    at = 0 if data.startswith(head) else data.find(b"\n" + head, since)
+    before, name, rest = data[at : at + (1 << 15)].partition(b"\nVmFlags:")
+    if at < 0 or not name:
+        raise ParseError("smaps", head)
+    flags = rest[: rest.index(b"\n")]
+    return flags.decode("ascii").split(), at + len(before) + len(name) + len(flags)
+
+
 PROTECTION_KEY = "pkey"  # not one of the kernel's flags: the area has a protection key other than 0
 
 

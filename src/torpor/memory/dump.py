@@ -11,7 +11,7 @@ from torpor.engine.executor import Executor
 from torpor.engine.program import Program
 from torpor.images.schema.mm import MmEntry
 from torpor.kernel import pagemap
-from torpor.kernel.maps import MAP_SHARED, Area, kind, parse_vm_flags
+from torpor.kernel.maps import MAP_SHARED, Area, kind, parse_vm_flags, vm_flags_of
 from torpor.kernel.proc import INFINITY, parse_stat
 from torpor.kernel.procfs import LARGE, read_all, read_link
 from torpor.memory import areas as vma
@@ -38,6 +38,7 @@ class AddressSpace:
         self.task = task
         self.kinds = _kinds(task.areas)
         self._smaps = b""  # as read
+        self._asked = 0  # an offset in it
         self._flags: dict[int, frozenset[str]] = {}
         self.behind: dict[int, tuple[int, int]] = {}  # shmid and fdflags of areas with a file or a segment
         self.runs: list[tuple[int, int, bool]] = []
@@ -67,8 +68,16 @@ class AddressSpace:
             if what == "file":
                 self.behind[area.start] = self._enter_file(dump, area)
             elif what in ("shmem", "memfd", "sysv"):
-                may = not area.shared or bool(area.prot & PROT_WRITE) or "mw" in self.flags.get(area.start, ())
-                self.behind[area.start] = segments.enter(dump, task, area, what, may)
+                writable = not area.shared or self._may_be_written(area)
+                self.behind[area.start] = segments.enter(dump, task, area, what, writable)
+
+    def _may_be_written(self, area: Area) -> bool:
+        """Whether it can be, or mprotect(2) may allow it.  To be asked in the order of areas, while frozen: of smaps no
+        more is taken apart than that."""
+        if area.prot & PROT_WRITE:
+            return True
+        flags, self._asked = vm_flags_of(self._smaps, area.start, self._asked)
+        return "mw" in flags
 
     @property
     def flags(self) -> dict[int, frozenset[str]]:
@@ -112,7 +121,7 @@ class AddressSpace:
         """Its number in files.img, and how it is to be opened."""
         task = self.task
         # A shared mapping that may become writable tells that its file was opened for writing.
-        access = O_RDWR if area.shared and "mw" in self.flags.get(area.start, ()) else O_RDONLY
+        access = O_RDWR if area.shared and self._may_be_written(area) else O_RDONLY
         path = f"/proc/{task.leader.tid}/map_files/{area.start:x}-{area.end:x}"
         subject = f"{task.subject}, area {area.start:#x}-{area.end:#x}"
         # maps says by itself that two areas are of one file: most need no look at it.
