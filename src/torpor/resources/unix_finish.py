@@ -36,7 +36,7 @@ def finish(sockets: "Sockets") -> None:
     try:
         for id in plan.entries:
             if plan.entries[id].type != DGRAM and id in plan.queues:
-                _fillhas_peer(sockets, id)
+                _fill_connected(sockets, id)
         senders = _Senders(sockets)
         for id in _in_order(sockets):
             _dgram(sockets, senders, id)
@@ -72,7 +72,7 @@ def _enlarge(sock: socket.socket) -> None:
         sock.setsockopt(SOL, socket_options.SO_SNDBUF, HUGE)
 
 
-def _fillhas_peer(sockets: "Sockets", id: int) -> None:
+def _fill_connected(sockets: "Sockets", id: int) -> None:
     peer = sockets.plan.peers[id]
     sender = sockets.ghosts[id] if id in sockets.ghosts else sockets.made[peer] if peer is not None else None
     if sender is None or sockets.plan.waits(id):
