@@ -194,13 +194,11 @@ class Inet(Described):
                 _set_ip_options(sock, isk.ip_opts)
             if isk.proto == TCP:
                 _set_tcp_options(sock, isk)
-        own = extras(restore).get(entry.id)
-        if own is not None:
-            with socket_options.opened(fd) as sock:
+            own = extras(restore).get(entry.id)
+            if own is not None:
                 inet_options.restore(sock, own)
                 inet_groups.restore(sock, own)
-        if isk.shutdown in (1, 2, 3) and (isk.proto == UDP or isk.state == CLOSE):
-            with socket_options.opened(fd) as sock:
+            if isk.shutdown in (1, 2, 3) and (isk.proto == UDP or isk.state == CLOSE):
                 try:
                     sock.shutdown(isk.shutdown - 1)
                 except OSError as error:  # of one that is not connected it is said so, and done
@@ -236,11 +234,10 @@ def _datagrams(sock: socket.socket, seen: "SeenFile", dump: "Dump") -> None:
 
 
 def _shut_down(sock: socket.socket, seen: "SeenFile", dump: "Dump") -> int:
-    """What shutdown(2) has ended: 1 receiving, 2 sending.  Of a TCP socket that is not connected poll(2) tells enough:
-    it can send nothing anyhow."""
+    """What shutdown(2) has ended: 1 receiving, 2 sending.  Of a TCP socket that is not connected poll(2) tells only the
+    first; then both are taken to have ended, as mostly they have: it can send nothing anyhow."""
     if sock.type == socket.SOCK_STREAM:
-        events = poll_events(sock.fileno(), select.POLLRDHUP)
-        return 3 if events & select.POLLRDHUP and events & select.POLLHUP else int(bool(events & select.POLLRDHUP))
+        return 3 if poll_events(sock.fileno(), select.POLLRDHUP) & select.POLLRDHUP else 0
     if "inet:udp" not in dump.state:
         with SockDiag() as diag:
             listed = [s for family in (socket.AF_INET, socket.AF_INET6) for s in diag.inet(family, UDP)]

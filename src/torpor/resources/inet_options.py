@@ -127,8 +127,12 @@ def differing(sock: socket.socket) -> "Differing":
         for number, before in numbers.items()
         if (value := get(number >> 16, number & 0xFFFF)) != before
     ]
-    differing_longs = [(number, value) for number, value in _read_longs(sock).items() if value != longs.get(number)]
-    return Differing(found, congestion if congestion != usual else b"", differing_longs)
+    found_longs = [
+        (number, long)
+        for number, usual_long in longs.items()
+        if (long := get(number >> 16, number & 0xFFFF, _SIZES[number])) != usual_long
+    ]
+    return Differing(found, congestion if congestion != usual else b"", found_longs)
 
 
 def save(options: "Differing", own: "TorporFileEntry") -> None:
