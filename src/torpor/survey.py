@@ -129,7 +129,7 @@ def foresee(dump: Dump, root: int) -> list[DumpTask]:
     cannot be seen yet is left to the dump.  Returns the tasks that are alive.
 
     A look at a task takes a third of a millisecond, and in a large tree most tasks are alike: the first ones and those
-    that begin a session are examined, of the others only the descriptors.
+    that begin a session are examined; of the others only the descriptors, and what is never looked at again.
     """
     own = dump.state["own namespaces"]
     tasks = tree(root)
@@ -143,6 +143,8 @@ def foresee(dump: Dump, root: int) -> list[DumpTask]:
             if number < EXAMINED or task.pid == task.sid:
                 status(task, all_threads=False)
                 examine(dump, task, own)
+            else:
+                _examine_running(dump, task)
             modules |= _foresee_files(task)
         except (OSError, TaskGone):
             pass
@@ -216,6 +218,12 @@ def examine(dump: Dump, task: DumpTask, own: dict[str, int]) -> None:
     namespaces.refuse(dump, task, own)
     for attribute in dump.state["attributes"]:
         attribute.examine(task, dump)
+    _examine_running(dump, task)
+
+
+def _examine_running(dump: Dump, task: DumpTask) -> None:
+    for attribute in dump.state["attributes"]:
+        attribute.examine_running(task, dump)
 
 
 def examine_path(survey: Survey, subject: str, link: str, stat: os.stat_result) -> None:

@@ -29,6 +29,7 @@ class Timed(Attribute):
     def __init__(self, inner: Attribute, costs: Costs) -> None:
         self.inner, self._costs = inner, costs
         self._name = type(inner).__module__.rpartition(".")[2]
+        self.examine_running = inner.examine_running  # type: ignore[method-assign]
         self.save, self.save_thread = inner.save, inner.save_thread  # type: ignore[method-assign]
 
     def examine(self, task: "DumpTask", dump: "Dump") -> None:

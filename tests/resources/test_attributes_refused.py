@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import torpor
+from torpor import survey
 from torpor.dump import dump
 from torpor.errors import Refusal
 from torpor.options import Options
@@ -243,14 +244,21 @@ def test_thread_in_another_cgroup(program: str, tmp_path: Path, victims: list[Vi
         place.rmdir()
 
 
-def test_bound_memory(program: str, tmp_path: Path, victims: list[Victim], monkeypatch: pytest.MonkeyPatch) -> None:
-    """mbind(2); where there is only one node, nothing depends on it."""
-    victim = Victim(tmp_path, program, "mbind")
+@pytest.mark.parametrize("first", [True, False])
+def test_bound_memory(
+    program: str, tmp_path: Path, victims: list[Victim], monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    """mbind(2); where there is only one node, nothing depends on it.  Also in tasks behind those that the survey of a
+    large tree examines in full."""
+    victim = Victim(tmp_path, *([program, "mbind"] if first else ["sh", "-c", f"{program} mbind; true"]))
     victims.append(victim)
+    if not first:
+        monkeypatch.setattr(survey, "EXAMINED", 0)
     monkeypatch.setattr(security, "several_nodes", lambda: True)
     with pytest.raises(Refusal, match=r"has a policy of its own \(mbind, set_mempolicy: bind"):
         victim.dump(tmp_path)
     assert victim.process.poll() is None
+    os.killpg(victim.process.pid, signal.SIGKILL)
 
 
 def test_frozen_cgroup(program: str, tmp_path: Path, victims: list[Victim]) -> None:

@@ -38,6 +38,10 @@ class Attribute:
         Also called for tasks that are not frozen (`task.running`), by `check -t`: then nothing can be asked by ptrace,
         but what `ask` and `save` would refuse should be seen already."""
 
+    def examine_running(self, task: "DumpTask", dump: "Dump") -> None:
+        """Before the freeze, and by `check -t`: look from outside, of every task, at what is too rare to be looked at
+        while all stand still.  dump.refuse() it.  Its status need not have been read."""
+
     def ask(self, task: "DumpTask", program: "Program") -> Any:
         """Append what has to be asked once a process, in its leader (alive, never a zombie)."""
 

@@ -24,16 +24,10 @@ class Cgroups(Attribute):
     covers = frozenset({"task:cgroups"})
 
     def examine(self, task: "DumpTask", dump: "Dump") -> None:
-        if task.running and _is_frozen(task):
-            why = "its cgroup is frozen (cgroup.freeze, a paused container): it could not be asked anything"
-            dump.refuse(task.refusal(why, "let that go on first: a dump stops it by itself", code="cgroup"))
-            return
         if dump.options.manage_cgroups == "ignore":
             return
         ours: bytes = dump.state.get("own cgroups") or dump.setdefault("own cgroups", read_all("/proc/self/cgroup"))
         theirs = read_all(f"/proc/{task.leader.tid}/cgroup")
-        if task.running and self._refuse_threads(task, dump, theirs):
-            return
         if theirs == ours:
             return
         known = {(m.hierarchy, m.controllers): m.path for m in parse_cgroup(ours)}
@@ -44,19 +38,12 @@ class Cgroups(Attribute):
                 dump.refuse(task.refusal(why, REMEDY, code="cgroup"))
                 return  # the others say the same
 
-    def _refuse_threads(self, task: "DumpTask", dump: "Dump", cgroups: bytes) -> bool:
-        """A thread may be in others than its process: in version 1, and in threaded cgroups of version 2.  Looked at
-        before the freeze only, to keep that short."""
-        for thread in task.threads:
-            try:
-                same = thread is task.leader or read_all(f"/proc/{task.pid}/task/{thread.tid}/cgroup") == cgroups
-            except OSError:
-                continue  # it has ended
-            if not same:
-                why = f"its thread {thread.tid} is in another cgroup than the first"
-                dump.refuse(task.refusal(why, REMEDY, code="cgroup"))
-                return True
-        return False
+    def examine_running(self, task: "DumpTask", dump: "Dump") -> None:
+        if _is_frozen(task):
+            why = "its cgroup is frozen (cgroup.freeze, a paused container): it could not be asked anything"
+            dump.refuse(task.refusal(why, "let that go on first: a dump stops it by itself", code="cgroup"))
+        elif len(task.threads) > 1 and dump.options.manage_cgroups != "ignore":
+            _refuse_threads(task, dump)
 
     def save_thread(self, task: "DumpTask", thread: "Tracee", answer: None, core: "CoreEntry") -> None:
         assert core.thread_core is not None
@@ -73,6 +60,20 @@ class Cgroups(Attribute):
         sets.update(core.thread_core.cg_set for core in task.cores.values() if core.thread_core is not None)
         if sets - {None, root}:
             raise task.refusal("it was in another cgroup than whoever dumped it", REMEDY, code="cgroup")
+
+
+def _refuse_threads(task: "DumpTask", dump: "Dump") -> None:
+    """A thread may be in others than its process: in version 1, and in threaded cgroups of version 2."""
+    cgroups = read_all(f"/proc/{task.leader.tid}/cgroup")
+    for thread in task.threads:
+        try:
+            same = thread is task.leader or read_all(f"/proc/{task.pid}/task/{thread.tid}/cgroup") == cgroups
+        except OSError:
+            continue  # it has ended
+        if not same:
+            why = f"its thread {thread.tid} is in another cgroup than the first"
+            dump.refuse(task.refusal(why, REMEDY, code="cgroup"))
+            return
 
 
 def _is_frozen(task: "DumpTask") -> bool:

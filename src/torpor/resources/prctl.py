@@ -310,14 +310,16 @@ class Switches(Attribute):
     def examine(self, task: "DumpTask", dump: "Dump") -> None:
         if task.stat.flags & PF_IO_FLUSHER:
             dump.refuse(task.refusal("it is an I/O flusher (PR_SET_IO_FLUSHER)", "end the storage daemon first"))
-        elif task.running:
-            _refuse_flushers(task, dump)
         statuses = task.thread_statuses
         expected = statuses[task.leader.tid].credentials.speculation
         for tid, status in statuses.items():
             if status.credentials.speculation != expected:
                 why = f"its thread {tid} has speculation controls of its own (PR_SET_SPECULATION_CTRL)"
                 dump.refuse(task.refusal(why, "set them before threads are made"))
+
+    def examine_running(self, task: "DumpTask", dump: "Dump") -> None:
+        if not task.stat.flags & PF_IO_FLUSHER:
+            _refuse_flushers(task, dump)
 
     def ask(self, task: "DumpTask", program: "Program") -> Any:
         """Field -> result of the call, and where it put its answer."""
@@ -401,7 +403,7 @@ class Switches(Attribute):
 
 
 def _refuse_flushers(task: "DumpTask", dump: "Dump") -> None:
-    """Threads that are what the first is not.  Looked at before the freeze only, to keep that short."""
+    """Threads that are what the first is not."""
     for thread in task.threads:
         try:
             stat = b"" if thread.tid == task.leader.tid else read_all(f"/proc/{task.pid}/task/{thread.tid}/stat")

@@ -50,8 +50,6 @@ class Confinement(Attribute):
             why = f"it runs under seccomp (mode {_SECCOMP.get(mode or 0, mode)}), which Torpor does not restore yet"
             dump.refuse(task.refusal(why, "start it without a seccomp profile", code="seccomp"))
         label = _label(task.leader.tid)
-        if label and task.running:
-            _refuse_labels(task, dump)
         if not _is_unconfined(label):
             why = f"it is confined by a security module ({label.decode(errors='replace')})"
             dump.refuse(task.refusal(f"{why}, which Torpor does not restore yet", "run it unconfined", code="label"))
@@ -67,10 +65,13 @@ class Confinement(Attribute):
             dump.refuse(task.refusal(why, "start it without"))
         if _is_32bit(task):
             dump.refuse(task.refusal("it is a 32-bit program", "only 64-bit programs can be dumped yet", code="32-bit"))
-        if task.running:
-            _examine_running(task, dump)
-        else:
+        if not task.running:
             _examine_stopped(task, dump)
+
+    def examine_running(self, task: "DumpTask", dump: "Dump") -> None:
+        if len(task.threads) > 1 and _label(task.leader.tid):
+            _refuse_labels(task, dump)
+        _examine_running(task, dump)
 
     def ask(self, task: "DumpTask", program: "Program") -> "tuple[Result, Result | None]":
         segments = None
@@ -148,7 +149,7 @@ def _examine_stopped(task: "DumpTask", dump: "Dump") -> None:
 
 
 def _examine_running(task: "DumpTask", dump: "Dump") -> None:
-    """Rare things, asked before the freeze only, to keep that short."""
+    """Rare things."""
     tid = task.leader.tid
     for name in ("exec", "fscreate", "keycreate", "sockcreate"):
         if label := _label(tid, name):
@@ -175,8 +176,8 @@ def several_nodes() -> bool:
 
 
 def _refuse_bound_areas(task: "DumpTask", dump: "Dump") -> None:
-    """Memory policies of areas (mbind).  numa_maps takes as long as smaps: looked at before the freeze only, and where
-    there are nodes to choose from."""
+    """Memory policies of areas (mbind).  numa_maps takes as long as smaps: it is looked at only where there are nodes
+    to choose from."""
     try:
         lines = read_all(f"/proc/{task.leader.tid}/numa_maps", LARGE).splitlines() if several_nodes() else []
     except OSError:
@@ -191,7 +192,7 @@ def _refuse_bound_areas(task: "DumpTask", dump: "Dump") -> None:
 
 
 def _refuse_labels(task: "DumpTask", dump: "Dump") -> None:
-    """Threads can be confined alone (aa_change_hat).  Looked at before the freeze only, to keep that short."""
+    """Threads can be confined alone (aa_change_hat)."""
     for thread in task.threads:
         try:
             label = b"" if thread is task.leader else _label(thread.tid)
