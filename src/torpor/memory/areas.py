@@ -73,7 +73,8 @@ REFUSED_KINDS = {
 }
 
 
-FEW_AREAS, SPARE_AREAS = 1000, 8  # so many fit anywhere; so many more a restore needs for itself
+FEW_AREAS = 1000  # not worth a look at the limit, which is 65,530 unless somebody changed it
+SPARE_AREAS = 8  # that a restore needs for itself
 
 
 def check_count(task: "DumpTask | RestoreTask", count: int) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torpor.resources.context import Restore, RestoreTask
 
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
-LOWEST = 1 << 16  # vm.mmap_min_addr's default; not more anywhere
+LOWEST = 1 << 16  # vm.mmap_min_addr's default, or more than that, of every architecture
 AT_PAGESZ = 6
 KEPT_FLAGS = vma.MAP_SHARED | vma.MAP_PRIVATE | vma.MAP_DROPPABLE | vma.MAP_ANONYMOUS | vma.MAP_GROWSDOWN
 KEPT_FLAGS |= vma.MAP_NORESERVE

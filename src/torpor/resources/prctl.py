@@ -34,7 +34,6 @@ PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42
 PR_GET_SPECULATION_CTRL, PR_SET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, PR_SPEC_INDIRECT_BRANCH = 52, 53, 0, 1
 PR_SET_MDWE, PR_GET_MDWE = 65, 66
 PR_SET_MEMORY_MERGE, PR_GET_MEMORY_MERGE = 67, 68
-PR_FUTEX_HASH, PR_FUTEX_HASH_SET_SLOTS, PR_FUTEX_HASH_GET_SLOTS = 78, 1, 2
 PR_SPEC_PRCTL = 1  # of what PR_GET_SPECULATION_CTRL answers: this task's own setting is in the other bits
 MEMBARRIER_REGISTRATIONS = 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8
 MEMBARRIER_QUERY, MEMBARRIER_REGISTER_GLOBAL = 0, 1 << 2
@@ -270,35 +269,6 @@ SPECULATION = (
 )
 
 
-def _auto_slots(threads: int) -> range:
-    """How many slots the kernel may have given a process by itself: it begins with the second thread, and goes by the
-    most threads that there have been, or by the number of processors."""
-    if threads == 1:
-        return range(1)
-    most = max(16, 4 * (os.cpu_count() or 1))
-    return range(16, (1 << (most - 1).bit_length()) + 1)
-
-
-class FutexHash(Attribute):
-    """A process's own table of futexes (6.16).  Whether it asked for a number of slots, which is final then, is not
-    told, but what the kernel would not choose by itself was chosen.  Set before there are threads, for which the kernel
-    makes a table."""
-
-    covers = frozenset({"task:futex_hash"})
-
-    def ask(self, task: "DumpTask", program: "Program") -> "Result":
-        return program.call("prctl", PR_FUTEX_HASH, PR_FUTEX_HASH_GET_SLOTS, 0, 0, 0, may_fail=True)
-
-    def save(self, task: "DumpTask", answer: "Result", core: "CoreEntry") -> None:
-        if answer.value >= 0 and answer.value not in _auto_slots(len(task.threads)):
-            task.process_extras["futex_slots"] = answer.value
-
-    def place(self, task: "RestoreTask", program: "Program") -> None:
-        slots = task.extras.process.futex_slots
-        if slots is not None:  # a kernel without such tables has no use for them
-            program.call("prctl", PR_FUTEX_HASH, PR_FUTEX_HASH_SET_SLOTS, slots, 0, 0, may_fail=True)
-
-
 class Switches(Attribute):
     """Settings of a process that are rarely other than they begin."""
 
@@ -425,5 +395,4 @@ def _value(task: "DumpTask", result: "Result", space: "Pointer | None") -> int:
     return result.value if space is None else int(struct.unpack(f"{task.leader.arch.word[0]}i", space.data)[0])
 
 
-ATTRIBUTES = [ParentDeath(), TimerSlack(), Dumpable(), Subreaper(), Membarrier(), OomScore(), LoginUid(),
-              FutexHash(), Switches()]  # fmt: skip
+ATTRIBUTES = [ParentDeath(), TimerSlack(), Dumpable(), Subreaper(), Membarrier(), OomScore(), LoginUid(), Switches()]

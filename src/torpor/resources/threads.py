@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the C library told the kernel about each thread: robust futexes, clear_child_tid, restartable sequences.
+"""What the C library told the kernel about each thread: robust futexes, clear_child_tid, restartable sequences;
+and the table of futexes of them all.
 
 - The robust list's head can be read from outside, clear_child_tid only inside (PR_GET_TID_ADDRESS).
 - A thread that is caught inside a restartable sequence has to abort it.  The engine moves a dumped thread's instruction
@@ -8,6 +9,7 @@
   goes on inside it, the kernel aborts it.
 """
 
+import os
 import struct
 
 from torpor.arch import native
@@ -18,12 +20,13 @@ from torpor.resources.base import Attribute
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torpor.engine.program import Pointer, Program
+    from torpor.engine.program import Pointer, Program, Result
     from torpor.engine.tracee import Tracee
     from torpor.images.schema.core import CoreEntry
     from torpor.resources.context import DumpTask, Restore, RestoreTask
 
 PR_GET_TID_ADDRESS, PR_SET_TAGGED_ADDR_CTRL = 40, 55
+PR_FUTEX_HASH, PR_FUTEX_HASH_SET_SLOTS, PR_FUTEX_HASH_GET_SLOTS = 78, 1, 2
 ROBUST_LIST_SIZE = 3 * native().word_size  # struct robust_list_head: three words; the kernel takes no other size
 RSEQ_CS_OFFSET = 8  # of rseq_cs in struct rseq
 _INFOS = (
@@ -112,4 +115,33 @@ class ThreadPointer(Attribute):
             program.call("set_tls", pointer)
 
 
-ATTRIBUTES = [RobustList(), ClearChildTid(), Rseq(), ThreadPointer()]
+def _auto_slots(threads: int) -> range:
+    """How many slots the kernel may have given a process by itself: it begins with the second thread, and goes by the
+    most threads that there have been, or by the number of processors."""
+    if threads == 1:
+        return range(1)
+    most = max(16, 4 * (os.cpu_count() or 1))
+    return range(16, (1 << (most - 1).bit_length()) + 1)
+
+
+class FutexHash(Attribute):
+    """A process's own table of futexes (6.16).  Whether it asked for a number of slots, which is final then, is not
+    told, but what the kernel would not choose by itself was chosen.  Set before there are threads, for which the kernel
+    makes a table."""
+
+    covers = frozenset({"task:futex_hash"})
+
+    def ask(self, task: "DumpTask", program: "Program") -> "Result":
+        return program.call("prctl", PR_FUTEX_HASH, PR_FUTEX_HASH_GET_SLOTS, 0, 0, 0, may_fail=True)
+
+    def save(self, task: "DumpTask", answer: "Result", core: "CoreEntry") -> None:
+        if answer.value >= 0 and answer.value not in _auto_slots(len(task.threads)):
+            task.process_extras["futex_slots"] = answer.value
+
+    def place(self, task: "RestoreTask", program: "Program") -> None:
+        slots = task.extras.process.futex_slots
+        if slots is not None:  # a kernel without such tables has no use for them
+            program.call("prctl", PR_FUTEX_HASH, PR_FUTEX_HASH_SET_SLOTS, slots, 0, 0, may_fail=True)
+
+
+ATTRIBUTES = [RobustList(), ClearChildTid(), Rseq(), ThreadPointer(), FutexHash()]
