@@ -18,15 +18,13 @@ turned into a signal.  Surprising facts:
   taken from it since: then it is given one for the moment.  What was still to be echoed is echoed meanwhile.
 """
 
-import fcntl
 import os
 import select
-import sys
 import termios
 import time
 
 from torpor.kernel.polling import poll_events
-from torpor.resources.tty_calls import ECHO, FIONREAD, ICANON, PPC, TIOCGPKT, Modes, number, open_slave
+from torpor.resources.tty_calls import ECHO, FIONREAD, ICANON, PPC, TIOCGPKT, Modes, number, open_slave, set_number
 from torpor.typed import NamedTuple
 
 PATIENCE = 0.1  # seconds for the kernel's work queue
@@ -59,7 +57,7 @@ def look(master: int) -> Queues:
         return Queues(b"", b"")
     packets = number(master, TIOCGPKT)
     if packets:
-        fcntl.ioctl(master, termios.TIOCPKT, _int(0))
+        set_number(master, termios.TIOCPKT, 0)
     try:
         modes = Modes.get(slave)
         typed, lines = _typed(slave, modes)
@@ -72,7 +70,7 @@ def look(master: int) -> Queues:
     finally:
         os.close(slave)
         if packets:
-            fcntl.ioctl(master, termios.TIOCPKT, _int(1))
+            set_number(master, termios.TIOCPKT, 1)
 
 
 def _own_slave(master: int) -> int:
@@ -118,10 +116,6 @@ def _stopped(master: int, slave: int, modes: Modes) -> int:
         found |= BY_KEY if _events(slave) & select.POLLOUT else BY_CALL
         modes.set(slave)
     return found
-
-
-def _int(value: int) -> bytes:
-    return value.to_bytes(4, sys.byteorder)
 
 
 def _events(fd: int) -> int:
