@@ -6,6 +6,12 @@
 
 #include <grp.h>
 
+#ifdef SYS_setgroups32 /* the other takes numbers of 16 bits there */
+#define SET_GROUPS SYS_setgroups32
+#else
+#define SET_GROUPS SYS_setgroups
+#endif
+
 enum { many = 65536, IOPRIO_IDLE = 3 << 13 };
 static const char odd[16] = "a)\n(\xff\x80 \x1b[31m%";
 static pthread_barrier_t barrier;
@@ -17,7 +23,7 @@ static void *thread(void *unused)
 	struct sched_param zero = {0};
 	cpu_set_t one;
 	char name[20] = "";
-	MUST(syscall(SYS_setgroups, 2L, few)); /* the C library would ask all threads to */
+	MUST(syscall(SET_GROUPS, 2L, few)); /* the C library would ask all threads to */
 	MUST(prctl(PR_SET_NAME, odd));
 	MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
 	MUST(prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0));
