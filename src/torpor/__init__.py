@@ -67,7 +67,8 @@ _turn = allocate_lock()
 
 
 class _Signals:
-    """Signals that came to the host while it waited, and ended that: they are for its own handlers, too."""
+    """Signals that came to the host while it waited, and ended that: they are for its own handlers, too, which may call
+    us again: so they come when it is the next one's turn."""
 
     def __enter__(self) -> None:
         pass
@@ -87,7 +88,7 @@ def dump(pid: int, images: "str | os.PathLike[str]", **options: "Unpack[DumpKeyw
     notes = chosen.settle("dump")
     from torpor.dump import dump as run
 
-    with _turn, _Signals(), log.opened(chosen.log_path, chosen.verbosity):
+    with _Signals(), _turn, log.opened(chosen.log_path, chosen.verbosity):
         log.infos(notes)
         return run(chosen)
 
@@ -102,7 +103,7 @@ def restore(images: "str | os.PathLike[str]", **options: "Unpack[RestoreKeywords
     notes = chosen.settle("restore")
     from torpor.restore import restore as run
 
-    with _turn, _Signals(), log.opened(chosen.log_path, chosen.verbosity):
+    with _Signals(), _turn, log.opened(chosen.log_path, chosen.verbosity):
         log.infos(notes)
         return run(chosen)
 
@@ -133,7 +134,7 @@ def check(*, pid: int | None = None, images: "str | os.PathLike[str] | None" = N
     if images is not None:
         chosen.set_keyword("images_dir", images)
     notes = chosen.settle("check")
-    with _turn, _Signals(), log.opened(chosen.log_path, chosen.verbosity):
+    with _Signals(), _turn, log.opened(chosen.log_path, chosen.verbosity):
         log.infos(notes)
         if chosen.feature:
             return check_features(chosen)
