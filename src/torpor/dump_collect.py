@@ -28,7 +28,7 @@ from torpor.kernel.process import comparison, kcmp, pidfd_open, pidfd_open_threa
 from torpor.kernel.procfs import read_all
 from torpor.kernel.status import parse_status, parse_thread_status
 from torpor.memory import segments as shared
-from torpor.memory.areas import FEW_AREAS, check_count
+from torpor.memory.areas import SPARE_AREAS, check_count, most_areas
 from torpor.memory.dump import AddressSpace
 from torpor.model import identity
 from torpor.resources import clocks, namespaces, registry
@@ -60,6 +60,7 @@ def prepare(dump: "Dump") -> None:
         dump.state["attributes"] = [Timed(attribute, costs) for attribute in attributes]
     dump.state["own namespaces"] = namespaces.of(os.getpid())
     dump.state["strict overcommit"] = read_all("/proc/sys/vm/overcommit_memory").startswith(b"2")
+    dump.state["most areas"] = most_areas()
     if native().tags_memory():
         from torpor.memory import tags  # noqa: F401
     blob(native())
@@ -172,7 +173,7 @@ def areas(dump: "Dump") -> list[AddressSpace]:
         if task.ids.vm_id in spaces:
             continue
         task.areas = read_maps(task.leader.tid)
-        check_count(task, len(task.areas))
+        check_count(task, len(task.areas), dump.state["most areas"])
         spaces[task.ids.vm_id] = space = AddressSpace(task)
         if "vdso" in space.kinds:
             text = task.areas[space.kinds.index("vdso")]
@@ -261,7 +262,7 @@ def install(dump: "Dump") -> None:
 def _is_tight(dump: "Dump", task: DumpTask) -> bool:
     """Whether memory that could be mapped may yet be refused to be written."""
     strict: bool = dump.state["strict overcommit"]
-    few = 0 < len(task.areas) < FEW_AREAS  # none: it lives in another's memory
+    few = 0 < len(task.areas) < dump.state["most areas"] - 2 * SPARE_AREAS  # none: it lives in another's memory
     return strict or not few or task.limits[RLIMIT_DATA].soft != INFINITY
 
 

@@ -331,7 +331,7 @@ class Memory:
         task.areas = read_maps(pid)
         self.areas += len(task.areas)
         with self.survey.looking(task.subject):
-            vma.check_count(task, len(task.areas))
+            vma.check_count(task, len(task.areas), vma.most_areas())
         flags = parse_vm_flags(read_all(f"/proc/{pid}/smaps", LARGE))
         exe = f"/proc/{pid}/exe"
         with self.survey.looking(task.subject):

@@ -73,20 +73,19 @@ REFUSED_KINDS = {
 }
 
 
-FEW_AREAS = 1000  # not worth a look at the limit, which is 65,530 unless somebody changed it
-SPARE_AREAS = 8  # that a restore needs for itself
+SPARE_AREAS = 8  # that Torpor needs for itself, at a dump and at a restore
 
 
-def check_count(task: "DumpTask | RestoreTask", count: int) -> None:
-    """Raises Refusal for an address space that can have no more areas: Torpor needs some of its own there."""
-    if count < FEW_AREAS:
-        return
+def most_areas() -> int:
+    """How many areas an address space can have (vm.max_map_count: 65,530, unless somebody changed it)."""
     with open("/proc/sys/vm/max_map_count", "rb") as file:
-        most = int(file.read())
+        return int(file.read())
+
+
+def check_count(task: "DumpTask | RestoreTask", count: int, most: int) -> None:
+    """Raises Refusal for an address space that can have no more areas: Torpor needs some of its own there."""
     if count > most - SPARE_AREAS:
-        why = (
-            f"it has {count} areas of memory of {most} allowed (vm.max_map_count), and a restore needs some for itself"
-        )
+        why = f"it has {count} areas of memory of {most} allowed (vm.max_map_count), and Torpor needs some there"
         raise task.refusal(why, f"sysctl vm.max_map_count={count + 1000}", code="too-many-areas")
 
 

@@ -39,7 +39,7 @@ class AddressSpace:
         self.areas = layout.checked(name, mm, native().user_end)
         vma.make_undroppable(self.areas)
         self._check_lowest()
-        vma.check_count(task, len(self.areas))
+        vma.check_count(task, len(self.areas), vma.most_areas())
         self.private = [area for area in self.areas if vma.is_private_memory(area)]
         self.guards = [(area.start, area.end) for area in mm.vmas if area.status & vma.GUARD]
         self.pages = PageStore(restore.images, task.pid)
