@@ -15,6 +15,7 @@ from torpor.typed import Iterable, Sequence
 # bits of a pagemap entry: of its top byte, and of the whole
 TOP_PRESENT, TOP_SWAPPED, TOP_FILE, TOP_GUARD = 0x80, 0x40, 0x20, 0x04
 PRESENT, SWAPPED, PFN_MASK = 1 << 63, 1 << 62, (1 << 55) - 1
+SOFT_DIRTY = 1 << 55  # all that an entry says of a place without a page, in an area that is new
 WHOLE_ENTRY = (1 << 64) - 1
 
 LITTLE = sys.byteorder == "little"
@@ -39,13 +40,21 @@ def entries(fd: int, start: int, end: int) -> tuple[int, ...]:
 
 
 def chunks(fd: int, start: int, end: int) -> Iterable[tuple[int, bytes]]:
+    """(Address, entries) of what has any page; where nothing is, which may be terabytes, entries are compared only."""
+    room = min(_ENTRIES, (end - start) // PAGE) * 8
+    buffer = bytearray(room)
+    empty = [struct.pack("=Q", entry) * (room // 8) for entry in (0, SOFT_DIRTY)]
     while start < end:
-        pages = min(_ENTRIES, (end - start) // PAGE)
-        data = os.pread(fd, pages * 8, start // PAGE * 8)
-        if not data:
+        left = (end - start) // PAGE * 8
+        if left < room:
+            del buffer[left:]
+            empty = [entries[:left] for entries in empty]
+        size = os.preadv(fd, [buffer], start // PAGE * 8)
+        if not size:
             return  # the address space is gone
-        yield start, data
-        start += len(data) // 8 * PAGE
+        if size < len(buffer) or buffer not in empty:
+            yield start, bytes(memoryview(buffer)[:size])
+        start += size // 8 * PAGE
 
 
 def same(data: bytes, entry: int, mask: int) -> list[Run]:
