@@ -34,7 +34,19 @@ def spinning(nice: int, policy: int) -> Iterator[int]:
         yield process.pid
     finally:
         os.kill(process.pid, signal.SIGKILL)
+        os.sched_setscheduler(process.pid, os.SCHED_FIFO, os.sched_param(1))  # or it may take a minute to end
         process.wait()
+
+
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """This process stays away from that processor, where there is another: it would starve, too."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, before - {PROCESSOR} or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def wait_starved(pid: int) -> None:
@@ -55,7 +67,7 @@ def wait_starved(pid: int) -> None:
 def test_gets_no_processor(patience: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STUBBORN_S", 0.05)
     monkeypatch.setattr(module, "_BUSY_S", patience)
-    with spinning(0, os.SCHED_IDLE) as victim, ExitStack() as others:
+    with elsewhere(), spinning(0, os.SCHED_IDLE) as victim, ExitStack() as others:
         for _ in range(4):
             others.enter_context(spinning(-20, os.SCHED_OTHER))
         wait_starved(victim)
