@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from torpor.resources.context import Dump
 
 PF_KTHREAD = 0x200000
+PREPARED = "prepared"  # a report: names of images that are there before the freeze, with nothing in them
+MORE_S = 2.0  # than --timeout: the freeze heeds that itself where it can
 
 
 class DumpResult(NamedTuple):
@@ -72,15 +74,33 @@ def dump(options: "Options", watcher: Watcher | None = None) -> DumpResult:
         raise UsageError("dump needs a process", "no -t PID was given", "name the tree's root with -t PID")
     refuse_target(pid)
     dir_fd = _open_images(options.images_dir)
+    prepared: list[str] = []
+
+    def hear(kind: str, value: Any) -> None:
+        if kind == PREPARED:
+            prepared.extend(value)
+        elif watcher:
+            watcher.stage(kind, value, dir_fd)
+
     try:
         facts: tuple[Any, ...] = run_engine(
-            lambda report: tuple(_dump(options, dir_fd, report)),
-            (lambda kind, value: watcher.stage(kind, value, dir_fd)) if watcher else None,
-            watcher.tick if watcher else None,
+            lambda report: tuple(_dump(options, dir_fd, report)), hear, watcher.tick if watcher else None
         )
+    except DumpFailed as error:
+        if error.code == "timeout":  # the engine was killed in the freeze
+            _remove(dir_fd, prepared)
+        raise
     finally:
         os.close(dir_fd)
     return DumpResult(*facts)._replace(seconds=time.monotonic() - started)
+
+
+def _remove(dir_fd: int, names: list[str]) -> None:
+    for name in names:
+        try:
+            os.unlink(name, dir_fd=dir_fd)
+        except OSError:
+            pass  # it is not there
 
 
 def refuse_target(pid: int) -> None:
@@ -233,6 +253,8 @@ def _save(session: "Dump", clock: _Clock, report: "Report") -> "list[AddressSpac
     from torpor import dump_write as write
     from torpor.arch import native
 
+    from torpor.engine.process import LIMIT
+
     options = session.options
     if options.leave_running or native().single_step:  # by which `collect.areas` lets threads out of the vDSO
         from torpor.engine.freeze import freeze
@@ -241,9 +263,12 @@ def _save(session: "Dump", clock: _Clock, report: "Report") -> "list[AddressSpac
     assert options.tree is not None
     log.info(f"freezing process {options.tree} and all below it")
     log.hold()  # the log may be served by the tree: the engine's end releases it, too
+    report(PREPARED, list(session.images.prepared))
+    report(LIMIT, _until_stuck(options))
     clock.freeze()
     session.tree = freeze(options.tree, timeout=options.timeout)
     clock.lap("freeze")
+    report(LIMIT, None)
     collect.tasks(session, session.tree)
     clock.lap("tasks")
     memory = collect.areas(session)
@@ -266,6 +291,18 @@ def _save(session: "Dump", clock: _Clock, report: "Report") -> "list[AddressSpac
         collect.cure(session, stop=True)
         clock.thaw("stop")
     return memory
+
+
+def _until_stuck(options: "Options") -> tuple[float, str, str, str] | None:
+    """How long the freeze may take, and what to say if it takes longer: PTRACE_SEIZE waits for whoever calls execve(2),
+    for as long as that takes, and no signal but SIGKILL ends the wait."""
+    if not options.timeout:
+        return None
+    why = (
+        f"a task could not be traced in {options.timeout:g} s: it may be in execve(2), which waits for something itself"
+    )
+    what = f"cannot freeze process {options.tree} and all below it"
+    return options.timeout + MORE_S, what, why, "try again, or wait longer: --timeout SECONDS"
 
 
 def _undo(session: "Dump") -> None:

@@ -14,13 +14,14 @@ import sys
 
 from torpor import log
 from torpor import signals as signal
-from torpor.errors import TorporError, exhausted
+from torpor.errors import DumpFailed, TorporError, exhausted
 from torpor.typed import Any, Callable, TypeVar
 
 T = TypeVar("T")
 Report = Callable[[str, Any], None]
 
 TICK = 200  # milliseconds
+LIMIT = "limit"  # a report that is for the front itself
 REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # to give up
 
 taken: list[int] = []  # of them, those that came to this process while it waited for an engine
@@ -34,8 +35,11 @@ def run_engine(
     """Run `work(report)` in a forked engine process; returns or raises what it returned or raised.
 
     `report(kind, value)` inside the engine calls `on_report(kind, value)` out here (progress); `on_tick` is called some
-    times a second.  A signal
-    that would end the front (SIGINT, SIGTERM, SIGHUP) is handed to the engine, which gives up at its next safe point.
+    times a second.  A signal that would end the front (SIGINT, SIGTERM, SIGHUP) is handed to the engine, which gives up
+    at its next safe point.
+
+    `report(LIMIT, (seconds, what, why, remedy))` lets the front kill the engine when so much time has passed, and raise
+    DumpFailed: for what the kernel may make the engine wait for.  `report(LIMIT, None)`: that is over.
     """
     from torpor.engine import waiting  # noqa: F401  (imported here, for the engine and the front)
 
@@ -144,6 +148,7 @@ def _front(
 ) -> tuple[str, Any] | None:
     """Wait for the engine's answer; None: it died without one."""
     import select  # of which only poll takes descriptors above 1,023, as a host may have them
+    from time import monotonic
 
     from torpor.engine.waiting import open_signals
 
@@ -152,10 +157,14 @@ def _front(
     poller.register(fd, select.POLLIN)
     poller.register(signals, select.POLLIN)
     answer: tuple[str, Any] | None = None
+    limit: tuple[float, DumpFailed] | None = None
     data = b""
     try:
         while True:
-            ready = [which for which, _ in poller.poll(TICK if on_tick else None)]
+            ready = [which for which, _ in poller.poll(TICK if on_tick or limit else None)]
+            if limit and not ready and monotonic() > limit[0]:
+                os.kill(pid, signal.SIGKILL)
+                answer, limit = ("error", limit[1]), None
             if on_tick and not ready:
                 on_tick()
             if signals in ready:
@@ -173,6 +182,8 @@ def _front(
                 data = data[4 + size :]
                 if kind in ("result", "error", "bug"):
                     answer = kind, value
+                elif kind == LIMIT:
+                    limit = (monotonic() + value[0], DumpFailed(*value[1:], code="timeout")) if value else None
                 elif on_report:
                     on_report(kind, value)
     finally:

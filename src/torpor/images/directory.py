@@ -61,7 +61,7 @@ class ImageWriter:
     def __init__(self, dir_fd: int) -> None:
         self.dir_fd = dir_fd
         self.names: dict[str, bool] = {}  # of the files written, in order; True: the disk was told to begin with it
-        self._prepared: set[str] = set()  # names of files that wait for whoever will write them
+        self.prepared: set[str] = set()  # names of files that wait for whoever will write them
         self.bytes_written = 0  # but for what callers write to raw images: they add that, or count it themselves
 
     def write(
@@ -92,16 +92,16 @@ class ImageWriter:
         """Make an image beforehand, for `open_prepared`; returns a descriptor, the caller's, to fill it with zeros."""
         name = kind.file_name(id)
         fd = self._create(name)
-        self._prepared.add(name)
+        self.prepared.add(name)
         return fd
 
     def open_prepared(self, kind: ImageKind[Any], id: Id = None) -> int:
         """As `open_raw`, but an image that was prepared is taken, as whoever prepared it left it."""
         name = kind.file_name(id)
-        if name not in self._prepared:
+        if name not in self.prepared:
             return self._create(name)
         fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.dir_fd)
-        self._prepared.discard(name)
+        self.prepared.discard(name)
         return fd
 
     def remove(self, kind: ImageKind[Any] | str, id: Id = None) -> None:
@@ -119,7 +119,7 @@ class ImageWriter:
     def finish(self, inventory: InventoryEntry) -> None:
         """Bring everything to the disk, then, and only then, make it a checkpoint."""
         self._ready()
-        for name in self._prepared:  # nobody needed it
+        for name in self.prepared:  # nobody needed it
             self._unlink(name)
             self.names.pop(name)
         # Under another name, so that it goes to the disk together with the others.
@@ -159,7 +159,7 @@ class ImageWriter:
     def _create(self, name: str) -> int:
         self._ready()
         self.names[name] = False
-        self._prepared.discard(name)
+        self.prepared.discard(name)
         return _create(self.dir_fd, name)
 
     def _write_whole(self, name: str, parts: list[bytes]) -> None:

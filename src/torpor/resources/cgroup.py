@@ -4,6 +4,7 @@
 The set of cgroups that a task is in has a number in images; 1 is Torpor's own, for which no cgroup.img is written.
 """
 
+from torpor.engine.stops import has_ended
 from torpor.images import kinds
 from torpor.kernel.proc import parse_cgroup, parse_stat
 from torpor.kernel.procfs import read_all
@@ -70,7 +71,7 @@ def _refuse_threads(task: "DumpTask", dump: "Dump") -> None:
             same = thread is task.leader or read_all(f"/proc/{task.pid}/task/{thread.tid}/cgroup") == cgroups
         except OSError:
             continue  # it has ended
-        if not same:
+        if not same and not has_ended(thread.tid):  # then it is in none any more
             why = f"its thread {thread.tid} is in another cgroup than the first"
             dump.refuse(task.refusal(why, REMEDY, code="cgroup"))
             return
