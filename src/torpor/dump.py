@@ -252,7 +252,6 @@ def _save(session: "Dump", clock: _Clock, report: "Report") -> "list[AddressSpac
     from torpor import dump_collect as collect
     from torpor import dump_write as write
     from torpor.arch import native
-
     from torpor.engine.process import LIMIT
 
     options = session.options
