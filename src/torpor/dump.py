@@ -265,9 +265,11 @@ def _save(session: "Dump", clock: _Clock, report: "Report") -> "list[AddressSpac
     report(PREPARED, list(session.images.prepared))
     report(LIMIT, _until_stuck(options))
     clock.freeze()
-    session.tree = freeze(options.tree, timeout=options.timeout)
-    clock.lap("freeze")
-    report(LIMIT, None)
+    try:
+        session.tree = freeze(options.tree, timeout=options.timeout)
+        clock.lap("freeze")
+    finally:
+        report(LIMIT, None)
     collect.tasks(session, session.tree)
     clock.lap("tasks")
     memory = collect.areas(session)

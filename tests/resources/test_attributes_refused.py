@@ -199,49 +199,43 @@ def cgroup_directory() -> Path | None:
     return None
 
 
-def test_other_cgroup_refused_unless_ignored(program: str, tmp_path: Path, victims: list[Victim]) -> None:
-    place = cgroup_directory()
-    if place is None:
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A cgroup of its own; to be asked for before `victims`, which are to end first."""
+    made = cgroup_directory()
+    if made is None:
         pytest.skip("no cgroup can be made here")
-    try:
-        victim = Victim(tmp_path, program, "plain")
-        victims.append(victim)
-        try:
-            (place / "cgroup.procs").write_text(str(victim.process.pid))
-        except OSError as error:
-            pytest.skip(f"the victim cannot be moved: {error}")
-        with pytest.raises(Refusal, match="another cgroup than Torpor") as refused:
-            victim.dump(tmp_path)
-        assert refused.value.code == "cgroup"
-        assert "--manage-cgroups=ignore" in refused.value.remedy
-        shutil.rmtree(tmp_path / "images")
-        victim.dump(tmp_path, manage_cgroups="ignore")
-        assert victim.process.poll() is None
-        os.kill(victim.process.pid, signal.SIGKILL)
-        victim.process.wait()
-    finally:
-        place.rmdir()
+    yield made
+    made.rmdir()
 
 
-def test_thread_in_another_cgroup(program: str, tmp_path: Path, victims: list[Victim]) -> None:
-    place = cgroup_directory()
-    if place is None:
-        pytest.skip("no cgroup can be made here")
+def test_other_cgroup_refused_unless_ignored(program: str, place: Path, tmp_path: Path, victims: list[Victim]) -> None:
+    victim = Victim(tmp_path, program, "plain")
+    victims.append(victim)
     try:
-        victim = Victim(tmp_path, program, "two")
-        victims.append(victim)
-        (other,) = {int(tid) for tid in os.listdir(f"/proc/{victim.process.pid}/task")} - {victim.process.pid}
-        try:
-            (place / "tasks").write_text(str(other))
-        except OSError as error:
-            pytest.skip(f"a thread cannot be moved alone: {error}")
-        with pytest.raises(Refusal, match=f"thread {other} is in another cgroup than the first") as refused:
-            victim.dump(tmp_path)
-        assert refused.value.code == "cgroup"
-        os.kill(victim.process.pid, signal.SIGKILL)
-        victim.process.wait()
-    finally:
-        place.rmdir()
+        (place / "cgroup.procs").write_text(str(victim.process.pid))
+    except OSError as error:
+        pytest.skip(f"the victim cannot be moved: {error}")
+    with pytest.raises(Refusal, match="another cgroup than Torpor") as refused:
+        victim.dump(tmp_path)
+    assert refused.value.code == "cgroup"
+    assert "--manage-cgroups=ignore" in refused.value.remedy
+    shutil.rmtree(tmp_path / "images")
+    victim.dump(tmp_path, manage_cgroups="ignore")
+    assert victim.process.poll() is None
+
+
+def test_thread_in_another_cgroup(program: str, place: Path, tmp_path: Path, victims: list[Victim]) -> None:
+    victim = Victim(tmp_path, program, "two")
+    victims.append(victim)
+    (other,) = {int(tid) for tid in os.listdir(f"/proc/{victim.process.pid}/task")} - {victim.process.pid}
+    try:
+        (place / "tasks").write_text(str(other))
+    except OSError as error:
+        pytest.skip(f"a thread cannot be moved alone: {error}")
+    with pytest.raises(Refusal, match=f"thread {other} is in another cgroup than the first") as refused:
+        victim.dump(tmp_path)
+    assert refused.value.code == "cgroup"
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -28,7 +28,7 @@ class Cgroups(Attribute):
         if dump.options.manage_cgroups == "ignore":
             return
         ours: bytes = dump.state.get("own cgroups") or dump.setdefault("own cgroups", read_all("/proc/self/cgroup"))
-        theirs = read_all(f"/proc/{task.leader.tid}/cgroup")
+        theirs = _read(task.leader.tid)
         if theirs == ours:
             return
         known = {(m.hierarchy, m.controllers): m.path for m in parse_cgroup(ours)}
@@ -63,16 +63,16 @@ class Cgroups(Attribute):
             raise task.refusal("it was in another cgroup than whoever dumped it", REMEDY, code="cgroup")
 
 
+def _read(tid: int) -> bytes:
+    return read_all(f"/proc/{tid}/cgroup")
+
+
 def _refuse_threads(task: "DumpTask", dump: "Dump") -> None:
     """A thread may be in others than its process: in version 1, and in threaded cgroups of version 2."""
-    cgroups = read_all(f"/proc/{task.leader.tid}/cgroup")
-    for thread in task.threads:
-        try:
-            same = thread is task.leader or read_all(f"/proc/{task.pid}/task/{thread.tid}/cgroup") == cgroups
-        except OSError:
-            continue  # it has ended
-        if not same and not has_ended(thread.tid):  # then it is in none any more
-            why = f"its thread {thread.tid} is in another cgroup than the first"
+    cgroups = _read(task.leader.tid)
+    for tid, own in task.of_other_threads(_read):
+        if own != cgroups and not has_ended(tid):  # then it is in none any more
+            why = f"its thread {tid} is in another cgroup than the first"
             dump.refuse(task.refusal(why, REMEDY, code="cgroup"))
             return
 

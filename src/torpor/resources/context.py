@@ -10,7 +10,7 @@ from torpor import log
 from torpor.errors import Refusal, TorporError, clean
 from torpor.kernel.process import pidfd_getfd
 from torpor.kernel.procfs import read_all
-from torpor.typed import TYPE_CHECKING, Any
+from torpor.typed import TYPE_CHECKING, Any, Callable, Iterator
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -125,6 +125,16 @@ class DumpTask:
     def leader(self) -> "Tracee":
         """The thread in which process-wide programs run."""
         return self.threads[0]
+
+    def of_other_threads(self, read: "Callable[[int], bytes]") -> "Iterator[tuple[int, bytes]]":
+        """TID, and what `read` says of it, of each thread but the leader; those that have ended meanwhile are left out
+        (OSError)."""
+        for thread in self.threads[1:]:
+            try:
+                found = read(thread.tid)
+            except OSError:
+                continue
+            yield thread.tid, found
 
     @property
     def limits(self) -> "dict[int, Limit]":

@@ -374,13 +374,9 @@ class Switches(Attribute):
 
 def _refuse_flushers(task: "DumpTask", dump: "Dump") -> None:
     """Threads that are what the first is not."""
-    for thread in task.threads:
-        try:
-            stat = b"" if thread.tid == task.leader.tid else read_all(f"/proc/{task.pid}/task/{thread.tid}/stat")
-        except OSError:
-            continue  # it has ended
-        if stat and int(stat[stat.rindex(b")") + 2 :].split(b" ", 7)[6]) & PF_IO_FLUSHER:
-            why = f"its thread {thread.tid} is an I/O flusher (PR_SET_IO_FLUSHER)"
+    for tid, stat in task.of_other_threads(lambda tid: read_all(f"/proc/{tid}/stat")):
+        if int(stat[stat.rindex(b")") + 2 :].split(b" ", 7)[6]) & PF_IO_FLUSHER:
+            why = f"its thread {tid} is an I/O flusher (PR_SET_IO_FLUSHER)"
             dump.refuse(task.refusal(why, "end the storage daemon first"))
             return
 

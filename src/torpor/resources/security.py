@@ -193,13 +193,9 @@ def _refuse_bound_areas(task: "DumpTask", dump: "Dump") -> None:
 
 def _refuse_labels(task: "DumpTask", dump: "Dump") -> None:
     """Threads can be confined alone (aa_change_hat)."""
-    for thread in task.threads:
-        try:
-            label = b"" if thread is task.leader else _label(thread.tid)
-        except OSError:
-            continue  # it has ended
+    for tid, label in task.of_other_threads(_label):
         if not _is_unconfined(label):
-            why = f"its thread {thread.tid} is confined by a security module ({label.decode(errors='replace')})"
+            why = f"its thread {tid} is confined by a security module ({label.decode(errors='replace')})"
             dump.refuse(task.refusal(f"{why}, which Torpor does not restore yet", "run it unconfined", code="label"))
             return
 
