@@ -187,12 +187,9 @@ static void feed(struct thread *t)
 		pthread_kill(t->thread, SIGUSR1), usleep(1000);
 }
 
-static bool sleeps(pid_t process, pid_t tid, const char *wanted)
+static bool sleeps(pid_t tid, const char *wanted)
 {
-	char path[64], state[64] = "";
-	snprintf(path, sizeof path, "/proc/%d/task/%d/status", process, tid);
-	wl_proc_field(path, "State", state, sizeof state);
-	return strchr(wanted, state[0]) != NULL;
+	return strchr(wanted, wl_state(tid)) != NULL;
 }
 
 static void check(const struct thread *t)
@@ -223,14 +220,14 @@ static void victim(void *argument)
 	for (int i = 0; i < count; i++)
 		prepare(&threads[i]);
 	for (int i = 0; i < count; i++)
-		while (!__atomic_load_n(&threads[i].tid, __ATOMIC_SEQ_CST) || !sleeps(getpid(), threads[i].tid, "S"))
+		while (!__atomic_load_n(&threads[i].tid, __ATOMIC_SEQ_CST) || !sleeps(threads[i].tid, "S"))
 			usleep(1000);
 	wl_child_ready();
 	MUST(read(told, &byte, 1));
 	/* Handlers have run, or never will; whoever's call goes on is in it again. */
 	for (int i = 0; i < count; i++)
 		for (int tries = 0; tries < 5000 && !threads[i].over; tries++, usleep(1000))
-			if ((threads[i].caught || threads[i].how == BLOCKED) && tries > 20 && sleeps(getpid(), threads[i].tid, "S"))
+			if ((threads[i].caught || threads[i].how == BLOCKED) && tries > 20 && sleeps(threads[i].tid, "S"))
 				break;
 	for (int i = 0; i < count; i++)
 		if (!threads[i].over)
@@ -264,7 +261,7 @@ int main(void)
 	MUST(waitpid(pid, &status, WUNTRACED));
 	CHECK(WIFSTOPPED(status), "the victim ended with 0x%x", status);
 	for (int i = 0; i < count; i++) {
-		while (!sleeps(pid, threads[i].tid, "Tt"))
+		while (!sleeps(threads[i].tid, "Tt"))
 			usleep(1000);
 		MUST((int)syscall(SYS_tgkill, pid, threads[i].tid, threads[i].how == RESTART ? SIGUSR2 : SIGUSR1));
 	}

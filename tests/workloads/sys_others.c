@@ -216,19 +216,8 @@ enum { count = sizeof calls / sizeof calls[0] };
 
 static void await(int i)
 {
-	char path[64], text[256] = "";
-	for (;; usleep(1000)) {
-		if (!calls[i].tid)
-			continue;
-		snprintf(path, sizeof path, "/proc/self/task/%d/stat", calls[i].tid);
-		int fd = MUST(open(path, O_RDONLY | O_CLOEXEC));
-		ssize_t n = read(fd, text, sizeof text - 1);
-		close(fd);
-		text[n > 0 ? n : 0] = 0;
-		if (strrchr(text, ')')[2] == 'S')
-			return;
+	for (; !calls[i].tid || wl_state(calls[i].tid) != 'S'; usleep(1000))
 		CHECK(!calls[i].over, "%s has not waited", calls[i].name);
-	}
 }
 
 static void *body(void *argument)

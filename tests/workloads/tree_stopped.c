@@ -25,14 +25,6 @@ static void body(void *threads)
 	_exit(0);
 }
 
-static char state_of(pid_t pid)
-{
-	char path[64], state[64] = "?";
-	snprintf(path, sizeof path, "/proc/%d/status", pid);
-	wl_proc_field(path, "State", state, sizeof state);
-	return state[0];
-}
-
 int main(void)
 {
 	static const int stops[] = {SIGSTOP, SIGSTOP, SIGTSTP};
@@ -46,17 +38,17 @@ int main(void)
 	}
 	CHECK(MUST(waitpid(pids[0], &status, WUNTRACED)) == pids[0] && WIFSTOPPED(status), "status 0x%x", status);
 	for (int i = 0; i < 3; i++)
-		while (state_of(pids[i]) != 'T')
+		while (wl_state(pids[i]) != 'T')
 			usleep(1000);
 	wl_ready_wait();
 	for (int i = 0; i < 3; i++)
-		CHECK(state_of(pids[i]) == 'T', "child %d is %c, was stopped", i, state_of(pids[i]));
+		CHECK(wl_state(pids[i]) == 'T', "child %d is %c, was stopped", i, wl_state(pids[i]));
 	/* a stopped task does not take SIGTERM until it is continued */
 	for (int i = 0; i < 3; i++)
 		MUST(kill(pids[i], SIGTERM));
 	usleep(50000);
 	for (int i = 0; i < 3; i++) {
-		CHECK(state_of(pids[i]) == 'T', "child %d left its stop", i);
+		CHECK(wl_state(pids[i]) == 'T', "child %d left its stop", i);
 		MUST(kill(pids[i], SIGCONT));
 		wl_reap(pids[i]);
 	}

@@ -287,6 +287,15 @@ static WL_UNUSED bool wl_proc_field(const char *path, const char *key, char *val
 	return found;
 }
 
+/* The letter of a task's state (proc(5)). */
+static WL_UNUSED char wl_state(pid_t tid)
+{
+	char path[64], state[64] = "?";
+	snprintf(path, sizeof path, "/proc/%d/status", tid);
+	wl_proc_field(path, "State", state, sizeof state);
+	return state[0];
+}
+
 /* Sum in kB of the smaps field `key` (e.g. "Pss") over the areas that touch [start, end); `flag`, if given, is a VmFlags
  * word of which *flagged counts the areas that have it. */
 static WL_UNUSED long wl_smaps_kb(const void *start, const void *end, const char *key, const char *flag, int *flagged)
