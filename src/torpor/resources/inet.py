@@ -36,6 +36,7 @@ IP_TOS, IP_TTL, IP_OPTIONS, IP_PKTINFO, IP_FREEBIND = 1, 2, 4, 8, 15
 IPV6_PKTINFO, IPV6_V6ONLY, IPV6_FREEBIND = 49, 26, 78
 TCP_NODELAY, TCP_CORK, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT = 1, 3, 4, 5, 6
 TCP_INFO = 11
+_SEGMENTS, _SEGMENTS_AT = struct.Struct("=2I"), 136  # tcpi_segs_out, tcpi_segs_in of struct tcp_info
 MAX_BACKLOG = 1 << 16
 
 
@@ -98,7 +99,8 @@ class Inet(Described):
             elif protocol == TCP and state != CLOSE:
                 state = CLOSE
             # A connection of TCP comes back closed: it has changed its address and options, and they mean nothing then.
-            kept = protocol == UDP or not has_peer(sock)
+            segments = _segments(sock) if protocol == TCP and state == CLOSE else (0, 0)
+            kept = protocol == UDP or not (has_peer(sock) or any(segments))
             source, source_port = _split(sock.family, sock.getsockname()) if kept else (_nowhere(sock.family), 0)
             peer, peer_port = _nowhere(sock.family), 0
             if protocol == UDP and state == ESTABLISHED:
@@ -133,7 +135,8 @@ class Inet(Described):
                     inet_options.save(differing, extra(dump, seen.id))
             if protocol == UDP:
                 inet_groups.save(sock, seen, dump)
-            if kept and (shut := _shut_down(sock, seen, dump)):
+            # One that has ended gives its reader the end of file; what never was one, but refused, can be tried again.
+            if (kept or (segments[1] > 1 and not has_peer(sock))) and (shut := _shut_down(sock, seen, dump)):
                 entry.shutdown = shut
         if seen.stat.st_uid or seen.stat.st_gid:
             own = extra(dump, seen.id)
@@ -250,6 +253,14 @@ def _state(sock: socket.socket) -> int:
     if sock.type == socket.SOCK_STREAM:
         return sock.getsockopt(TCP, TCP_INFO, 1)[0]
     return ESTABLISHED if has_peer(sock) else CLOSE
+
+
+def _segments(sock: socket.socket) -> tuple[int, int]:
+    """How many segments a TCP socket has sent and got: none where there never was a connection, nor an attempt at one.
+    A connection that has ended has no peer any more, but getsockname(2) goes on telling a port, which it shares with a
+    listener, or has given back.  An attempt gets one at most, the refusal."""
+    sent, got = _SEGMENTS.unpack_from(sock.getsockopt(TCP, TCP_INFO, _SEGMENTS_AT + _SEGMENTS.size), _SEGMENTS_AT)
+    return sent, got
 
 
 def _peer(sock: socket.socket) -> str:
