@@ -53,9 +53,11 @@ class PidTaken(Exception):
 class Case:
     """One workload, started, in one mode."""
 
-    def __init__(self, workload: Workload, directory: Path, dumper: Tool, restorer: Tool, nursery: Nursery) -> None:
+    def __init__(
+        self, workload: Workload, directory: Path, images: Path, dumper: Tool, restorer: Tool, nursery: Nursery
+    ) -> None:
         self.workload, self.dumper, self.restorer, self.nursery = workload, dumper, restorer, nursery
-        self.images = directory / "images"
+        self.images = images
         self.running = workload.running(directory / "home")
         try:
             self.running.start()
@@ -272,13 +274,17 @@ def selected() -> list[str]:
     return chosen or USUAL
 
 
-def run_case(workload: Workload, mode: Mode, tools: dict[str, Tool], directory: Path) -> None:
-    """One workload through one mode, and nothing left behind."""
+def run_case(
+    workload: Workload, mode: Mode, tools: dict[str, Tool], directory: Path, images: Path | None = None
+) -> None:
+    """One workload through one mode, and nothing left behind.  Images are made in `images`, unless it is None: there
+    in `directory`, too."""
     for attempt in range(3):
         place = directory / f"try{attempt}"
+        its_images = (images or directory) / place.name / "images"
         try:
             with Nursery() as nursery:
-                case = Case(workload, place, tools[mode.dumper], tools[mode.restorer], nursery)
+                case = Case(workload, place, its_images, tools[mode.dumper], tools[mode.restorer], nursery)
                 try:
                     if workload.refused and mode.dumper == "torpor" and mode.run is not plain:
                         refused(case)

@@ -48,9 +48,11 @@ static void *body(void *argument)
 			usleep(1000);
 		wl_ready_wait();
 	}
-	if (number == 1)
-		while (!stop) /* spins, using it */
+	if (number == 1) {
+		wl_spins();
+		while (!stop) /* using it */
 			CHECK(through_gs() == wl_word(5, 1), "the spinning thread reads another word through GS");
+	}
 	while (number && !stop)
 		usleep(50000);
 	stop = 1;

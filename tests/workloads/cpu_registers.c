@@ -282,6 +282,7 @@ int main(void)
 	fill(&holds[1], 21);
 	pid_t child = MUST(fork());
 	if (!child) {
+		wl_spins();
 		local = 77;
 		void *thread_pointer = __builtin_thread_pointer();
 		spin(&holds[1]);

@@ -107,6 +107,7 @@ static void *body(void *argument)
 {
 	uint64_t mine = 0, *result = &done[(intptr_t)argument];
 	struct rseq_area *area = (void *)(thread_pointer() + __rseq_offset);
+	wl_spins();
 	while (!stop) {
 		uint32_t cpu = __atomic_load_n(&area->cpu_id_start, __ATOMIC_RELAXED);
 		CHECK(cpu < cpus && (int32_t)area->cpu_id >= 0, "rseq is not registered: CPU %d", (int)area->cpu_id);

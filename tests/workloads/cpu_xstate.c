@@ -84,6 +84,7 @@ static void hold(int spin, uint64_t seed)
 static void *spinner(void *unused)
 {
 	(void)unused;
+	wl_spins();
 	hold(1, 77);
 	return NULL;
 }

@@ -40,6 +40,7 @@ static void *spinner(void *unused)
 {
 	struct timespec before, now;
 	(void)unused;
+	wl_spins();
 	MUST(clock_gettime(CLOCK_MONOTONIC, &before));
 	spinning = true;
 	while (!done) { /* most of the time inside the vDSO */

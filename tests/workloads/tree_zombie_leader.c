@@ -17,7 +17,7 @@ static void *helper(void *unused)
 		if (counter != value)
 			wl_fail("a store got lost");
 		if (value % 1000 == 0)
-			usleep(1000);
+			usleep(50000);
 	}
 	return NULL;
 }

@@ -135,6 +135,9 @@ static WL_UNUSED volatile sig_atomic_t wl_wrong;
 			wl_fail(__FILE_NAME__ ":" WL_STR(__LINE__) ": %s: %s", #call, strerror(wl_error));             \
 	} while (0)
 
+/* Call it in a thread that is going to spin: it leaves the processor to whoever has something to do. */
+static WL_UNUSED void wl_spins(void) { MUST(setpriority(PRIO_PROCESS, 0, 19)); }
+
 static WL_UNUSED sigset_t wl_set(int signal)
 {
 	sigset_t set;

@@ -45,9 +45,12 @@ def _prepare() -> None:
     os.chmod("/tmp", 0o1777)
     if not os.path.exists("/bin/true"):
         os.symlink("/bin/busybox", "/bin/true")
-    for switch in ("kernel/print-fatal-signals", "debug/exception-trace"):  # which address it was, say
+    # Which address it was, say; and sessions do not share the processor as equals, whatever their threads' nice values.
+    for switch, value in {
+        "kernel/print-fatal-signals": "1", "debug/exception-trace": "1", "kernel/sched_autogroup_enabled": "0",
+    }.items():  # fmt: skip
         with contextlib.suppress(FileNotFoundError):
-            Path("/proc/sys", switch).write_text("1")
+            Path("/proc/sys", switch).write_text(value)
     os.environ.update(TMPDIR="/tmp", TORPOR_WORKLOADS="/torpor/programs", WL_FEWER="yes")
 
 
@@ -64,9 +67,9 @@ def run(name: str, mode: str, tool: Tool) -> None:
     if workload.refused:
         print("refused:", workload.refused)
     try:
-        with _place() as directory:
-            run_case(workload, MODES[mode], {"torpor": tool}, directory / "case")
-            for out in directory.glob("case/try*/home/out"):
+        with _place() as (directory, images):
+            run_case(workload, MODES[mode], {"torpor": tool}, directory, images)
+            for out in directory.glob("try*/home/out"):
                 print(_exercised(out.read_text().splitlines()))
     except Skipped as why:
         print(f"cannot run here: {why}")
@@ -77,8 +80,8 @@ def together(cases: list[str]) -> dict[str, tuple[str, str]]:
     """Several workloads through one mode, in one tree: the outcome and the output of each case."""
     names, mode = [case.partition("-")[0] for case in cases], cases[0].partition("-")[2]
     crowd = Crowd([workload_of(name) for name in names])
-    with _place() as directory:
-        run_case(crowd, MODES[mode], {"torpor": TORPOR_WARM}, directory / "case")
+    with _place() as (directory, images):
+        run_case(crowd, MODES[mode], {"torpor": TORPOR_WARM}, directory, images)
     passed = {name: ("passed", _exercised(lines)) for name, lines in crowd.said.items()}
     skipped = {name: ("skipped", f"cannot run here: {why}") for name, why in crowd.skipped.items()}
     return {case: (passed | skipped)[name] for case, name in zip(cases, names, strict=True)}
@@ -100,15 +103,17 @@ def groups(cases: list[str]) -> list[list[str]]:
 
 
 @contextlib.contextmanager
-def _place() -> Iterator[Path]:
-    """A directory for a case; and where one fails, what the kernel says meanwhile."""
+def _place() -> Iterator[tuple[Path, Path]]:
+    """A directory for a case, and one for its images, in memory: there are hundreds of small files in those of a crowd,
+    each made and synced.  Where a case fails, what the kernel says meanwhile."""
     become_subreaper()
     messages = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     os.lseek(messages, 0, os.SEEK_END)
     directory = Path(tempfile.mkdtemp(prefix="case-"))
     directory.chmod(0o755)
+    images = Path(tempfile.mkdtemp(prefix="images-", dir="/run"))
     try:
-        yield directory
+        yield directory, images
     except Skipped:
         raise
     except BaseException:
@@ -117,7 +122,8 @@ def _place() -> Iterator[Path]:
                 print("kernel:", line.decode(errors="replace").partition(";")[2].rstrip())
         raise
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        for one in (directory, images):
+            shutil.rmtree(one, ignore_errors=True)
 
 
 def _exercised(lines: list[str]) -> str:
