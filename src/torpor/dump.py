@@ -236,6 +236,7 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
 
 def _look(session: "Dump") -> None:
     """All that can be done before the freeze."""
+    from torpor import dump_ask as ask
     from torpor import dump_collect as collect
     from torpor.memory.writing import prepare as prepare_pages
     from torpor.survey import foresee
@@ -243,12 +244,13 @@ def _look(session: "Dump") -> None:
     assert session.options.tree is not None
     collect.prepare(session)
     alive = foresee(session, session.options.tree)
-    collect.allow_descriptors(len(alive))
+    ask.allow_descriptors(len(alive))
     prepare_pages(session.images, alive)
 
 
 def _save(session: "Dump", clock: _Clock, report: "Report") -> "list[AddressSpace]":
     """Freeze the tree and write all images; a tree that is not to end is let go.  Returns what memory it has."""
+    from torpor import dump_ask as ask
     from torpor import dump_collect as collect
     from torpor import dump_write as write
     from torpor.arch import native
@@ -275,12 +277,12 @@ def _save(session: "Dump", clock: _Clock, report: "Report") -> "list[AddressSpac
     memory = collect.areas(session)
     clock.lap("areas")
     report("memory", sum(end - start for space in memory for start, end, _ in space.runs))
-    collect.install(session)
+    ask.install(session)
     clock.lap("infect")
-    answers = collect.gather(session, memory)
+    answers = ask.gather(session, memory)
     clock.lap("gather")
     if options.leave_running:
-        collect.cure(session)
+        ask.cure(session)
         clock.thaw("cure")
         log.release()
     write.everything(session, answers, memory)
@@ -289,7 +291,7 @@ def _save(session: "Dump", clock: _Clock, report: "Report") -> "list[AddressSpac
     write.finish(session)
     clock.lap("sync")
     if options.leave_stopped and not options.leave_running:
-        collect.cure(session, stop=True)
+        ask.cure(session, stop=True)
         clock.thaw("stop")
     return memory
 
@@ -308,10 +310,10 @@ def _until_stuck(options: "Options") -> tuple[float, str, str, str] | None:
 
 def _undo(session: "Dump") -> None:
     """The dump failed: the tree goes on as it was, and no image is left."""
-    from torpor import dump_collect as collect
+    from torpor import dump_ask as ask
 
     if session.tree is not None:  # else the freeze has let go of whatever it held
-        collect.cure_all(session, session.tree)
+        ask.cure_all(session, session.tree)
     for undo in session.state.get("undo", ()):
         undo()
     session.images.discard()

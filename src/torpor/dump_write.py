@@ -26,7 +26,7 @@ from torpor.signals import SIGCHLD
 from torpor.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torpor.dump_collect import Asked
+    from torpor.dump_ask import Asked
     from torpor.dump_files import Table
     from torpor.memory.dump import AddressSpace
     from torpor.resources.context import Dump, DumpTask
