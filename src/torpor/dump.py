@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from torpor.resources.context import Dump
 
 PF_KTHREAD = 0x200000
-PREPARED = "prepared"  # a report: names of images that are there before the freeze, with nothing in them
 MORE_S = 2.0  # than --timeout: the freeze heeds that itself where it can
 
 
@@ -66,7 +65,7 @@ class Watcher:
 
 def dump(options: "Options", watcher: Watcher | None = None) -> DumpResult:
     """Dump the tree options.tree into options.images_dir.  Raises TorporError; the tree goes on then."""
-    from torpor.engine.process import run_engine
+    from torpor.engine.process import LIMIT, run_engine
 
     started = time.monotonic()
     pid = options.tree
@@ -74,11 +73,11 @@ def dump(options: "Options", watcher: Watcher | None = None) -> DumpResult:
         raise UsageError("dump needs a process", "no -t PID was given", "name the tree's root with -t PID")
     refuse_target(pid)
     dir_fd = _open_images(options.images_dir)
-    prepared: list[str] = []
+    left: list[str] = []
 
     def hear(kind: str, value: Any) -> None:
-        if kind == PREPARED:
-            prepared.extend(value)
+        if kind == LIMIT:  # the engine was killed in the freeze
+            left.extend(value)
         elif watcher:
             watcher.stage(kind, value, dir_fd)
 
@@ -86,9 +85,8 @@ def dump(options: "Options", watcher: Watcher | None = None) -> DumpResult:
         facts: tuple[Any, ...] = run_engine(
             lambda report: tuple(_dump(options, dir_fd, report)), hear, watcher.tick if watcher else None
         )
-    except DumpFailed as error:
-        if error.code == "timeout":  # the engine was killed in the freeze
-            _remove(dir_fd, prepared)
+    except DumpFailed:
+        _remove(dir_fd, left)
         raise
     finally:
         os.close(dir_fd)
@@ -264,8 +262,7 @@ def _save(session: "Dump", clock: _Clock, report: "Report") -> "list[AddressSpac
     assert options.tree is not None
     log.info(f"freezing process {options.tree} and all below it")
     log.hold()  # the log may be served by the tree: the engine's end releases it, too
-    report(PREPARED, list(session.images.prepared))
-    report(LIMIT, _until_stuck(options))
+    report(LIMIT, _until_stuck(options, list(session.images.prepared)))
     clock.freeze()
     try:
         session.tree = freeze(options.tree, timeout=options.timeout)
@@ -296,16 +293,17 @@ def _save(session: "Dump", clock: _Clock, report: "Report") -> "list[AddressSpac
     return memory
 
 
-def _until_stuck(options: "Options") -> tuple[float, str, str, str] | None:
-    """How long the freeze may take, and what to say if it takes longer: PTRACE_SEIZE waits for whoever calls execve(2),
-    for as long as that takes, and no signal but SIGKILL ends the wait."""
+def _until_stuck(options: "Options", images: list[str]) -> tuple[float, tuple[str, str, str], list[str]] | None:
+    """How long the freeze may take, what to say if it takes longer, and the images that are there by then, with nothing
+    in them.  PTRACE_SEIZE waits for whoever calls execve(2), for as long as that takes, and no signal but SIGKILL ends
+    the wait."""
     if not options.timeout:
         return None
     why = (
         f"a task could not be traced in {options.timeout:g} s: it may be in execve(2), which waits for something itself"
     )
     what = f"cannot freeze process {options.tree} and all below it"
-    return options.timeout + MORE_S, what, why, "try again, or wait longer: --timeout SECONDS"
+    return options.timeout + MORE_S, (what, why, "try again, or wait longer: --timeout SECONDS"), images
 
 
 def _undo(session: "Dump") -> None:

@@ -10,11 +10,14 @@ Our descriptors of a task's files (pidfd_getfd) are closed at once; until then a
 
 import errno
 import os
+import time
 
 from torpor import dump_collect as collect
 from torpor import dump_files
 from torpor.engine.freeze import FrozenProcess
+from torpor.engine.seizing import in_execve
 from torpor.engine.tracee import Tracee
+from torpor.engine.waiting import check_cancelled
 from torpor.errors import Refusal, TaskGone
 from torpor.kernel import fdinfo
 from torpor.kernel.maps import Area, kind, parse_vm_flags, read_maps
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 _VANISHED = frozenset({errno.ENOENT, errno.ESRCH, errno.EBADF, errno.EINVAL})
 ZOMBIE = "ZX"
 EXAMINED = 16  # tasks of a tree
+LONG_S, PAUSE_S = 1.0, 0.005  # which a check waits for execve(2); between two looks
 
 
 class Survey(Dump):
@@ -222,8 +226,23 @@ def examine(dump: Dump, task: DumpTask, own: dict[str, int]) -> None:
 
 
 def _examine_running(dump: Dump, task: DumpTask) -> None:
+    _await_execve(dump, task)
     for attribute in dump.state["attributes"]:
         attribute.examine_running(task, dump)
+
+
+def _await_execve(dump: Dump, task: DumpTask) -> None:
+    """A thread that is inside execve(2) cannot be traced, whoever tries has to wait, and what of the tree had been
+    stopped by then would wait with it.  Mostly that is over at once, but not where the program is on a file system that
+    does not answer, or somebody else's tracer has not heard of a thread's end.  Raises Refusal."""
+    given = LONG_S if isinstance(dump, Survey) else dump.options.timeout or float("inf")
+    until = time.monotonic() + given
+    while tid := in_execve(thread.tid for thread in task.threads):
+        if time.monotonic() > until:
+            why = f"its thread {tid} is in execve(2) since {given:g} s, which waits for something itself"
+            raise task.refusal(why, "try again when that is over", code="unstoppable")
+        check_cancelled()
+        time.sleep(PAUSE_S)
 
 
 def examine_path(survey: Survey, subject: str, link: str, stat: os.stat_result) -> None:

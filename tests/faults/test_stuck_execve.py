@@ -5,14 +5,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from faults.victim import run, tracer
+import torpor
+from faults.victim import SOURCE, run, tracer
 from harness.events import Nursery
+from torpor import survey
 from torpor.kernel import ptrace
 
 if os.geteuid():
@@ -36,7 +38,9 @@ def poll_until(true: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_is_given_up(tmp_path: Path) -> None:
+@contextmanager
+def stuck() -> Iterator[tuple[int, int]]:
+    """A process inside execve(2), and its thread for which that waits."""
     with Nursery():
         victim = subprocess.Popen(
             [sys.executable, "-c", VICTIM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -51,12 +55,7 @@ def test_is_given_up(tmp_path: Path) -> None:
             victim.stdin.write("\n")
             victim.stdin.flush()
             poll_until(lambda: " Z " in Path(f"/proc/{victim.pid}/task/{thread}/stat").read_text())
-            code, text = run("dump", "-t", str(victim.pid), "-D", tmp_path, "-R", "--timeout", "1")
-            assert code == 1 and "could not be traced in 1 s" in text and "--timeout" in text, text
-            assert not list(tmp_path.iterdir())
-            os.waitpid(thread, WALL)
-            poll_until(lambda: os.readlink(f"/proc/{victim.pid}/exe").endswith("sleep"))
-            assert not tracer(victim.pid)
+            yield victim.pid, thread
         finally:
             victim.kill()
             with suppress(ChildProcessError):
@@ -64,3 +63,40 @@ def test_is_given_up(tmp_path: Path) -> None:
             victim.wait()
             victim.stdin.close()
             victim.stdout.close()
+
+
+def goes_on(pid: int, thread: int) -> None:
+    os.waitpid(thread, WALL)
+    poll_until(lambda: os.readlink(f"/proc/{pid}/exe").endswith("sleep"))
+    assert not tracer(pid)
+
+
+def test_is_refused_before_anything_stands_still(tmp_path: Path) -> None:
+    with stuck() as (pid, thread):
+        code, text = run("dump", "-t", str(pid), "-D", tmp_path, "-R", "--timeout", "1")
+        assert code == 1 and "is in execve(2) since 1 s" in text and "frozen" not in text, text
+        assert not list(tmp_path.iterdir())
+        code, text = run("check", "-t", str(pid))
+        assert code == 1 and "is in execve(2)" in text, text
+        goes_on(pid, thread)
+
+
+def test_dump_waits_until_it_is_over(tmp_path: Path) -> None:
+    with stuck() as (pid, thread):
+        command = [sys.executable, "-m", "torpor.cli", "dump", "-t", str(pid), "-D", str(tmp_path), "-R"]
+        dump = subprocess.Popen(command, env=dict(os.environ, PYTHONPATH=str(SOURCE)))
+        with pytest.raises(subprocess.TimeoutExpired):
+            dump.wait(1)
+        goes_on(pid, thread)
+        assert dump.wait(30) == 0
+
+
+def test_freeze_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins after the dump has looked for it."""
+    monkeypatch.setattr(survey, "in_execve", lambda _: 0)
+    with stuck() as (pid, thread):
+        with pytest.raises(torpor.TorporError, match=r"could not be traced in 1 s.*--timeout") as failure:
+            torpor.dump(pid, tmp_path, leave_running=True, timeout=1)
+        assert failure.value.code == "timeout"
+        assert not list(tmp_path.iterdir())
+        goes_on(pid, thread)

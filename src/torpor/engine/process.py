@@ -38,8 +38,9 @@ def run_engine(
     times a second.  A signal that would end the front (SIGINT, SIGTERM, SIGHUP) is handed to the engine, which gives up
     at its next safe point.
 
-    `report(LIMIT, (seconds, what, why, remedy))` lets the front kill the engine when so much time has passed, and raise
-    DumpFailed: for what the kernel may make the engine wait for.  `report(LIMIT, None)`: that is over.
+    `report(LIMIT, (seconds, (what, why, remedy), left))` lets the front kill the engine when so much time has passed,
+    call `on_report(LIMIT, left)`, and raise DumpFailed: for what the kernel may make the engine wait for.
+    `report(LIMIT, None)`: that is over.
     """
     from torpor.engine import waiting  # noqa: F401  (imported here, for the engine and the front)
 
@@ -157,14 +158,16 @@ def _front(
     poller.register(fd, select.POLLIN)
     poller.register(signals, select.POLLIN)
     answer: tuple[str, Any] | None = None
-    limit: tuple[float, DumpFailed] | None = None
+    limit: tuple[float, Any, Any] | None = None
     data = b""
     try:
         while True:
             ready = [which for which, _ in poller.poll(TICK if on_tick or limit else None)]
             if limit and not ready and monotonic() > limit[0]:
                 os.kill(pid, signal.SIGKILL)
-                answer, limit = ("error", limit[1]), None
+                if on_report:
+                    on_report(LIMIT, limit[2])
+                answer, limit = ("error", DumpFailed(*limit[1], code="timeout")), None
             if on_tick and not ready:
                 on_tick()
             if signals in ready:
@@ -183,7 +186,7 @@ def _front(
                 if kind in ("result", "error", "bug"):
                     answer = kind, value
                 elif kind == LIMIT:
-                    limit = (monotonic() + value[0], DumpFailed(*value[1:], code="timeout")) if value else None
+                    limit = (monotonic() + value[0], *value[1:]) if value else None
                 elif on_report:
                     on_report(kind, value)
     finally:

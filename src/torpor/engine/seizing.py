@@ -12,12 +12,13 @@ import errno
 from _thread import allocate_lock, get_native_id, start_new_thread
 
 from torpor import log
+from torpor.arch import native
 from torpor.engine import stops
 from torpor.errors import Refusal, TaskGone
 from torpor.kernel import ptrace
 from torpor.kernel.proc import parse_stat
 from torpor.kernel.procfs import read_all
-from torpor.typed import TYPE_CHECKING, Any
+from torpor.typed import TYPE_CHECKING, Any, Iterable
 
 if TYPE_CHECKING:
     from torpor.engine.tracee import Tracee
@@ -73,6 +74,18 @@ def collect_ended(pid: int, held: "dict[int, Tracee]") -> None:
                 stops.poll(tid)
             except ChildProcessError:
                 pass  # it has been asked for
+
+
+def in_execve(tids: Iterable[int]) -> int:
+    """Which of these threads waits inside execve(2), where nobody else could seize it; 0: none."""
+    numbers = [b"%d" % number for number in native().numbers_of(("execve", "execveat"))]
+    for tid in tids:
+        try:
+            if read_all(f"/proc/{tid}/syscall").partition(b" ")[0] in numbers:
+                return tid
+        except OSError:
+            pass  # it has ended
+    return 0
 
 
 def seize(pid: int, tid: int) -> bool:
