@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Session-wide settings: the test process reaps restored trees, and the summary counts by mode."""
 
+import compileall
 import re
 import signal
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,12 @@ from harness.events import become_subreaper
 become_subreaper()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: all victims would ignore Ctrl-C, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_sessionstart() -> None:
+    """Byte code for Torpor, as whoever installs it has it: where Python is told to write none, every command of a test
+    would compile all that it imports, which is most of its processor time."""
+    compileall.compile_dir(str(Path(__file__).resolve().parent.parent / "src"), quiet=2)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
