@@ -17,6 +17,7 @@ int main(void)
 	fd_check_inode(&was, "write end");
 	CHECK(write(half, "x", 1) == -1 && errno == EPIPE, "a FIFO without a reader takes a byte");
 	helper = MUST(open("half", O_RDONLY | O_NONBLOCK));
+	CHECK(fd_poll(helper) & POLLIN, "half: nothing to read");
 	fd_expect_text(helper, "nobody reads", "half");
 	wl_pass();
 }

@@ -18,6 +18,7 @@ int main(void)
 	CHECK(write(ends[1], "x", 1) == -1 && errno == EPIPE, "a pipe without a reader takes a byte");
 	snprintf(path, sizeof path, "/proc/self/fd/%d", ends[1]);
 	int reader = MUST(open(path, O_RDONLY | O_NONBLOCK));
+	CHECK(fd_poll(reader) & POLLIN, "pipe: nothing to read");
 	fd_expect_text(reader, "never read", "pipe");
 	wl_pass();
 }
