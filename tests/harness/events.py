@@ -96,6 +96,19 @@ def tree_of(root: int) -> list[int]:
     return found
 
 
+def all_asleep(root: int) -> bool:
+    """Whether no thread of the tree runs or is about to: a task that is let go, or woken, is R from then on."""
+    for pid in tree_of(root):
+        try:
+            for tid in os.listdir(f"/proc/{pid}/task"):
+                state = Path(f"/proc/{pid}/task/{tid}/stat").read_text(errors="replace").rpartition(") ")[2][0]
+                if state not in "STZ":
+                    return False
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+    return True
+
+
 def describe(pid: int) -> str:
     """What a process is and what it is doing, for messages."""
     lines = []

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness import procview
-from harness.events import Nursery, pid_exists, tree_of
+from harness.events import Nursery, all_asleep, pid_exists, tree_of
 from harness.failures import Different, ToolFailed
 from harness.tools import Tool
 from harness.workload import Workload, make_owned, remove_owned
@@ -44,6 +44,9 @@ LOST_IN_IMAGES_OF: dict[str, list[procview.Tolerance]] = {
     "torpor": [NEVER_WRITTEN],
     "criu": [],
 }
+
+# Seconds for which all threads have slept, at two looks, when what differs is taken to stay.
+ASLEEP_S = 0.04
 
 
 class PidTaken(Exception):
@@ -95,17 +98,21 @@ class Case:
 
         A task that has just been let go may not have reached its system call again (inside sigwait, for one, status
         shows the awaited signals as unblocked), and no event tells when it has: a difference gets a second to go away.
+        Where CRIU takes part, many are there to stay: that is clear when all threads sleep, and some time later still.
         """
         if not self.workload.compared:
             return
-        deadline = time.monotonic() + 1
+        often_stays = "criu" in (self.dumper.name, self.restorer.name)
+        deadline, pause, asleep = time.monotonic() + 1, 0.02, False
         while found := procview.differences(self.before, procview.view(self.pid), tolerances):
             if _state(self.pid) == "Z":
                 self.running.ended_early()
-            if time.monotonic() > deadline:
+            slept, asleep = asleep, often_stays and all_asleep(self.pid)
+            if time.monotonic() > deadline or (slept and asleep and pause > ASLEEP_S):
                 self.running.said_failure()
                 raise Different(when, found)
-            time.sleep(0.02)
+            time.sleep(pause)
+            pause = min(2 * pause, max(0.02, deadline - time.monotonic()))
 
     def compare_restored(self) -> None:
         tolerances = LEFT_BY[self.restorer.name] + LOST_IN_IMAGES_OF[self.dumper.name]
