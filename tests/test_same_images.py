@@ -112,3 +112,14 @@ def test_registrations_that_a_kernel_does_not_tell(monkeypatch: pytest.MonkeyPat
     assert compared(monkeypatch, {path: 4}, {}).wrong == ([f"{path} = 4 / (absent)"] if told else [])
     assert compared(monkeypatch, {path: 20}, {}).wrong == [f"{path} = 20 / (absent)"]
     assert compared(monkeypatch, {path: 4}, {path: 16}).wrong == [f"{path} = 4 / 16"]
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_zero_pages_of_which_criu_does_not_know_all(monkeypatch: pytest.MonkeyPatch, many: bool) -> None:
+    monkeypatch.setattr(same_images, "_zero_pages_are_many", lambda: many)
+    path, zeros = "pagemap-7 0x1000", bytes(4096)
+    assert compared(monkeypatch, {}, {path: zeros}).wrong == ([] if many else [f"{path} = (absent) / 4096 bytes"])
+    assert compared(monkeypatch, {}, {path: PAGE}).wrong == [f"{path} = (absent) / 4096 bytes"]
+    assert compared(monkeypatch, {path: zeros}, {}).wrong == [f"{path} = 4096 bytes / (absent)"]
+    segment = path.replace("pagemap-7", "segment of mm-7, page at")
+    assert compared(monkeypatch, {}, {segment: zeros}).wrong == [f"{segment} = (absent) / 4096 bytes"]

@@ -5,12 +5,14 @@
 only one of them has.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from harness.checkpoint_view import AS_IN_FILE, View, view
+from torpor.kernel import pagemap
 from torpor.kernel.syscall import call
 from torpor.resources.prctl import MEMBARRIER_GET_REGISTRATIONS, MEMBARRIER_REGISTER_GLOBAL
 
@@ -80,6 +82,16 @@ def _registrations_are_told() -> bool:
         return False
 
 
+def _zero_pages_are_many() -> bool:
+    """Whether zero pages must be known by their frames (before Linux 6.7) and are several, of which CRIU knows one."""
+    return os.uname().machine == "s390x" and not pagemap.abilities().scan
+
+
+def _zero_page(ours: Value, theirs: Value) -> bool:
+    zeros = isinstance(theirs, bytes) and not theirs.strip(b"\0")
+    return ours == ABSENT and zeros and _zero_pages_are_many()
+
+
 def _registered_in_any_case(ours: Value, theirs: Value) -> bool:
     return ours == MEMBARRIER_REGISTER_GLOBAL and theirs == ABSENT and not _registrations_are_told()
 
@@ -95,6 +107,7 @@ BY_NATURE = [
            _is(ABSENT, 1 << 16)),
     Nature("CRIU's first system call was written over the program's code", r"pagemap-\d+ \w+",
            _is(ABSENT, AS_IN_FILE)),
+    Nature("s390x: CRIU saves zero pages on an old kernel", r"pagemap-\d+ \w+", _zero_page),
     Nature("the kernel writes the CPU's number into areas of rseq", r"rseq of \d+ (0|4|20|24)"),
     Nature("the number of the epoll instance, which is known anyway", r"fdinfo of .* epfd tfd \d+ id"),
     Nature("CRIU leaves a zombie's threads uninitialised", r"pstree \d+ threads 0"),

@@ -15,14 +15,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torpor.kernel import pagemap, pagemap_file
+from torpor.kernel import pagemap, pagemap_file, zero_pages
 from torpor.kernel.pagemap import Abilities
 from torpor.kernel.pagemap_file import PAGE, Run
+
+
+def learnt() -> tuple[zero_pages.Block, ...]:
+    fd = pagemap.open_pagemap("self")
+    try:
+        return zero_pages.learn(fd)
+    finally:
+        os.close(fd)
+
 
 REAL = pagemap.abilities()
 WAYS = {
     "native": REAL,
-    "file": REAL._replace(scan=False, guard=False),
+    "file": REAL._replace(scan=False, guard=False, zeros=learnt()),
     "scan-without-guard": REAL._replace(guard=False),
 }
 MADV_GUARD_INSTALL, MADV_GUARD_REMOVE = 102, 103
@@ -189,6 +198,86 @@ def runs_of(pages: set[int]) -> list[Run]:
     for page in sorted(pages):
         pagemap_file.append(runs, page, page + 1)
     return runs
+
+
+def test_zero_pages_are_learnt_only_where_the_kernel_does_not_name_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bool(REAL.zeros) != REAL.scan
+    assert learnt()
+
+    def no_scan(*_: object, **__: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(pagemap, "ioctl_scan", no_scan)
+    assert pagemap._probe() == REAL._replace(scan=False, guard=False, zeros=learnt())
+
+
+@pytest.mark.parametrize("colours", [1, 2, 4, 16, 128, 256])
+def test_zero_pages_are_learnt_whatever_their_number(colours: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def coloured(_: int, start: int, end: int) -> tuple[int, ...]:
+        return tuple(1 << 63 | 0x3B80 + number % colours for number in range(start // PAGE, end // PAGE))
+
+    monkeypatch.setattr(zero_pages, "entries", coloured)
+    assert learnt() == zero_pages.blocks(set(range(0x3B80, 0x3B80 + colours)))
+
+
+def test_pages_of_our_own_are_not_taken_for_zero_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zero_pages, "entries", lambda _, start, end: range(1, (end - start) // PAGE + 1))
+    assert learnt() == ()
+    monkeypatch.setattr(zero_pages, "entries", lambda _, start, end: (1 << 63,) * ((end - start) // PAGE))
+    assert learnt() == ()  # no rights: every frame is 0
+
+
+def test_a_page_of_any_zero_page_is_not_stored(tmp_path: Path) -> None:
+    """A pagemap that the test has written; the pages around have frames beside the zero pages'."""
+    zeros = {0x3B80 + colour for colour in range(128)}
+    own, unlike = 1 << 63 | 1 << 56 | 0x123456, 1 << 63 | 0x13B80
+    pages = [own, *(1 << 63 | frame for frame in range(0x3B7F, 0x3C01)), unlike, 0, own]
+    path = tmp_path / "pagemap"
+    path.write_bytes(struct.pack(f"={len(pages)}Q", *pages))
+    with path.open("rb") as file:
+        stored = pagemap_file.stored_runs(file.fileno(), 0, len(pages) * PAGE, zero_pages.blocks(zeros), None)
+        assert [(a // PAGE, b // PAGE) for a, b in stored] == [(0, 2), (130, 132), (133, 134)]
+        stored = pagemap_file.stored_runs(file.fileno(), 0, len(pages) * PAGE, (), None)
+        assert [(a // PAGE, b // PAGE) for a, b in stored] == [(0, 132), (133, 134)]
+
+
+FRAMES = st.sets(
+    st.one_of(
+        st.integers(1, (1 << 55) - 1),
+        st.integers(0x3B80, 0x3BFF),
+        st.builds(lambda high, low: high << 48 | low, st.integers(0, 3), st.integers(1, 0x2FF)),
+    ),
+    max_size=20,
+)
+
+
+@given(FRAMES, st.data(), st.booleans())
+def test_entries_of_zero_pages(frames: set[int], data: st.DataObject, little: bool) -> None:
+    if frames:  # and what differs from them in one bit, or is put together from two of them
+        one = st.sampled_from(sorted(frames))
+        near = st.builds(lambda frame, bit: frame ^ 1 << bit, one, st.integers(0, 54))
+        some = st.one_of(one, near, st.builds(lambda first, second: first & ~0xFF | second & 0xFF, one, one))
+    else:
+        some = st.integers(0, (1 << 55) - 1)
+    flags = st.integers(0, 0x1FF).map(lambda top: top << 55)
+    pages = data.draw(st.lists(st.builds(lambda frame, top: frame | top, some, flags)))
+    found = zero_pages.runs(
+        struct.pack(f"{'<' if little else '>'}{len(pages)}Q", *pages), zero_pages.blocks(frames, little)
+    )
+    expected = {
+        index for index, entry in enumerate(pages) if entry >> 62 == 2 and entry & pagemap_file.PFN_MASK in frames
+    }
+    assert found == runs_of(expected)
+
+
+@pytest.mark.parametrize("little", [True, False])
+def test_each_bit_of_a_zero_pages_entry_counts(little: bool) -> None:
+    """But for those from soft-dirty (55) to file (61)."""
+    zero = 1 << 63 | 0x5A3B8012345678
+    known = zero_pages.blocks({0x5A3B8012345678}, little)
+    for bit in range(64):
+        data = struct.pack("<2Q" if little else ">2Q", zero, zero ^ 1 << bit)
+        assert zero_pages.runs(data, known) == [(0, 2 if 55 <= bit <= 61 else 1)], bit
 
 
 PAGES = st.sets(st.integers(0, 60))

@@ -6,7 +6,7 @@ What a private area's page can be, and what it means here:
 
 - never touched: not in the page tables; not stored.
 - present and PAGE_IS_FILE: still the file's own page; the file brings it back.  Not stored.
-- present and PAGE_IS_PFNZERO: read but never written, the zero page (or the huge one).  Not stored.
+- present and PAGE_IS_PFNZERO: read but never written, a zero page (or the huge one).  Not stored.
 - otherwise present, or swapped out (migrating pages look so too): the task's own content.  Stored.
 
 Surprising:
@@ -31,9 +31,9 @@ import struct
 
 from torpor.kernel.ioctls import iowr
 from torpor.kernel.pagemap_file import (
-    PFN_MASK,
     WHOLE_ENTRY,
     Run,
+    address,
     append,
     chunks,
     entries,
@@ -41,7 +41,10 @@ from torpor.kernel.pagemap_file import (
     stored_runs,
     subtract,
 )
-from torpor.typed import Iterable, Iterator, NamedTuple, Protocol, Sequence
+from torpor.typed import TYPE_CHECKING, Iterable, Iterator, NamedTuple, Protocol, Sequence
+
+if TYPE_CHECKING:
+    from torpor.kernel.zero_pages import Block
 
 # include/uapi/linux/fs.h
 PAGEMAP_SCAN = iowr("f", 16, 96)  # struct pm_scan_arg
@@ -84,7 +87,7 @@ class Abilities(NamedTuple):
     scan: bool  # the ioctl is there
     guard: bool  # it knows PAGE_IS_GUARD
     guard_entry: int | None  # pagemap entry of a guard page; None: no guard pages here.  Bit 58 may be in it
-    zero_pfn: int  # 0: pagemap does not tell us PFNs (no CAP_SYS_ADMIN)
+    zeros: "Sequence[Block]"  # the zero pages' frames, where the ioctl is missing and pagemap tells us PFNs
 
 
 _abilities: Abilities | None = None
@@ -102,9 +105,7 @@ def _probe() -> Abilities:
     fd = open_pagemap("self")
     page = mmap.mmap(-1, PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     try:
-        _ = page[0]  # maps the zero page
-        at = _address(page)
-        zero_pfn = entries(fd, at, at + PAGE)[0] & PFN_MASK
+        at = address(page)
         scan = guard = True
         try:
             ioctl_scan(fd, at, at + PAGE, anyof=PAGE_IS_PRESENT)
@@ -122,17 +123,15 @@ def _probe() -> Abilities:
             pass
         else:
             guard_entry = entries(fd, at, at + PAGE)[0]
-        return Abilities(scan, guard, guard_entry, zero_pfn)
+        zeros: Sequence[Block] = ()
+        if not scan:
+            from torpor.kernel import zero_pages
+
+            zeros = zero_pages.learn(fd)
+        return Abilities(scan, guard, guard_entry, zeros)
     finally:
         page.close()
         os.close(fd)
-
-
-def _address(memory: mmap.mmap) -> int:
-    import ctypes
-
-    view = ctypes.c_char.from_buffer(memory)
-    return ctypes.addressof(view)
 
 
 def open_pagemap(pid: int | str) -> int:
@@ -165,7 +164,7 @@ def ioctl_scan(
 def _regions(fd: int, start: int, end: int, flags: int, *categories: int) -> Iterator[list[int]]:
     """The regions of one ioctl after the other, flat: start, end, categories, start, ..."""
     vector = _VECTOR
-    where = _address(_MEMORY)
+    where = address(_MEMORY)
     while start < end:
         arg = bytearray(_ARG.pack(96, flags, start, end, 0, where, REGIONS, 0, *categories))
         count = fcntl.ioctl(fd, PAGEMAP_SCAN, arg)
@@ -201,7 +200,7 @@ def scan(fd: int, start: int, end: int, how: Abilities | None = None, guards: li
         if how.guard or how.guard_entry is None:
             return runs
     else:
-        runs = stored_runs(fd, start, end, how.zero_pfn, how.guard_entry)
+        runs = stored_runs(fd, start, end, how.zeros, how.guard_entry)
         if how.guard_entry is None:
             return runs
     if how.scan or guards is not None:

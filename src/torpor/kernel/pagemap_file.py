@@ -10,11 +10,14 @@ import os
 import struct
 import sys
 
-from torpor.typed import Iterable, Sequence
+from torpor.typed import TYPE_CHECKING, Iterable, Sequence
+
+if TYPE_CHECKING:
+    from torpor.kernel.zero_pages import Block
 
 # bits of a pagemap entry: of its top byte, and of the whole
 TOP_PRESENT, TOP_SWAPPED, TOP_FILE, TOP_GUARD = 0x80, 0x40, 0x20, 0x04
-PRESENT, SWAPPED, PFN_MASK = 1 << 63, 1 << 62, (1 << 55) - 1
+PRESENT, PFN_MASK = 1 << 63, (1 << 55) - 1
 SOFT_DIRTY = 1 << 55  # all that an entry says of a place without a page, in an area that is new
 WHOLE_ENTRY = (1 << 64) - 1
 
@@ -32,6 +35,13 @@ def _stored(top: int) -> bool:
 
 
 _STORED = bytes(ord("y") if _stored(top) else ord("n") for top in range(256))
+
+
+def address(memory: mmap.mmap) -> int:
+    import ctypes
+
+    view = ctypes.c_char.from_buffer(memory)
+    return ctypes.addressof(view)
 
 
 def entries(fd: int, start: int, end: int) -> tuple[int, ...]:
@@ -78,18 +88,20 @@ def append(runs: list[Run], start: int, end: int) -> None:
         runs.append((start, end))
 
 
-def stored_runs(fd: int, start: int, end: int, zero_pfn: int, guard_entry: int | None) -> list[Run]:
+def stored_runs(fd: int, start: int, end: int, zeros: "Sequence[Block]", guard_entry: int | None) -> list[Run]:
     """`pagemap.scan` from the file.
 
-    Zero pages that cannot be told (no PFNs, several zero pages, huge ones) are stored.
+    Zero pages that cannot be told (no PFNs, huge ones) are stored.
     """
     import re
+
+    from torpor.kernel import zero_pages
 
     runs: list[Run] = []
     for a, data in chunks(fd, start, end):
         found = [match.span() for match in re.finditer(b"y+", data[TOP::8].translate(_STORED))]
-        if found and zero_pfn:
-            found = subtract(found, same(data, PRESENT | zero_pfn, PRESENT | SWAPPED | PFN_MASK))
+        if found:
+            found = subtract(found, zero_pages.runs(data, zeros))
         if found and guard_entry is not None and not guard_entry >> 56 & TOP_GUARD:
             found = subtract(found, same(data, guard_entry, WHOLE_ENTRY))
         for first, last in found:
