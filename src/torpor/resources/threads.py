@@ -115,13 +115,13 @@ class ThreadPointer(Attribute):
             program.call("set_tls", pointer)
 
 
-def _auto_slots(threads: int) -> range:
-    """How many slots the kernel may have given a process by itself: it begins with the second thread, and goes by the
-    most threads that there have been, or by the number of processors."""
-    if threads == 1:
-        return range(1)
+def may_be_automatic(slots: int, threads: int) -> bool:
+    """Whether the kernel may have given a process so many slots by itself: it begins with the second thread, and goes
+    by the most threads that there have been, or by the number of processors."""
+    if slots == 0:
+        return threads == 1
     most = max(16, 4 * (os.cpu_count() or 1))
-    return range(16, (1 << (most - 1).bit_length()) + 1)
+    return 16 <= slots <= 1 << (most - 1).bit_length()
 
 
 class FutexHash(Attribute):
@@ -135,7 +135,7 @@ class FutexHash(Attribute):
         return program.call("prctl", PR_FUTEX_HASH, PR_FUTEX_HASH_GET_SLOTS, 0, 0, 0, may_fail=True)
 
     def save(self, task: "DumpTask", answer: "Result", core: "CoreEntry") -> None:
-        if answer.value >= 0 and answer.value not in _auto_slots(len(task.threads)):
+        if answer.value >= 0 and not may_be_automatic(answer.value, len(task.threads)):
             task.process_extras["futex_slots"] = answer.value
 
     def place(self, task: "RestoreTask", program: "Program") -> None:
