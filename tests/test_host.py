@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The library inside a host program: its children, signals, directory, descriptors and threads are as before."""
 
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -199,7 +201,7 @@ def test_threads_take_turns(tmp_path: Path) -> None:
         assert after == before
         for number, victim in enumerate(all_of_them):
             log = (tmp_path / f"images{number}/log").read_text()
-            told = [other.pid for other in all_of_them if f" {other.pid}" in log]
+            told = [other.pid for other in all_of_them if re.search(rf"(process|task) {other.pid}\b", log)]
             assert told == [victim.pid], log
 
 
@@ -232,3 +234,17 @@ def test_a_command_of_somebody_who_ignores_the_end_of_children(tmp_path: Path) -
             line = f"trap '' CHLD; {sys.executable} -m torpor {words}"
             done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
             assert done.returncode == 0 and "No child" not in done.stdout + done.stderr, done.stdout + done.stderr
+
+
+def test_no_process_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with victims(tmp_path, 1) as (victim,):
+        monkeypatch.setattr(os, "fork", fork)
+        before = facts_of_the_host()
+        with pytest.raises(torpor.TorporError, match="no process.*pid_max") as failure:
+            torpor.dump(victim.pid, tmp_path / "images0")
+        assert failure.value.code == "no-processes"
+        assert facts_of_the_host() == before
+        monkeypatch.undo()

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 NOBODY, FRONT, TORPORS_PARENT = range(3)
 CLONE_PARENT = 0x8000
 
-PR_SET_PDEATHSIG = 1
-
 
 class RestoreResult(NamedTuple):
     """What was restored.  Times in seconds; `phases` says where they went."""
@@ -382,14 +380,7 @@ def _template() -> "Registers":
     """Registers of a process of this machine, whose sizes and reserved fields count: those of a moment's child."""
     from torpor.kernel import process
 
-    engine = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        # Before it is seized, too, it must not outlive the engine, whose end the front sees by a pipe that it holds.
-        process.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        while os.getppid() == engine:
-            signal.pause()
-        os._exit(0)
+    pid = process.fork_idle()
     try:
         from torpor.engine.tracee import Tracee
         from torpor.kernel import ptrace

@@ -32,13 +32,13 @@ class Guardian:
     def start(cls) -> "Guardian":
         """Fork the guardian, and keep a journal.  Before the freeze `await_ready` is to be called, too."""
         from torpor.engine import rescue  # noqa: F401  (imported here, for the guardian)
-        from torpor.kernel.process import prctl
+        from torpor.kernel.process import fork, prctl
 
         journal.open_journal()
         theirs, ours = os.pipe2(os.O_CLOEXEC)
         ready, say_ready = os.pipe2(os.O_CLOEXEC)
         engine = os.getpid()
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             try:
                 os.close(ours)

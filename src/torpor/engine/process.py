@@ -43,6 +43,7 @@ def run_engine(
     `report(LIMIT, None)`: that is over.
     """
     from torpor.engine import waiting  # noqa: F401  (imported here, for the engine and the front)
+    from torpor.kernel.process import fork
 
     theirs, ours = os.pipe2(os.O_CLOEXEC)
     alive, alive_end = os.pipe2(os.O_CLOEXEC)
@@ -50,7 +51,13 @@ def run_engine(
         if stream is not None:  # the host was started without
             stream.flush()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (*REQUESTS, signal.SIGCHLD))
-    pid = os.fork()
+    try:
+        pid = fork()
+    except BaseException:
+        for fd in (theirs, ours, alive, alive_end):
+            os.close(fd)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        raise
     if pid == 0:
         status = 1
         try:

@@ -15,7 +15,8 @@ import errno
 import os
 import struct
 
-from torpor.errors import Refusal
+from torpor import signals as signal
+from torpor.errors import Refusal, TorporError
 from torpor.kernel.syscall import NR, call
 from torpor.model.identity import UNORDERED, Compare, Sorter
 from torpor.typed import Sequence
@@ -33,6 +34,7 @@ CLONE_FS = 0x200
 CLONE_FILES = 0x400
 CLONE_SIGHAND = 0x800
 AT_FDCWD = -100
+_PR_SET_PDEATHSIG = 1
 CLONE_PIDFD = 0x1000
 CLONE_PTRACE = 0x2000
 CLONE_VFORK = 0x4000
@@ -122,6 +124,27 @@ class FileSorter(Sorter[Place]):
 
     def __init__(self) -> None:
         super().__init__(compare_files)
+
+
+def fork() -> int:
+    """os.fork(); raises TorporError where there can be no more processes."""
+    try:
+        return os.fork()
+    except BlockingIOError:
+        why = "a limit to processes is reached: kernel.pid_max, pids.max of its cgroup, or its user's (ulimit -u)"
+        raise TorporError("Torpor can start no process", why, "end some, or raise it", code="no-processes") from None
+
+
+def fork_idle() -> int:
+    """A child that does nothing, and does not outlive us: it holds what we have open."""
+    parent = os.getpid()
+    pid = fork()
+    if pid == 0:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        while os.getppid() == parent:
+            signal.pause()
+        os._exit(0)
+    return pid
 
 
 def pidfd_open(pid: int, flags: int = 0) -> int:

@@ -10,7 +10,7 @@ one), and who has operated each semaphore last (GETPID of semctl(2)).  Whoever h
 import os
 
 from torpor import signals as signal
-from torpor.kernel.process import KCMP_SYSVSEM, kcmp
+from torpor.kernel.process import KCMP_SYSVSEM, fork_idle, kcmp
 from torpor.kernel.procfs import read_all
 from torpor.kernel.syscall import call
 from torpor.resources.base import Attribute
@@ -57,10 +57,7 @@ def _operated_last() -> dict[int, tuple[int, int]]:
 
 def _may_undo(tid: int) -> bool:
     """Whether it has another list of adjustments than a process that was just born, which has none."""
-    pid = os.fork()
-    if pid == 0:
-        while True:
-            signal.pause()
+    pid = fork_idle()
     try:
         return kcmp(tid, pid, KCMP_SYSVSEM) != 0
     except OSError:  # a kernel without them
