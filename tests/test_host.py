@@ -243,7 +243,7 @@ def test_no_process_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with victims(tmp_path, 1) as (victim,):
         monkeypatch.setattr(os, "fork", fork)
         before = facts_of_the_host()
-        with pytest.raises(torpor.TorporError, match="no process.*pid_max") as failure:
+        with pytest.raises(torpor.TorporError, match=r"no process.*pid_max") as failure:
             torpor.dump(victim.pid, tmp_path / "images0")
         assert failure.value.code == "no-processes"
         assert facts_of_the_host() == before
