@@ -226,9 +226,9 @@ def examine(dump: Dump, task: DumpTask, own: dict[str, int]) -> None:
 
 
 def _examine_running(dump: Dump, task: DumpTask) -> None:
-    _await_execve(dump, task)
     for attribute in dump.state["attributes"]:
         attribute.examine_running(task, dump)
+    _await_execve(dump, task)
 
 
 def _await_execve(dump: Dump, task: DumpTask) -> None:
@@ -239,7 +239,8 @@ def _await_execve(dump: Dump, task: DumpTask) -> None:
     until = time.monotonic() + given
     while tid := in_execve(thread.tid for thread in task.threads):
         if time.monotonic() > until:
-            why = f"its thread {tid} is in execve(2) since {given:g} s, which waits for something itself"
+            it = "it" if tid == task.pid else f"its thread {tid}"
+            why = f"{it} is in execve(2) since {given:g} s, which waits for something itself"
             raise task.refusal(why, "try again when that is over", code="unstoppable")
         check_cancelled()
         time.sleep(PAUSE_S)

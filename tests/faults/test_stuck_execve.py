@@ -2,6 +2,7 @@
 """A process that is in execve(2) for long: PTRACE_SEIZE waits for that, and a dump must not wait with it for ever."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ if os.geteuid():
     pytest.skip("tracing needs root", allow_module_level=True)
 
 WALL = 0x40000000  # waitpid(2): threads, too
+O_TRACEEXEC, EVENT_EXEC = 0x10, 4
 # Its second thread is traced by this test, which does not ask for its end: until it does, execve(2) waits.
 VICTIM = """
 import os, sys, threading, time
@@ -100,3 +102,25 @@ def test_freeze_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert failure.value.code == "timeout"
         assert not list(tmp_path.iterdir())
         goes_on(pid, thread)
+
+
+def test_stopped_on_the_way_out_of_it(tmp_path: Path) -> None:
+    """Which is no longer inside, though it has made no other system call yet."""
+    with Nursery():
+        script = "import os, sys; sys.stdin.readline(); os.execv('/bin/sleep', ['sleep', '1000'])"
+        victim = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, start_new_session=True)
+        assert victim.stdin
+        try:
+            ptrace.seize(victim.pid, O_TRACEEXEC)
+            victim.stdin.write(b"\n")
+            victim.stdin.close()
+            _, status = os.waitpid(victim.pid, WALL)
+            assert status >> 16 == EVENT_EXEC
+            victim.send_signal(signal.SIGSTOP)
+            ptrace.detach(victim.pid)
+            poll_until(lambda: " T " in Path(f"/proc/{victim.pid}/stat").read_text())
+            code, text = run("dump", "-t", str(victim.pid), "-D", tmp_path, "-R", "--timeout", "1")
+            assert code == 0, text
+        finally:
+            victim.kill()
+            victim.wait()

@@ -77,13 +77,15 @@ def collect_ended(pid: int, held: "dict[int, Tracee]") -> None:
 
 
 def in_execve(tids: Iterable[int]) -> int:
-    """Which of these threads waits inside execve(2), where nobody else could seize it; 0: none."""
+    """Which of these threads sleeps inside execve(2), where nobody else could seize it; 0: none.  (One that was stopped
+    on its way out shows the same call.)"""
     numbers = [b"%d" % number for number in native().numbers_of(("execve", "execveat"))]
     for tid in tids:
         try:
             if read_all(f"/proc/{tid}/syscall").partition(b" ")[0] in numbers:
-                return tid
-        except OSError:
+                if parse_stat(read_all(f"/proc/{tid}/stat")).state in "SD":
+                    return tid
+        except (OSError, TaskGone):
             pass  # it has ended
     return 0
 
