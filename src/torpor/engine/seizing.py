@@ -82,9 +82,9 @@ def in_execve(tids: Iterable[int]) -> int:
     numbers = [b"%d" % number for number in native().numbers_of(("execve", "execveat"))]
     for tid in tids:
         try:
-            if read_all(f"/proc/{tid}/syscall").partition(b" ")[0] in numbers:
-                if parse_stat(read_all(f"/proc/{tid}/stat")).state in "SD":
-                    return tid
+            inside = read_all(f"/proc/{tid}/syscall").partition(b" ")[0] in numbers
+            if inside and parse_stat(read_all(f"/proc/{tid}/stat")).state in "SD":
+                return tid
         except (OSError, TaskGone):
             pass  # it has ended
     return 0
