@@ -3,8 +3,9 @@
 
 TORPOR_MODES=restore,from-criu pytest -k mem_   chooses modes and workloads.
 
-The mode `restore` is the command as a user starts it; in the others it is a fork of this process, which spares most of
-its processor time (harness/warm.py).
+Torpor's command is a fork of this process, which spares most of its processor time (harness/warm.py); in the mode
+`restore` it imports all anew that it needs, as it does when a user starts it (which test_crowds.py does with most
+workloads, and tests/cli).
 """
 
 import gc
@@ -17,14 +18,14 @@ import peer
 from harness import warm
 from harness.failures import excuse
 from harness.modes import MODES, Mode, run_case, selected
-from harness.tools import TORPOR, TORPOR_WARM, Tool
+from harness.tools import TORPOR_FRESH, TORPOR_WARM, Tool
 from harness.workload import Skipped, Workload, all_workloads
 
 _oracle: dict[str, AssertionError | None] = {}
 
 
 def tools_for(mode: Mode) -> dict[str, Tool]:
-    tools = {"torpor": TORPOR if mode is MODES["restore"] else TORPOR_WARM}
+    tools = {"torpor": TORPOR_FRESH if mode is MODES["restore"] else TORPOR_WARM}
     if "criu" in (mode.dumper, mode.restorer):
         command, why = peer.criu()
         if command is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.events import Timeout, wait_end
 from harness.failures import ToolFailed
 from harness.terminal import Terminal
-from harness.warm import WARM, become
+from harness.warm import FRESH, WARM, become
 
 SOURCE = Path(__file__).resolve().parent.parent.parent / "src"
 
@@ -43,7 +43,7 @@ class Tool:
         with open(said, "wb") as stream, open(os.devnull, "rb") as nothing:
             # A file, not a pipe: the restored tree must not hold an end of ours.  A session of its own, so that nobody
             # who signals a process group reaches the other.
-            if command[0] == WARM:
+            if command[0] in (WARM, FRESH):
                 return self._fork(verb, command, nothing.fileno(), stream.fileno(), log)
             done = subprocess.Popen(
                 command, stdin=nothing, stdout=stream, stderr=stream, env=environment, start_new_session=True
@@ -94,4 +94,4 @@ def tail(path: Path, size: int = 3000) -> str:
 
 
 TORPOR = Tool("torpor", [os.path.realpath(sys.executable), "-m", "torpor"])
-TORPOR_WARM = Tool("torpor", [WARM])
+TORPOR_WARM, TORPOR_FRESH = Tool("torpor", [WARM]), Tool("torpor", [FRESH])

@@ -1,18 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Torpor's command in a fork of this process, which has imported it already: where starting Python takes seconds, as in
-an emulated machine, a fork takes none.  Such a command is a list that begins with `WARM`.
+"""Torpor's command in a fork of this process: where starting Python takes seconds, as in an emulated machine, a fork
+takes none.  Such a command is a list that begins with `WARM` or with `FRESH`: a warm one has been imported already, a
+fresh one imports anew whatever it needs when it needs it, as a command does, in a Python that has started already.
 """
 
 import os
 import sys
 
-WARM = "torpor, warm"
+WARM, FRESH = "torpor, warm", "torpor, fresh"
+_dropped: list[object] = []  # modules of a fresh command's past: taking them apart would cost more than the fork
 
 
 def become(command: list[str], environment: dict[str, str]) -> None:
-    """Execute `command`; a warm one in this very process, which ends with it."""
-    if command[0] != WARM:
+    """Execute `command`; a warm or fresh one in this very process, which ends with it."""
+    if command[0] not in (WARM, FRESH):
         os.execve(command[0], command, environment)
+    if command[0] == FRESH:
+        _dropped.extend(sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "torpor")
+        sys.argv = ["torpor", *command[1:]]
+        import torpor.cli.__main__ as fresh
+
+        fresh.command()
     import torpor.cli.__main__ as cli
 
     status = 1
