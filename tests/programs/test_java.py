@@ -12,12 +12,19 @@ PACKAGE = "openjdk-17-jdk-headless"
 COLLECTORS = ("-XX:+UseG1GC", "-XX:+UseSerialGC", "-XX:+UseZGC")
 
 
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the compiled program is."""
+    place = tmp_path_factory.mktemp("classes")
+    subprocess.run([program("javac", PACKAGE), "-d", str(place), str(VICTIMS / "Busy.java")], check=True)
+    return place
+
+
 @pytest.mark.parametrize("collector", COLLECTORS)
-def test_program_that_checks_itself(checkpoint: Checkpoint, tmp_path: Path, collector: str) -> None:
+def test_program_that_checks_itself(checkpoint: Checkpoint, classes: Path, tmp_path: Path, collector: str) -> None:
     java = program("java", PACKAGE)
-    subprocess.run([program("javac", PACKAGE), "-d", str(tmp_path), str(VICTIMS / "Busy.java")], check=True)
     port = free_port()
-    service = Service([java, collector, "-Xmx160m", "-cp", str(tmp_path), "Busy", str(port)], tmp_path)
+    service = Service([java, collector, "-Xmx160m", "-cp", str(classes), "Busy", str(port)], tmp_path)
     service.wait_said("ready", 60)
     asker = Asker(port, "check", "good ")
     asker.start()
