@@ -94,7 +94,7 @@ def test_dump_waits_until_it_is_over(tmp_path: Path) -> None:
 
 
 def test_freeze_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It begins after the dump has looked for it."""
+    """It begins after the dump has looked for it.  What else there is of the tree does not notice."""
     monkeypatch.setattr(survey, "in_execve", lambda _: 0)
     with stuck() as (pid, thread):
         with pytest.raises(torpor.TorporError, match=r"could not be traced in 1 s.*--timeout") as failure:

@@ -26,10 +26,13 @@ EINTR = 4
 # Calls that the kernel ends with EINTR whenever their task is stopped, never to make them again (signal(7)).  Nothing
 # has happened yet then, and a program that catches no signals does not expect it.  Those of sockets are meant that have
 # a time limit (SO_RCVTIMEO, SO_SNDTIMEO); connect(2) is not here, as it goes on without its caller.
-ENDED_BY_A_STOP = """
+ENDED_BY_ANY_STOP = """
 epoll_wait epoll_pwait epoll_pwait2 semop semtimedop semtimedop_time64 rt_sigtimedwait rt_sigtimedwait_time64
+""".split()  # noqa: SIM905
+_OF_SOCKETS = """
 read readv recv recvfrom recvmsg recvmmsg recvmmsg_time64 write writev send sendto sendmsg sendmmsg accept accept4
 """.split()  # noqa: SIM905
+ENDED_BY_A_STOP = [*ENDED_BY_ANY_STOP, *_OF_SOCKETS]
 _FUTEX_WAIT_BITSET, _FUTEX_COMMAND = 9, 0x7F
 # The same by way of ipc(2), SEMOP and SEMTIMEDOP, and of socketcall(2), which C libraries use where these came first.
 _SEMAPHORES, _SOCKETS = (1, 4), (5, 9, 10, 11, 12, 16, 17, 18, 19, 20)

@@ -15,7 +15,7 @@ import os
 import time
 
 from torpor import log
-from torpor.engine import stops
+from torpor.engine import journal, stops
 from torpor.engine.seizing import Watch, collect_ended, seize
 from torpor.engine.stops import Kind
 from torpor.engine.thaw import thaw_somehow
@@ -83,6 +83,7 @@ class _Freezing:
         self.watch = Watch(self.held)
         self.processes: dict[int, FrozenProcess] = {}
         self.queue = [(root, 0)]  # of processes and their parents
+        self.noted: set[int] = set()  # PIDs in the journal
         self.mothers: dict[int, list[int]] = {}  # of processes that have children: threads that may have more
 
     def run(self, with_children: bool) -> FrozenTree:
@@ -165,6 +166,9 @@ class _Freezing:
                 return []
             raise
         self.watch.begin(pid, len(tids))
+        if pid not in self.noted:
+            self.noted.add(pid)
+            journal.note("seizing", pid)
         for tid in tids:
             if tid not in held and seize(pid, tid):
                 held[tid] = _interrupted(tid, pid)
@@ -284,6 +288,7 @@ def _await_stop(tracee: Tracee, patience: float, held: dict[int, Tracee], if_bus
                 break
             if stop.kind is Kind.GROUP_STOP:
                 tracee.group_stop = stop.signal
+                journal.note("halted", tracee.pid)
                 break
             # A signal on its way to a handler when we came gets there; the interrupt stops the task right after.
             ptrace.cont(tracee.tid, stop.signal if stop.kind is Kind.SIGNAL else 0)

@@ -3,7 +3,9 @@
 
 Each process that was touched is stopped once more, all its threads.  Threads that were stepped, or wait in the
 executor's loop, get their registers and masks; then our descriptors are closed and our areas unmapped in it, by stepped
-calls, and it goes on.  A system call that the engine had interrupted is restarted by the kernel, as if nobody had come.
+calls, and it goes on.  A system call that the engine had interrupted is restarted by the kernel, as if nobody had come;
+but not epoll_wait(2) and the like, which any stop ends: threads that stand in such a call are sent SIGSTOP, too, while
+the engine still holds them, so that none comes back from it before the guardian has it made again.
 """
 
 import os
@@ -11,14 +13,18 @@ import select
 import time
 
 from torpor import signals as signal
-from torpor.engine import journal
+from torpor.arch import native
+from torpor.arch.base import ENDED_BY_ANY_STOP
+from torpor.engine import journal, stops
 from torpor.engine.freeze import FrozenProcess, freeze
+from torpor.engine.seizing import in_execve
 from torpor.engine.thaw import thaw_somehow
 from torpor.engine.tracee import ALL_SIGNALS, Tracee
 from torpor.errors import Refusal, TorporError
 from torpor.kernel import ptrace
 from torpor.kernel.proc import parse_stat
 from torpor.kernel.procfs import read_all
+from torpor.kernel.status import parse_status
 from torpor.kernel.syscall import call
 from torpor.typed import Any
 
@@ -51,6 +57,9 @@ class Rescue:
         self.ours: dict[int, set[tuple[int, int]]] = {}  # by PID: device and inode
         self.sent_stop: set[int] = set()
         self.to_be_stopped: set[int] = set()  # by somebody else
+        self.seizing: list[int] = []  # PIDs
+        self.halted: set[int] = set()  # PIDs
+        self.caught: set[int] = set()  # PIDs of processes with threads in calls that our stop would end
         self.held: list[int] = []
         self._read_already = False
 
@@ -66,6 +75,11 @@ class Rescue:
         for fd in self.held:
             _fetch(pidfd, fd)
         os.close(pidfd)
+        for pid in self.seizing:
+            try:
+                self._catch(pid)
+            except (OSError, TorporError):
+                pass  # it has ended
 
     def hurry(self) -> None:
         """Stop processes of which a thread was being stepped.  Where the engine has gone already: better late than
@@ -86,11 +100,35 @@ class Rescue:
                 except ProcessLookupError:
                     pass
 
+    def _catch(self, pid: int) -> None:
+        """Keep threads of a process in calls from which they would come back with EINTR."""
+        tids = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+        # Whoever seizes a thread of a process that is inside execve(2) may have to wait for ever.
+        if pid in self.halted or in_execve(tids) or any(map(_is_halting, tids)):
+            return
+        waiting = [tid for tid in tids if tid not in self.threads and self._holds(tid) and _is_in_ended_call(tid)]
+        if waiting and pid not in self.sent_stop and _stop_pending(pid):
+            self.to_be_stopped.add(pid)
+        for tid in waiting:
+            self.caught.add(pid)
+            self.sent_stop.add(pid)
+            call("tgkill", pid, tid, signal.SIGSTOP)
+
+    def _holds(self, tid: int) -> bool:
+        return parse_status(read_all(f"/proc/{tid}/status")).tracer == self.engine
+
     def _read(self) -> None:
         if not self._read_already:
             self._read_already = True
             for kind, *facts in journal.records():
                 getattr(self, f"_{kind}")(*facts)
+
+    def _seizing(self, pid: int) -> None:
+        if pid not in self.seizing:
+            self.seizing.append(pid)
+
+    def _halted(self, pid: int) -> None:
+        self.halted.add(pid)
 
     def _touched(self, tid: int, *facts: Any) -> None:
         before = self.threads.get(tid)
@@ -143,7 +181,11 @@ class Rescue:
     # -- afterwards ---------------------------------------------------------------------------------------------------
     def run(self) -> None:
         self._read()
-        pids = {thread.pid for thread in self.threads.values()} | {pid for pid, areas in self.areas.items() if areas}
+        pids = (
+            {thread.pid for thread in self.threads.values()}
+            | {pid for pid, areas in self.areas.items() if areas}
+            | self.caught
+        )
         for pid in sorted(pids):
             try:
                 self._process(pid)
@@ -164,6 +206,9 @@ class Rescue:
             process = self._freeze(pid)
             if not process.threads:
                 return
+            if pid in self.caught:
+                for tracee in process.threads.values():
+                    tracee.group_stop = 0  # it was we who stopped it
             try:
                 for thread in threads:
                     if thread.socket >= 0 and thread.tid in process.threads:
@@ -260,6 +305,17 @@ def _fetch(pidfd: int, fd: int) -> int:
         return call("pidfd_getfd", pidfd, fd, 0)
     except OSError:
         return -1
+
+
+def _is_in_ended_call(tid: int) -> bool:
+    number = read_all(f"/proc/{tid}/syscall").partition(b" ")[0]
+    return number.isdigit() and int(number) in native().numbers_of(ENDED_BY_ANY_STOP)
+
+
+def _is_halting(tid: int) -> bool:
+    """Whether a thread stands in a stop by job control of which the engine has not heard yet."""
+    code = parse_stat(read_all(f"/proc/{tid}/stat")).exit_code
+    return code >> 8 == ptrace.EVENT_STOP and code & 0x7F in stops.STOP_SIGNALS
 
 
 def _stop_pending(pid: int) -> bool:
