@@ -20,7 +20,7 @@ from faults.trees import Checkpoint
 from torpor.check_images import ImagesReport, look
 from torpor.images import kinds
 from torpor.images.container import encode_entries, start_of
-from torpor.images.directory import ImageReader
+from torpor.images.directory import MAX_IMAGE, ImageReader
 from torpor.images.pages import PAGE_SIZE
 from torpor.images.schema.constants import TaskState
 from torpor.images.schema.pstree import PstreeEntry
@@ -101,6 +101,16 @@ def _sparse(path: Path) -> None:
     os.truncate(path, SPARSE)
 
 
+def _large(path: Path) -> None:
+    path.touch()
+    os.truncate(path, MAX_IMAGE)
+
+
+def _large_after(path: Path) -> None:
+    path.write_bytes(path.with_name(f"{path.name}.whole").read_bytes())
+    os.truncate(path, MAX_IMAGE)
+
+
 def _sparse_after(path: Path) -> None:
     path.write_bytes(path.with_name(f"{path.name}.whole").read_bytes())
     os.truncate(path, SPARSE)
@@ -111,10 +121,12 @@ def _foreign(path: Path) -> None:
     os.chown(path, NOBODY, NOBODY)
 
 
-@pytest.mark.parametrize("thing", [_device, _sparse, _sparse_after, _foreign], ids=lambda thing: thing.__name__[1:])
+@pytest.mark.parametrize(
+    "thing", [_device, _sparse, _sparse_after, _large, _large_after, _foreign], ids=lambda thing: thing.__name__[1:]
+)
 def test_in_its_place(checkpoint: Checkpoint, spoilt: Path, thing: Callable[[Path], None]) -> None:
-    """Of each image in turn: a device node, a sparse file of 1 TB (alone, and after what belongs there), and the image
-    itself in another user's name, which is as good as any."""
+    """Of each image in turn: a device node, a sparse file of 1 TB and of 1 GiB (alone, and after what belongs there),
+    and the image itself in another user's name, which is as good as any."""
     for path in images_of(spoilt):
         whole = path.with_name(f"{path.name}.whole")
         path.rename(whole)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from imagekit import messages
 
 from torpor.errors import ImageError
-from torpor.images.container import encode_entries, parse_image, start_of
+from torpor.images import container
+from torpor.images.container import Pieces, encode_entries, parse_image, start_of
 from torpor.images.directory import ImageReader, ImageWriter, write_stats
 from torpor.images.kinds import (
     BPFMAP_DATA,
@@ -239,11 +240,38 @@ STREAM = TcpStreamEntry(inq_len=2, inq_seq=0, outq_len=3, outq_seq=0, opt_mask=0
         (IPCNS_MSG, [(IpcMsgEntry(desc=DESC, qbytes=13, qnum=3), encode_ipc_messages(QUEUE))] * 2),
     ],
 )
-def test_payloads(kind: ImageKind[PstreeEntry], entries: list[tuple[PstreeEntry, bytes]]) -> None:
+@pytest.mark.parametrize("piece", [1, 16, 1 << 20])
+def test_payloads(
+    kind: ImageKind[PstreeEntry],
+    entries: list[tuple[PstreeEntry, bytes]],
+    piece: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(container, "_PIECE", piece)
     data = b"".join([start_of(kind), *encode_entries(entries)])
     assert list(parse_image(kind, data, "it")) == entries
     with pytest.raises(ImageError):
         list(parse_image(kind, data[:-1], "it"))
+    path = tmp_path / "image"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        assert list(parse_image(kind, Pieces(file.fileno(), len(data)), "it")) == entries
+        with pytest.raises(ImageError):
+            list(parse_image(kind, Pieces(file.fileno(), len(data) - 1), "it"))
+        os.truncate(path, len(data) - 1)
+        with pytest.raises(OSError, match="shorter"):
+            list(parse_image(kind, Pieces(file.fileno(), len(data)), "it"))
+
+
+def test_a_read_may_be_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, real = tmp_path / "image", os.pread
+    path.write_bytes(bytes(range(256)))
+    monkeypatch.setattr(os, "pread", lambda fd, size, at: real(fd, min(size, 7), at))
+    with path.open("rb") as file:
+        data = Pieces(file.fileno(), 256)
+        for part in (slice(None), slice(3, 40), slice(250, 300), slice(300, 304)):
+            assert data[part] == bytes(range(256))[part]
 
 
 def test_ipc_messages() -> None:

@@ -7,7 +7,9 @@ because a length says so: it has to be inside the bytes that are there.
 
 from __future__ import annotations
 
+import os
 import struct
+from errno import EIO
 
 from torpor.errors import ImageError
 from torpor.images.kinds import IMG_COMMON, IMG_SERVICE, INVENTORY, ONE, RAW, ImageKind
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     Entry: TypeAlias = Message | tuple[Message, bytes]
 
 MAX_ENTRY = 64 << 20  # an mm image with a million areas has 45 MB
+_PIECE = 1 << 20  # bytes read at a time
 _U32 = struct.Struct("=I")  # as CRIU does it, in the order of the machine
 
 
@@ -56,14 +59,40 @@ def check_start(kind: ImageKind[Any], data: bytes, name: str) -> int:
     raise ImageError(f"{name} is not a {kind.name} image", "it starts with another magic number", code="bad-magic")
 
 
-def parse_image(kind: ImageKind[M], data: bytes, name: str) -> Iterator[tuple[M, bytes]]:
+class Pieces:
+    """The bytes of a large image, of which one piece at a time is in memory: it may be a hole that ends in nothing."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd, self._size = fd, size
+        self._at, self._piece = 0, b""
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        """OSError passes through, and comes if the file has become shorter."""
+        start, end, _ = part.indices(self._size)
+        if start < self._at or end > self._at + len(self._piece):
+            self._at, self._piece = start, b""
+            left = min(max(end - start, _PIECE), self._size - start)
+            while left > 0:
+                more = os.pread(self._fd, left, start)
+                if not more:
+                    raise OSError(EIO, "it has become shorter")
+                self._piece += more
+                start, left = start + len(more), left - len(more)
+            start = self._at
+        return self._piece[start - self._at : end - self._at]
+
+
+def parse_image(kind: ImageKind[M], data: bytes | Pieces, name: str) -> Iterator[tuple[M, bytes]]:
     """The entries of an image with their raw bytes; `name` is for the errors."""
     if kind.shape == RAW:
         raise ValueError(f"{name} has no entries")
     from torpor.images.decoder import decode
 
-    at, end = check_start(kind, data, name), len(data)
-    payload, cls = kind.payload, kind.message
+    at, end = check_start(kind, data[:8], name), len(data)
+    payload, cls, unpack = kind.payload, kind.message, _U32.unpack
     usual = cls
     if kind.has_head:
         from torpor.images.schema.pagemap import PagemapHead
@@ -73,7 +102,7 @@ def parse_image(kind: ImageKind[M], data: bytes, name: str) -> Iterator[tuple[M,
         start = at + 4
         if start > end:
             raise ImageError(f"{name} is mangled", "it ends in the middle of an entry's length")
-        (size,) = _U32.unpack_from(data, at)
+        (size,) = unpack(data[at:start])
         at = start + size
         if at > end or size > MAX_ENTRY:
             raise ImageError(f"{name} is mangled", f"an entry of {size} bytes goes beyond its end")

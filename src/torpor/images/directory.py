@@ -19,12 +19,12 @@ from errno import EACCES
 from torpor import log
 from torpor.errors import ImageError
 from torpor.images import to_disk
-from torpor.images.container import MAX_ENTRY, check_start, encode_entries, parse_image, start_of
+from torpor.images.container import MAX_ENTRY, Pieces, check_start, encode_entries, parse_image, start_of
 from torpor.images.kinds import INVENTORY, KINDS, STATS, ImageKind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from typing import Any, Self, TypeAlias, TypeVar
 
     from torpor.images.container import Entry
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     M = TypeVar("M", bound=Message)
     Id: TypeAlias = int | str | None
 
-MAX_IMAGE = 1 << 30  # of images that are read as a whole; pages and ghost files are not
+MAX_IMAGE = 1 << 30  # of images that are messages; pages and ghost files are not
 IMG_VERSION = 2
 
 
@@ -281,9 +281,7 @@ class ImageReader:
 
     def entries_with_payload(self, kind: ImageKind[M], id: Id = None) -> list[tuple[M, bytes]]:
         """All entries, each with the raw bytes that follow it."""
-        name = kind.file_name(id)
-        data = self._read(name)
-        return [] if data is None else list(parse_image(kind, data, name))
+        return list(self._parse(kind, kind.file_name(id)))
 
     def one(self, kind: ImageKind[M], id: Id = None) -> M:
         """The only entry of an image that must be there."""
@@ -295,9 +293,8 @@ class ImageReader:
     def find(self, kind: ImageKind[M], id: Id = None) -> M | None:
         """The only entry of an image, None when there is no such image."""
         name = kind.file_name(id)
-        data = self._read(name)
         found = None
-        for entry, _ in parse_image(kind, data, name) if data is not None else ():
+        for entry, _ in self._parse(kind, name):
             if found is not None:  # there may be thousands: they are not read
                 raise ImageError(f"{name} is mangled", "it has more than one entry")
             found = entry
@@ -363,18 +360,17 @@ class ImageReader:
             raise ImageError(f"{name} is not an image", "it is not a regular file")
         return fd
 
-    def _read(self, name: str) -> bytes | None:
+    def _parse(self, kind: ImageKind[M], name: str) -> Iterator[tuple[M, bytes]]:
+        """The entries of an image, if there is one.  No more than what one entry may have is in memory as bytes."""
         fd = self._open(name)
         if fd is None:
-            return None
+            return
         try:
             size = os.fstat(fd).st_size
             if size > MAX_IMAGE:
                 raise ImageError(f"{name} is mangled", f"it has {size} bytes, more than any such image can have")
-            data = os.read(fd, size)
-            while len(data) < size and (more := os.read(fd, size - len(data))):
-                data += more
-            return data
+            data = Pieces(fd, size)
+            yield from parse_image(kind, data if size > MAX_ENTRY else data[:], name)
         except OSError as error:
             raise ImageError(f"{name} cannot be read", error.strerror or str(error)) from error
         finally:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Any, Final, Generic, TypeVar
 
     from torpor.images.message import Message
+    from torpor.images.payloads import Source
     from torpor.images.schema.apparmor import ApparmorEntry
     from torpor.images.schema.autofs import AutofsEntry
     from torpor.images.schema.binfmt_misc import BinfmtMiscEntry
@@ -119,7 +120,7 @@ class ImageKind(Generic[M]):
         magic: int,
         message_name: str,
         shape: str,
-        payload: Callable[[Any, bytes, int], int] | None = None,
+        payload: Callable[[Any, Source, int], int] | None = None,
     ) -> None:
         self.name, self.pattern, self.magic, self.message_name = name, pattern, magic, message_name
         self.shape = shape
@@ -188,7 +189,7 @@ def _kind(
     magic: int,
     message: str,
     shape: str,
-    payload: Callable[[Any, bytes, int], int] | None = None,
+    payload: Callable[[Any, Source, int], int] | None = None,
 ) -> ImageKind[Any]:
     kind: ImageKind[Any] = ImageKind(name, pattern, magic, message, shape, payload)
     KINDS[name] = kind

@@ -16,7 +16,9 @@ from torpor.errors import ImageError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import TypeAlias
 
+    from torpor.images.container import Pieces
     from torpor.images.schema.bpfmap_data import BpfmapDataEntry
     from torpor.images.schema.ghost_file import GhostFileEntry
     from torpor.images.schema.ipc_msg import IpcMsg, IpcMsgEntry
@@ -26,45 +28,47 @@ if TYPE_CHECKING:
     from torpor.images.schema.sk_packet import SkPacketEntry
     from torpor.images.schema.tcp_stream import TcpStreamEntry
 
+    Source: TypeAlias = bytes | Pieces
+
 # Each of these takes an entry, the image and where the entry ends in it, and says where its raw bytes end.
 
 
-def pipe_data(entry: PipeDataEntry, image: bytes, at: int) -> int:
+def pipe_data(entry: PipeDataEntry, image: Source, at: int) -> int:
     return at + entry.bytes
 
 
-def sk_packet(entry: SkPacketEntry, image: bytes, at: int) -> int:
+def sk_packet(entry: SkPacketEntry, image: Source, at: int) -> int:
     return at + entry.length
 
 
-def tcp_stream(entry: TcpStreamEntry, image: bytes, at: int) -> int:
+def tcp_stream(entry: TcpStreamEntry, image: Source, at: int) -> int:
     return at + entry.inq_len + entry.outq_len
 
 
-def bpfmap_data(entry: BpfmapDataEntry, image: bytes, at: int) -> int:
+def bpfmap_data(entry: BpfmapDataEntry, image: Source, at: int) -> int:
     return at + entry.keys_bytes + entry.values_bytes
 
 
-def ipc_shm(entry: IpcShmEntry, image: bytes, at: int) -> int:
+def ipc_shm(entry: IpcShmEntry, image: Source, at: int) -> int:
     """Since CRIU 3.x the segment's content is in a pagemap-shmem image."""
     return at if entry.in_pagemaps else at + (entry.size + 3 & ~3)
 
 
-def ipc_sem(entry: IpcSemEntry, image: bytes, at: int) -> int:
+def ipc_sem(entry: IpcSemEntry, image: Source, at: int) -> int:
     return at + (2 * entry.nsems + 7 & ~7)
 
 
-def ipc_msg(entry: IpcMsgEntry, image: bytes, at: int) -> int:
+def ipc_msg(entry: IpcMsgEntry, image: Source, at: int) -> int:
     for _, _, end in ipc_messages(entry, image, at):
         at = end
     return at
 
 
-def rest(entry: GhostFileEntry, image: bytes, at: int) -> int:
+def rest(entry: GhostFileEntry, image: Source, at: int) -> int:
     return len(image)
 
 
-def ipc_messages(entry: IpcMsgEntry, data: bytes, at: int = 0) -> list[tuple[IpcMsg, bytes, int]]:
+def ipc_messages(entry: IpcMsgEntry, data: Source, at: int = 0) -> list[tuple[IpcMsg, bytes, int]]:
     """The messages queued in `entry`, standing in `data` from `at` on: message, its bytes, where its padding ends."""
     from torpor.images.schema.ipc_msg import IpcMsg
 
