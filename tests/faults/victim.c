@@ -173,9 +173,9 @@ __attribute__((target("avx2"))) static void *spin(void *argument)
             if (bad[i])
                 vector_bad = 1;
         vector_rounds++;
-        // A fifth of a processor's load is enough: it sleeps with its registers full, so they count at all times.
+        // A tenth of a processor's load is enough: it sleeps with its registers full, so they count at all times.
         if (vector_rounds % 10 == 0) {
-            static const struct timespec nap = { 0, 800000 };
+            static const struct timespec nap = { 0, 1800000 };
             long result = SYS_nanosleep;
             __asm__ volatile("syscall" : "+a"(result), "+x"(a), "+x"(b), "+x"(c), "+x"(d) : "D"(&nap), "S"(NULL)
                              : "rcx", "r11", "memory");
