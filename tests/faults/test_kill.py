@@ -50,6 +50,7 @@ def images(tmp_path: Path) -> Iterator[Path]:
 
 def _frozen_at(victim: Victim, command: Command) -> float:
     """The moment at which the victim is traced; looked at without a pause, for nothing tells."""
+    command.wait_for_engine()
     while not tracer(victim.pid):
         if command.process.poll() is not None:
             return time.monotonic()

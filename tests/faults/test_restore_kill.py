@@ -47,6 +47,7 @@ def measure(checkpoint: Checkpoint) -> tuple[float, float]:
 
 def birth(checkpoint: Checkpoint, command: Command) -> float:
     """The moment at which the root is there; looked at without a pause, for nothing tells."""
+    command.wait_for_engine()
     while not os.path.exists(f"/proc/{checkpoint.root}") and command.process.poll() is None:
         pass
     return time.monotonic()

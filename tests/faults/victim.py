@@ -210,6 +210,11 @@ class Command:
         """The engine process: the front's child; 0 where there is none (any more)."""
         return next(iter(children_of(self.pid)), 0)
 
+    def wait_for_engine(self) -> None:
+        """Until there is one, dozens of milliseconds before it does anything to anybody; or the command has ended."""
+        while not self.engine and self.process.poll() is None:
+            time.sleep(0.001)
+
     def wait(self, patience: float = 60.0) -> int:
         try:
             return self.process.wait(patience)
