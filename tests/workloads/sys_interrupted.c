@@ -9,20 +9,12 @@
  * Sleeps must not end early in any case.  The verdict names every call that has ended so: which is first is chance. */
 /* wl: same=no */
 /* not compared: a sleep until a certain time is over when images are restored late, and its thread has ended */
-#include "wl.h"
-#include <linux/futex.h>
-#include <sys/epoll.h>
-#include <sys/ipc.h>
-#include <sys/msg.h>
+#include "call.h"
 #include <sys/select.h>
-#include <sys/sem.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 
 enum { NEVER, RESTORED };
-static int pipes[8][2], sockets[2], epoll, listener, queue, semaphore;
+static int sockets[2];
 static volatile int word;
-static pid_t child;
 static unsigned long long started;
 static volatile sig_atomic_t released;
 
@@ -36,13 +28,6 @@ static unsigned long long start_time(void)
 	for (int i = 3; i < 22; i++)
 		at = strchr(at, ' ') + 1;
 	return strtoull(at, NULL, 10);
-}
-
-static int64_t now(clockid_t clock)
-{
-	struct timespec t;
-	MUST(clock_gettime(clock, &t));
-	return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
 static void expect_byte(int fd)
@@ -293,31 +278,14 @@ static void *body(void *argument)
 
 int main(void)
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = "socket"};
 	sigset_t set = wl_set(SIGRTMIN + 1);
 	wl_begin();
 	started = start_time();
 	MUST0(pthread_sigmask(SIG_BLOCK, &set, NULL));
 	MUST(sigaction(SIGUSR1, &(struct sigaction){.sa_handler = handler}, NULL));
-	for (int i = 0; i < 8; i++)
-		MUST(pipe(pipes[i]));
-	MUST(fcntl(pipes[5][1], F_SETPIPE_SZ, 65536)); /* with pages of 64 KiB it holds a megabyte, and no write would wait */
+	call_prepare(5, 6, 0x1234567890, 1);
 	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, sockets));
 	MUST(setsockopt(sockets[0], SOL_SOCKET, SO_RCVTIMEO, &(struct timeval){600, 0}, sizeof(struct timeval)));
-	epoll = MUST(epoll_create1(0));
-	MUST(epoll_ctl(epoll, EPOLL_CTL_ADD, pipes[6][0], &(struct epoll_event){.events = EPOLLIN, .data.u64 = 0x1234567890}));
-	listener = MUST(socket(AF_UNIX, SOCK_STREAM, 0));
-	MUST(bind(listener, (struct sockaddr *)&address, sizeof address));
-	MUST(listen(listener, 1));
-	queue = MUST(msgget(IPC_PRIVATE, 0600));
-	wl_say("owns msg %d", queue);
-	semaphore = MUST(semget(IPC_PRIVATE, 1, 0600));
-	wl_say("owns sem %d", semaphore);
-	child = MUST(fork());
-	if (child == 0) {
-		wl_wait();
-		_exit(7);
-	}
 	for (intptr_t i = 0; i < count; i++)
 		MUST0(pthread_create(&calls[i].thread, NULL, body, (void *)i));
 	for (int i = 0; i < count; i++)
@@ -346,7 +314,7 @@ int main(void)
 	MUST(kill(child, SIGTERM));
 	MUST((int)syscall(SYS_tgkill, getpid(), calls[10].tid, SIGRTMIN + 1));
 	int client = MUST(socket(AF_UNIX, SOCK_STREAM, 0));
-	MUST(connect(client, (struct sockaddr *)&address, sizeof address));
+	MUST(connect(client, (const struct sockaddr *)&address, sizeof address));
 	MUST(msgsnd(queue, &message, 3, 0));
 	MUST(semop(semaphore, &up, 1));
 	for (size_t got = 0; got < sizeof sink;)
@@ -359,7 +327,6 @@ int main(void)
 	finished = 1;
 	for (int i = 0; i < count; i++)
 		MUST0(pthread_join(calls[i].thread, NULL));
-	MUST(msgctl(queue, IPC_RMID, NULL));
-	MUST(semctl(semaphore, 0, IPC_RMID));
+	call_remove();
 	wl_pass();
 }

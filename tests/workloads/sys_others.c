@@ -2,17 +2,9 @@
 /* More system calls caught in the middle, one in each thread: none may end before what it waits for comes.  Those with a
  * mask of their own wait with it, and have it given back.  What they wait for comes after the checkpoint. */
 /* wl: */
-#include "wl.h"
-
-#include <linux/futex.h>
-#include <sys/epoll.h>
-#include <sys/ipc.h>
-#include <sys/msg.h>
+#include "call.h"
 #include <sys/sendfile.h>
-#include <sys/sem.h>
-#include <sys/socket.h>
 #include <sys/uio.h>
-#include <sys/un.h>
 
 #ifndef SYS_futex_waitv
 #define SYS_futex_waitv 449
@@ -25,19 +17,11 @@
 #define CMP_REQUEUE 12
 #define UNLOCK 7
 
-static int pipes[8][2], sockets[3][2], epoll, listener, queue, semaphore, file;
+static int sockets[3][2], file;
 static uint32_t word[4];
-static pid_t child;
 static volatile sig_atomic_t seen;
 
 static void handler(int number) { seen = number; }
-
-static int64_t now(clockid_t clock)
-{
-	struct timespec t;
-	MUST(clock_gettime(clock, &t));
-	return t.tv_sec * 1000000000LL + t.tv_nsec;
-}
 
 static struct timespec in_600_s(clockid_t clock)
 {
@@ -135,9 +119,8 @@ static long do_sendmsg(void)
 }
 static long do_connect(void)
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = "socket"};
 	int fd = MUST(socket(AF_UNIX, SOCK_STREAM, 0));
-	long n = connect(fd, (struct sockaddr *)&address, sizeof address);
+	long n = connect(fd, (const struct sockaddr *)&address, sizeof address);
 	int error = errno;
 	if (n == 0)
 		close(fd);
@@ -236,38 +219,20 @@ static void *body(void *argument)
 
 int main(void)
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = "socket"};
 	static char some[65536];
 	sigset_t set = wl_set(SIGUSR2);
 	wl_begin();
 	MUST0(pthread_sigmask(SIG_BLOCK, &set, NULL));
 	MUST(sigaction(SIGUSR2, &(struct sigaction){.sa_handler = handler}, NULL));
-	for (int i = 0; i < 8; i++)
-		MUST(pipe(pipes[i]));
+	call_prepare(0, 7, 0, 0);
 	for (int i = 0; i < 3; i++)
 		MUST(socketpair(AF_UNIX, i == 1 ? SOCK_DGRAM : SOCK_STREAM, 0, sockets[i]));
-	MUST(fcntl(pipes[0][1], F_SETPIPE_SZ, 65536));
 	file = MUST(open("file", O_RDWR | O_CREAT | O_TRUNC, 0644));
 	MUST(ftruncate(file, 200000));
 	MUST(mkfifo("fifo", 0600));
-	epoll = MUST(epoll_create1(0));
-	MUST(epoll_ctl(epoll, EPOLL_CTL_ADD, pipes[7][0], &(struct epoll_event){.events = EPOLLIN}));
-	listener = MUST(socket(AF_UNIX, SOCK_STREAM, 0));
-	MUST(bind(listener, (struct sockaddr *)&address, sizeof address));
-	MUST(listen(listener, 0));
 	int first = MUST(socket(AF_UNIX, SOCK_STREAM, 0));
-	MUST(connect(first, (struct sockaddr *)&address, sizeof address)); /* the backlog is full */
-	queue = MUST(msgget(IPC_PRIVATE, 0600));
-	wl_say("owns msg %d", queue);
-	semaphore = MUST(semget(IPC_PRIVATE, 1, 0600));
-	wl_say("owns sem %d", semaphore);
+	MUST(connect(first, (const struct sockaddr *)&address, sizeof address)); /* the backlog is full */
 	word[2] = word[3] = (uint32_t)gettid(); /* locked by this thread */
-
-	child = MUST(fork());
-	if (child == 0) {
-		wl_wait();
-		_exit(7);
-	}
 	for (intptr_t i = 0; i < count; i++)
 		MUST0(pthread_create(&calls[i].thread, NULL, body, (void *)i));
 	for (int i = 0; i < count; i++)
@@ -304,7 +269,6 @@ int main(void)
 		MUST0(pthread_join(calls[i].thread, NULL));
 	close(opened);
 	MUST(waitpid(child, NULL, 0));
-	MUST(msgctl(queue, IPC_RMID, NULL));
-	MUST(semctl(semaphore, 0, IPC_RMID));
+	call_remove();
 	wl_pass();
 }
