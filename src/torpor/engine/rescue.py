@@ -58,6 +58,7 @@ class Rescue:
         self.sent_stop: set[int] = set()
         self.to_be_stopped: set[int] = set()  # by somebody else
         self.seizing: list[int] = []  # PIDs
+        self.calls: dict[int, bytes] = {}  # by TID, where they can be seen only before the stop
         self.halted: set[int] = set()  # PIDs
         self.caught: set[int] = set()  # PIDs of processes with threads in calls that our stop would end
         self.held: list[int] = []
@@ -106,13 +107,17 @@ class Rescue:
         # Whoever seizes a thread of a process that is inside execve(2) may have to wait for ever.
         if pid in self.halted or in_execve(tids) or any(map(_is_halting, tids)):
             return
-        waiting = [tid for tid in tids if tid not in self.threads and self._holds(tid) and _is_in_ended_call(tid)]
+        waiting = [tid for tid in tids if tid not in self.threads and self._holds(tid) and self._in_ended_call(tid)]
         if waiting and pid not in self.sent_stop and _stop_pending(pid):
             self.to_be_stopped.add(pid)
         for tid in waiting:
             self.caught.add(pid)
             self.sent_stop.add(pid)
             call("tgkill", pid, tid, signal.SIGSTOP)
+
+    def _in_ended_call(self, tid: int) -> bool:
+        number = (self.calls.get(tid) or read_all(f"/proc/{tid}/syscall")).partition(b" ")[0]
+        return number.isdigit() and int(number) in native().numbers_of(ENDED_BY_ANY_STOP)
 
     def _holds(self, tid: int) -> bool:
         return parse_status(read_all(f"/proc/{tid}/status")).tracer == self.engine
@@ -126,6 +131,9 @@ class Rescue:
     def _seizing(self, pid: int) -> None:
         if pid not in self.seizing:
             self.seizing.append(pid)
+
+    def _call(self, tid: int, said: bytes) -> None:
+        self.calls[tid] = said
 
     def _halted(self, pid: int) -> None:
         self.halted.add(pid)
@@ -209,6 +217,7 @@ class Rescue:
             if pid in self.caught:
                 for tracee in process.threads.values():
                     tracee.group_stop = 0  # it was we who stopped it
+                    tracee.call_before = self.calls.get(tracee.tid, tracee.call_before)
             try:
                 for thread in threads:
                     if thread.socket >= 0 and thread.tid in process.threads:
@@ -305,11 +314,6 @@ def _fetch(pidfd: int, fd: int) -> int:
         return call("pidfd_getfd", pidfd, fd, 0)
     except OSError:
         return -1
-
-
-def _is_in_ended_call(tid: int) -> bool:
-    number = read_all(f"/proc/{tid}/syscall").partition(b" ")[0]
-    return number.isdigit() and int(number) in native().numbers_of(ENDED_BY_ANY_STOP)
 
 
 def _is_halting(tid: int) -> bool:
