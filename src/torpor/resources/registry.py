@@ -81,14 +81,14 @@ OTHERS = {
 
 # Kinds that are recognised and refused, with the reason and what the user can do.
 REFUSED: dict[str, tuple[str, str]] = {
-    "fd:inotify": ("inotify watches cannot be dumped yet", "end the watching program first"),
+    "fd:inotify": ("inotify watches cannot be dumped yet", "let the program watch no files, or end it first"),
     "fd:fanotify": ("fanotify marks cannot be dumped yet", "end the watching program first"),
     "fd:userfaultfd": ("a userfaultfd cannot be dumped", "end the program that handles page faults first"),
     "fd:io_uring": ("io_uring cannot be dumped", "run the program with io_uring turned off"),
     "fd:perf_event": ("perf events cannot be dumped", "stop profiling first"),
     "fd:bpf": ("BPF objects cannot be dumped", "close them, or end the program first"),
     "fd:pidfd": ("pidfds cannot be dumped yet", "close them first"),
-    "fd:netlink": ("netlink sockets cannot be dumped yet", "close them first"),
+    "fd:netlink": ("netlink sockets cannot be dumped yet", "let the program watch no network, or end it first"),
     "fd:packet": ("packet sockets cannot be dumped yet", "close them first"),
     "fd:vsock": ("vsock sockets cannot be dumped", "close them first"),
     "fd:alg": ("sockets of the kernel's cryptography (AF_ALG) cannot be dumped", "close them first"),
