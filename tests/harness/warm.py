@@ -15,6 +15,8 @@ def become(command: list[str], environment: dict[str, str]) -> None:
     """Execute `command`; a warm or fresh one in this very process, which ends with it."""
     if command[0] not in (WARM, FRESH):
         os.execve(command[0], command, environment)
+    # pytest has put streams of its own there.
+    sys.stdout, sys.stderr = (open(fd, "w", errors="backslashreplace", closefd=False) for fd in (1, 2))
     if command[0] == FRESH:
         _dropped.extend(sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "torpor")
         sys.argv = ["torpor", *command[1:]]

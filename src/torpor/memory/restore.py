@@ -237,25 +237,17 @@ class AddressSpaces:
     def _open(self, id: int, writing: bool = False) -> int:
         """Our descriptor of a mapped file, kept for all tasks."""
         fd = self._make(id)
-        if not writing:
-            return self._reading(id, fd)
-        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
+        entry = self.restore.files.get(id)
+        if entry is not None and entry.memfd is not None and segments.only_read(self.restore, entry.memfd, writing):
+            if id not in self.readable:
+                self.readable[id] = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+            return self.readable[id]
+        if not writing or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
             return fd
         # CRIU enters a file once, however it is mapped.
         if id not in self.writable:
             self.writable[id] = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
         return self.writable[id]
-
-    def _reading(self, id: int, fd: int) -> int:
-        """The descriptor itself, unless it is a memfd's, and what is mapped through it may never be written: through a
-        read-only descriptor, or after a seal.  (A seal against writing is refused while any mapping may be written.)"""
-        entry = self.restore.files.get(id)
-        memfd = entry.memfd if entry is not None else None
-        if memfd is None or memfd.flags & os.O_ACCMODE != os.O_RDONLY:
-            return fd
-        if id not in self.readable:
-            self.readable[id] = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-        return self.readable[id]
 
     def _make(self, id: int) -> int:
         from torpor.resources import registry

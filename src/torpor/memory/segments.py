@@ -12,7 +12,7 @@ import errno
 import os
 
 from torpor.arch import native
-from torpor.errors import ImageError
+from torpor.errors import ImageError, RestoreFailed
 from torpor.images.kinds import MEMFD_INODE, SHMEM_PAGEMAP
 from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.pages import PagemapWriter, PageStore
@@ -25,12 +25,12 @@ from torpor.resources.description import NOBODY, extra, extras
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torpor.images.schema.memfd import MemfdInodeEntry
+    from torpor.images.schema.memfd import MemfdFileEntry, MemfdInodeEntry
     from torpor.resources.context import Dump, DumpTask, Restore
 
 MEMFD = 18  # FdTypes
 F_ADD_SEALS, F_GET_SEALS = 1033, 1034
-F_SEAL_SEAL = 1
+F_SEAL_SEAL, F_SEAL_WRITE = 1, 8
 MFD_EXEC = 0x10
 MAX_SEGMENT = 1 << 46
 MAX_MODE = 0o177777
@@ -284,7 +284,7 @@ def _fill_pages(restore: Restore, fd: int, shmid: int, size: int) -> None:
 
 def seal(restore: Restore) -> None:
     """When everything is mapped: put the memfds' seals back (F_SEAL_WRITE forbids new writable mappings), and before
-    these what writing has changed.  Raises OSError."""
+    these what writing has changed.  Raises OSError, RestoreFailed."""
     import fcntl
 
     owns = {entry.memfd.inode_id: own for id, own in extras(restore).items()
@@ -297,7 +297,19 @@ def seal(restore: Restore) -> None:
             if own.atime_ns is not None and own.mtime_ns is not None:
                 os.utime(fd, ns=(own.atime_ns, own.mtime_ns))
         if memfd.seals and memfd.name != "/dev/zero":
-            fcntl.fcntl(fd, F_ADD_SEALS, memfd.seals)
+            try:
+                fcntl.fcntl(fd, F_ADD_SEALS, memfd.seals)
+            except OSError as error:
+                raise RestoreFailed(f"cannot seal memfd {memfd.name}", error.strerror or "") from None
+
+
+def only_read(restore: Restore, memfd: MemfdFileEntry, writing: bool) -> bool:
+    """Whether what is mapped through this descriptor of a memfd may never be written: it is read-only, unless the area
+    itself says otherwise (`writing`), or the memory is sealed against writing, which the kernel refuses while any
+    mapping may be written: there CRIU's images say what cannot have been."""
+    if restore.state[_INODES][memfd.inode_id].seals & F_SEAL_WRITE:
+        return True
+    return not writing and memfd.flags & os.O_ACCMODE == os.O_RDONLY
 
 
 def _anonymous(size: int) -> int:
