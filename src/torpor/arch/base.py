@@ -24,15 +24,15 @@ RESTARTED = (ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND)  # what is begun again
 EINTR = 4
 
 # Calls that the kernel ends with EINTR whenever their task is stopped, never to make them again (signal(7)).  Nothing
-# has happened yet then, and a program that catches no signals does not expect it.  Those of sockets are meant that have
-# a time limit (SO_RCVTIMEO, SO_SNDTIMEO); connect(2) is not here, as it goes on without its caller.
-ENDED_BY_ANY_STOP = """
+# has happened yet then, and a program that catches no signals does not expect it.
+_ENDED_BY_ANY_STOP = """
 epoll_wait epoll_pwait epoll_pwait2 semop semtimedop semtimedop_time64 rt_sigtimedwait rt_sigtimedwait_time64
 """.split()  # noqa: SIM905
+# The same of sockets that have a time limit (SO_RCVTIMEO, SO_SNDTIMEO); connect(2) is not here, as it goes on without
+# its caller.
 _OF_SOCKETS = """
 read readv recv recvfrom recvmsg recvmmsg recvmmsg_time64 write writev send sendto sendmsg sendmmsg accept accept4
 """.split()  # noqa: SIM905
-ENDED_BY_A_STOP = [*ENDED_BY_ANY_STOP, *_OF_SOCKETS]
 _FUTEX_WAIT_BITSET, _FUTEX_COMMAND = 9, 0x7F
 # The same by way of ipc(2), SEMOP and SEMTIMEDOP, and of socketcall(2), which C libraries use where these came first.
 _SEMAPHORES, _SOCKETS = (1, 4), (5, 9, 10, 11, 12, 16, 17, 18, 19, 20)
@@ -95,6 +95,7 @@ class Arch:
     restarts_alike = True  # `again` makes the kernel itself begin the call again, unless a signal is to be caught first
 
     _ended: frozenset[int] | None = None
+    _ended_by_any: frozenset[int] | None = None
 
     def tags_memory(self) -> bool:
         """Whether memory can be tagged (MTE of aarch64) on this machine, under this kernel."""
@@ -125,13 +126,20 @@ class Arch:
         return ERESTARTNOHAND if error == EINTR and self.ends_by_a_stop(nr, first) else 0
 
     def ends_by_a_stop(self, nr: int, first: int) -> bool:
-        """Whether a call is one of ENDED_BY_A_STOP."""
+        """Whether a call may be one that a stop has ended with EINTR, never to be made again."""
         if self._ended is None:
-            self._ended = self.numbers_of(ENDED_BY_A_STOP)
-        if nr in self._ended:
+            self._ended = self.numbers_of(_OF_SOCKETS)
+        if nr in self._ended or self.ends_by_any_stop(nr, first):
             return True
-        through = {self.SYSCALLS.get("ipc"): _SEMAPHORES, self.SYSCALLS.get("socketcall"): _SOCKETS}
-        return first & 0xFFFF in through.get(nr, ())
+        return nr == self.SYSCALLS.get("socketcall") and first & 0xFFFF in _SOCKETS
+
+    def ends_by_any_stop(self, nr: int, first: int) -> bool:
+        """The same, whatever the call was made on: of sockets, only those with a time limit are ended so."""
+        if self._ended_by_any is None:
+            self._ended_by_any = self.numbers_of(_ENDED_BY_ANY_STOP)
+        if nr in self._ended_by_any:
+            return True
+        return nr == self.SYSCALLS.get("ipc") and first & 0xFFFF in _SEMAPHORES
 
     # -- running system calls -------------------------------------------------------------------------------------
     def arguments(self, name: str, args: Sequence[T | int]) -> Sequence[T | int]:
@@ -215,8 +223,8 @@ class Arch:
         return None
 
     def again(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes | None:
-        """Registers with which a call goes on waiting that only the stop has ended (ENDED_BY_A_STOP); None in any other
-        case.  Its time limit, if it has one, begins anew.  For PTRACE_DETACH, as `resumed`."""
+        """Registers with which a call goes on waiting that only the stop has ended (`ends_by_a_stop`); None in any
+        other case.  Its time limit, if it has one, begins anew.  For PTRACE_DETACH, as `resumed`."""
         return None
 
     def pc(self, general: bytes) -> int:

@@ -12,7 +12,7 @@ can be interrupted is taken for one that was inside it.  At worst the signal cam
 fails with EINTR for it, as if it had come a moment later.
 
 In images of CRIU's some calls have failed with EINTR though no signal was there, by CRIU's own stop: those that any
-stop ends (base.ENDED_BY_A_STOP; signal(7) has the list, with sockets that have a time limit), and those that the
+stop ends (`Arch.ends_by_a_stop`; signal(7) has the list, with sockets that have a time limit), and those that the
 kernel would continue by restart_syscall (poll, FUTEX_WAIT_BITSET).  Programs that catch no signals do not expect that.
 They are made again (`Arch.ended_call`) if the image still has their arguments, as on x86_64 and ppc64le.  On aarch64
 and s390x EINTR has taken the first argument's place, and CRIU saves that nowhere else: there such calls stay ended,

@@ -5,7 +5,7 @@ Each process that was touched is stopped once more, all its threads.  Threads th
 executor's loop, get their registers and masks; then our descriptors are closed and our areas unmapped in it, by stepped
 calls, and it goes on.  A system call that the engine had interrupted is restarted by the kernel, as if nobody had come;
 but not epoll_wait(2) and the like, which any stop ends: threads that stand in such a call are sent SIGSTOP, too, while
-the engine still holds them, so that none comes back from it before the guardian has it made again.
+the engine still holds them, so that none comes back from it before the guardian has it made again (`engine.caught`).
 """
 
 import os
@@ -14,8 +14,7 @@ import time
 
 from torpor import signals as signal
 from torpor.arch import native
-from torpor.arch.base import ENDED_BY_ANY_STOP
-from torpor.engine import journal, stops
+from torpor.engine import caught, journal
 from torpor.engine.freeze import FrozenProcess, freeze
 from torpor.engine.seizing import in_execve
 from torpor.engine.thaw import thaw_somehow
@@ -30,6 +29,7 @@ from torpor.typed import Any
 
 PATIENCE_S = 60.0  # for a program that writes memory to a slow disk
 _GOING_HOME_S = 15.0  # for tasks that go home by themselves
+_ARRIVING_S = 0.2  # for threads that have been interrupted, and get no processor just now
 _PAUSE_S = 0.0005
 
 
@@ -56,6 +56,7 @@ class Rescue:
         self.areas: dict[int, dict[int, int]] = {}  # by PID: address -> size
         self.ours: dict[int, set[tuple[int, int]]] = {}  # by PID: device and inode
         self.sent_stop: set[int] = set()
+        self.continued: set[int] = set()
         self.to_be_stopped: set[int] = set()  # by somebody else
         self.seizing: list[int] = []  # PIDs
         self.calls: dict[int, bytes] = {}  # by TID, where they can be seen only before the stop
@@ -105,22 +106,42 @@ class Rescue:
         """Keep threads of a process in calls from which they would come back with EINTR."""
         tids = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
         # Whoever seizes a thread of a process that is inside execve(2) may have to wait for ever.
-        if pid in self.halted or in_execve(tids) or any(map(_is_halting, tids)):
+        if pid in self.halted or in_execve(tids) or any(caught.is_halting(pid, tid) for tid in tids):
             return
-        waiting = [tid for tid in tids if tid not in self.threads and self._holds(tid) and self._in_ended_call(tid)]
-        if waiting and pid not in self.sent_stop and _stop_pending(pid):
-            self.to_be_stopped.add(pid)
+        held = {tid for tid in tids if self._holds(tid)}
+        until = time.monotonic() + _ARRIVING_S
+        waiting = [tid for tid in held if tid not in self.threads and self._in_ended_call(tid, until)]
+        if not waiting:
+            return
+        if pid not in self.sent_stop:
+            first = self.threads.get(pid)
+            if caught.would_notice(pid, first.mask if first else None):
+                return
+            if _stop_pending(pid):
+                self.to_be_stopped.add(pid)
+        if native().call_before_stop:  # the others are going to be stopped by that as well
+            for tid in set(tids) - held:
+                self.calls[tid] = _said(tid)
+        self.caught.add(pid)
+        self.sent_stop.add(pid)
         for tid in waiting:
-            self.caught.add(pid)
-            self.sent_stop.add(pid)
-            call("tgkill", pid, tid, signal.SIGSTOP)
+            try:
+                call("tgkill", pid, tid, signal.SIGSTOP)
+            except ProcessLookupError:
+                pass
 
-    def _in_ended_call(self, tid: int) -> bool:
-        number = (self.calls.get(tid) or read_all(f"/proc/{tid}/syscall")).partition(b" ")[0]
-        return number.isdigit() and int(number) in native().numbers_of(ENDED_BY_ANY_STOP)
+    def _in_ended_call(self, tid: int, until: float) -> bool:
+        said = self.calls.get(tid) or _said(tid)
+        while said.startswith(b"running") and tid not in self.calls and time.monotonic() < until:
+            time.sleep(_PAUSE_S)  # it is on its way to the stop that the engine has asked for
+            said = _said(tid)
+        return caught.is_in_ended_call(said)
 
     def _holds(self, tid: int) -> bool:
-        return parse_status(read_all(f"/proc/{tid}/status")).tracer == self.engine
+        try:
+            return parse_status(read_all(f"/proc/{tid}/status")).tracer == self.engine
+        except (OSError, TorporError):
+            return False  # it has ended
 
     def _read(self) -> None:
         if not self._read_already:
@@ -200,12 +221,19 @@ class Rescue:
             except Exception:
                 pass  # it has ended, or somebody else traces it now; nobody is left whom we could tell, and others wait
         for pid in self.sent_stop:
-            stopped = any(thread.stopped for thread in self.threads.values() if thread.pid == pid)
-            if not stopped and pid not in self.to_be_stopped:
-                try:
-                    os.kill(pid, signal.SIGCONT)
-                except ProcessLookupError:
-                    pass
+            self._continue(pid)
+
+    def _continue(self, pid: int) -> None:
+        """Take back what we have stopped a process by.  While its threads are held, so that none that was let go is
+        stopped by another that takes its SIGSTOP afterwards; SIGCONT takes it from all.  The first thread alone gets
+        that, which cares least (`engine.caught`)."""
+        stopped = any(thread.stopped for thread in self.threads.values() if thread.pid == pid)
+        if pid in self.sent_stop - self.continued - self.to_be_stopped and not stopped:
+            self.continued.add(pid)
+            try:
+                call("tgkill", pid, pid, signal.SIGCONT)
+            except ProcessLookupError:
+                pass
 
     def _process(self, pid: int) -> None:
         threads = [thread for thread in self.threads.values() if thread.pid == pid]
@@ -230,6 +258,7 @@ class Rescue:
                 self._tidy(pid, process, threads)
                 return
             finally:
+                self._continue(pid)
                 thaw_somehow(process.threads.values())
                 time.sleep(_PAUSE_S)
 
@@ -316,10 +345,12 @@ def _fetch(pidfd: int, fd: int) -> int:
         return -1
 
 
-def _is_halting(tid: int) -> bool:
-    """Whether a thread stands in a stop by job control of which the engine has not heard yet."""
-    code = parse_stat(read_all(f"/proc/{tid}/stat")).exit_code
-    return code >> 8 == ptrace.EVENT_STOP and code & 0x7F in stops.STOP_SIGNALS
+def _said(tid: int) -> bytes:
+    """By /proc/TID/syscall; nothing if it has ended."""
+    try:
+        return read_all(f"/proc/{tid}/syscall")
+    except OSError:
+        return b""
 
 
 def _stop_pending(pid: int) -> bool:

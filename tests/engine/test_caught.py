@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which processes the guardian keeps from coming back from epoll_wait(2) and the like, when the engine, here the test,
+has died: those that do not notice how."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from torpor.arch import s390x, x86_64
+from torpor.engine import caught, stops
+from torpor.engine import rescue as rescuing
+from torpor.engine.rescue import Rescue
+from torpor.engine.thaw import thaw_somehow
+from torpor.engine.tracee import Tracee
+from torpor.kernel import ptrace
+
+if os.geteuid():
+    pytest.skip("tracing needs root", allow_module_level=True)
+
+# Python itself would begin the call again.
+VICTIM = """
+import ctypes, os, select, signal, sys, threading
+exec(sys.argv[1])
+libc, poll, place = ctypes.CDLL(None, use_errno=True), select.epoll(), ctypes.create_string_buffer(64)
+def wait():
+    print("came back", libc.epoll_wait(poll.fileno(), place, 1, -1), ctypes.get_errno(), flush=True)
+threading.Thread(target=wait).start()
+print("ready", flush=True)
+wait()
+"""
+BLOCKS = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCONT])"
+CATCHES = "signal.signal(signal.SIGCONT, lambda *_: None)"
+
+
+said: dict[int, int] = {}  # of victims: descriptors of what they say
+
+
+def tids_of(pid: int) -> list[int]:
+    return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+
+
+def state(pid: int, tid: int) -> str:
+    with open(f"/proc/{pid}/task/{tid}/stat") as file:
+        return file.read().rpartition(") ")[2][0]
+
+
+def wait_for(pid: int, wanted: str) -> None:
+    deadline = time.monotonic() + 20
+    while {state(pid, tid) for tid in tids_of(pid)} != {wanted}:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@contextmanager
+def victim(does: str = "", job: bool = False) -> Iterator[int]:
+    """A process with two threads in epoll_wait(2); a job of ours, as a shell has them, or in a session of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", VICTIM, does],
+        stdout=subprocess.PIPE, start_new_session=not job, process_group=0 if job else None,
+    )  # fmt: skip
+    assert process.stdout
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        said[process.pid] = process.stdout.fileno()
+        wait_for(process.pid, "S")
+        yield process.pid
+    finally:
+        process.kill()
+        for tid in tids_of(process.pid):
+            if tid != process.pid:
+                with suppress(ChildProcessError):
+                    os.waitpid(tid, stops.WALL)
+        process.wait()
+        process.stdout.close()
+
+
+def seized(pid: int) -> Rescue:
+    """The guardian of us who have seized and stopped the process, and heard of no stop yet."""
+    for tid in tids_of(pid):
+        ptrace.seize(tid, 0)
+        ptrace.interrupt(tid)
+    wait_for(pid, "t")
+    rescue = Rescue(os.getpid())
+    rescue._read_already = True  # we keep no journal
+    return rescue
+
+
+@contextmanager
+def engine(pid: int) -> Iterator[int]:
+    """Another process that has seized and stopped the first thread of this one; or has let the other go already."""
+    ready, say = os.pipe()
+    it = os.fork()
+    if it == 0:
+        try:
+            ptrace.seize(pid, 0)
+            ptrace.interrupt(pid)
+            os.waitpid(pid, stops.WALL)
+            os.write(say, b"r")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(say)
+    try:
+        assert os.read(ready, 1)
+        yield it
+    finally:
+        os.close(ready)
+        os.kill(it, signal.SIGKILL)
+        os.waitpid(it, 0)
+
+
+def pending(pid: int) -> list[bool]:
+    """Of each thread, whether it has been sent SIGSTOP."""
+    found = []
+    for tid in tids_of(pid):
+        with open(f"/proc/{pid}/task/{tid}/status") as file:
+            masks = [int(line.split()[1], 16) for line in file if line.startswith("SigPnd:")]
+        found.append(bool(masks[0] & 1 << signal.SIGSTOP - 1))
+    return found
+
+
+def test_is_caught() -> None:
+    with victim() as pid:
+        rescue = seized(pid)
+        rescue._catch(pid)
+        assert rescue.caught == rescue.sent_stop == {pid} and not rescue.to_be_stopped
+        assert pending(pid) == [True, True]
+
+
+def test_has_taken_no_stop_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guardian comes before any thread has run: no thread that it lets go may be stopped by another that takes its
+    SIGSTOP afterwards."""
+
+    def thaw_slowly(threads: Iterable[Tracee]) -> None:
+        for thread in reversed([*threads]):
+            thaw_somehow([thread])
+            time.sleep(0.02)  # it is back in its call
+
+    monkeypatch.setattr(rescuing, "_PAUSE_S", 0)  # it keeps the processor
+    monkeypatch.setattr(rescuing, "thaw_somehow", thaw_slowly)
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, [min(before)])
+    try:
+        with victim("os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))") as pid:
+            for _ in range(4):
+                with engine(pid) as dying:
+                    rescue = Rescue(dying)
+                    rescue._read_already = True
+                    rescue.seizing.append(pid)
+                    rescue.before_release()
+                    assert rescue.caught == {pid}
+                    os.kill(dying, signal.SIGKILL)
+                    rescue.run()
+                wait_for(pid, "S")
+                assert not select.select([said[pid]], [], [], 0.05)[0], os.read(said[pid], 100)
+                assert pending(pid) == [False, False]
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize("does", [BLOCKS, CATCHES], ids=["blocks", "catches"])
+def test_would_get_sigcont(does: str) -> None:
+    with victim(does) as pid:
+        rescue = seized(pid)
+        rescue._catch(pid)
+        assert not rescue.caught and not rescue.sent_stop and pending(pid) == [False, False]
+
+
+def test_blocks_it_only_while_our_program_runs() -> None:
+    with victim(BLOCKS) as pid:
+        rescue = seized(pid)
+        rescue._touched(pid, pid, b"", 0, {}, False)
+        rescue._inside(pid)
+        rescue._catch(pid)
+        assert rescue.caught == {pid} and pending(pid) == [tid != pid for tid in tids_of(pid)]
+
+
+def test_a_shell_would_tell() -> None:
+    with victim(job=True) as pid:
+        rescue = seized(pid)
+        rescue._catch(pid)
+        assert not rescue.caught and pending(pid) == [False, False]
+
+
+@pytest.mark.parametrize("heard", [False, True], ids=["", "its-parent-has-heard"])
+def test_stays_stopped(heard: bool) -> None:
+    """What job control had stopped before we came must not be continued; no other sign is there."""
+    with victim() as pid:
+        os.kill(pid, signal.SIGSTOP)
+        wait_for(pid, "T")
+        if heard:
+            os.waitid(os.P_PID, pid, os.WSTOPPED)
+        rescue = seized(pid)
+        assert all(caught.is_halting(pid, tid) for tid in tids_of(pid))
+        rescue._catch(pid)
+        assert not rescue.caught and not rescue.sent_stop
+
+
+def test_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As /proc/TID/syscall tells them."""
+    monkeypatch.setattr(caught, "native", lambda: x86_64.ARCH)
+    assert caught.is_in_ended_call(b"232 0x3 0x7f00 0x1 0xffffffff 0x0 0x0 0x7ffc 0x7f01\n")  # epoll_wait
+    for said in (b"0 0x3 0x7f00 0x1 0x0 0x0 0x0 0x7ffc 0x7f01\n", b"running\n", b"-1 0x7ffc 0x7f01\n", b""):
+        assert not caught.is_in_ended_call(said)
+    monkeypatch.setattr(caught, "native", lambda: s390x.ARCH)
+    ipc = s390x.ARCH.SYSCALLS["ipc"]
+    assert caught.is_in_ended_call(b"%d 0x4 0x0 0x1 0x0 0x3ff 0x0 0x3ff 0x2aa\n" % ipc)  # SEMTIMEDOP
+    assert not caught.is_in_ended_call(b"%d 0xc 0x0 0x1 0x0 0x3ff 0x0 0x3ff 0x2aa\n" % ipc)  # MSGRCV
