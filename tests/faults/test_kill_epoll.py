@@ -47,6 +47,7 @@ def test_threads_wait_on(tmp_path: Path) -> None:
             for number in range(KILLS):
                 command = Command.dump(victim.pid, images, "-R")
                 tid = threads_of(victim.pid)[-1]
+                command.wait_for_engine()
                 while not (engine := tracer(tid)) and command.process.poll() is None:
                     pass
                 time.sleep(number * 0.005)
