@@ -19,7 +19,7 @@ from torpor.images.schema.sk_inet import InetSkEntry, IpOptsEntry
 from torpor.images.schema.tcp_stream import TcpOptsEntry
 from torpor.kernel.polling import poll_events
 from torpor.kernel.sockdiag import SockDiag
-from torpor.resources import inet_groups, inet_options, socket_options
+from torpor.resources import inet_groups, inet_options, inet_ports, socket_options
 from torpor.resources.description import Described, extra, extras, save_owner, set_flags
 from torpor.resources.socket_options import has_peer
 from torpor.typed import TYPE_CHECKING
@@ -35,8 +35,6 @@ NET_NS = 2  # number of the network namespace in the images
 IP_TOS, IP_TTL, IP_OPTIONS, IP_PKTINFO, IP_FREEBIND = 1, 2, 4, 8, 15
 IPV6_PKTINFO, IPV6_V6ONLY, IPV6_FREEBIND = 49, 26, 78
 TCP_NODELAY, TCP_CORK, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT = 1, 3, 4, 5, 6
-TCP_INFO = 11
-_SEGMENTS, _SEGMENTS_AT = struct.Struct("=2I"), 136  # tcpi_segs_out, tcpi_segs_in of struct tcp_info
 MAX_BACKLOG = 1 << 16
 
 
@@ -99,9 +97,11 @@ class Inet(Described):
             elif protocol == TCP and state != CLOSE:
                 state = CLOSE
             # A connection of TCP comes back closed: it has changed its address and options, and they mean nothing then.
-            segments = _segments(sock) if protocol == TCP and state == CLOSE else (0, 0)
+            closed = protocol == TCP and state == CLOSE
+            segments = inet_ports.segments(sock) if closed else (0, 0)
             kept = protocol == UDP or not (has_peer(sock) or any(segments))
-            source, source_port = _split(sock.family, sock.getsockname()) if kept else (_nowhere(sock.family), 0)
+            bound = kept and not (closed and inet_ports.is_given_back(sock, dump))
+            source, source_port = _split(sock.family, sock.getsockname()) if bound else (_nowhere(sock.family), 0)
             peer, peer_port = _nowhere(sock.family), 0
             if protocol == UDP and state == ESTABLISHED:
                 peer, peer_port = _split(sock.family, sock.getpeername())
@@ -251,16 +251,8 @@ def _shut_down(sock: socket.socket, seen: "SeenFile", dump: "Dump") -> int:
 
 def _state(sock: socket.socket) -> int:
     if sock.type == socket.SOCK_STREAM:
-        return sock.getsockopt(TCP, TCP_INFO, 1)[0]
+        return sock.getsockopt(TCP, inet_ports.TCP_INFO, 1)[0]
     return ESTABLISHED if has_peer(sock) else CLOSE
-
-
-def _segments(sock: socket.socket) -> tuple[int, int]:
-    """How many segments a TCP socket has sent and got: none where there never was a connection, nor an attempt at one.
-    A connection that has ended has no peer any more, but getsockname(2) goes on telling a port, which it shares with a
-    listener, or has given back.  An attempt gets one at most, the refusal."""
-    sent, got = _SEGMENTS.unpack_from(sock.getsockopt(TCP, TCP_INFO, _SEGMENTS_AT + _SEGMENTS.size), _SEGMENTS_AT)
-    return sent, got
 
 
 def _peer(sock: socket.socket) -> str:
