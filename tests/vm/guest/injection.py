@@ -29,6 +29,7 @@ from torpor.engine.freeze import freeze
 from torpor.engine.program import Program
 from torpor.engine.stepper import Stepper
 from torpor.engine.team import ThreadTeam
+from torpor.engine.thaw import thaw
 from torpor.engine.tracee import Tracee
 from torpor.kernel.syscall import NR
 
@@ -373,8 +374,7 @@ def team(victim: Victim) -> None:
         assert answer.value == thread.tid
     crew.close()
     executor.remove()
-    for thread in process.threads.values():
-        thread.let_go()
+    thaw(process.threads.values())
     running.check()
 
 
