@@ -19,7 +19,7 @@ from torpor.kernel.proc import parse_stat
 from torpor.kernel.process import comparison, kcmp, pidfd_open, pidfd_open_thread
 from torpor.kernel.procfs import read_all
 from torpor.kernel.status import parse_status, parse_thread_status
-from torpor.memory.areas import check_count, most_areas
+from torpor.memory.areas import check_count, most_areas, zeros_merged
 from torpor.memory.dump import AddressSpace
 from torpor.model import identity
 from torpor.resources import clocks, namespaces, registry
@@ -50,6 +50,7 @@ def prepare(dump: "Dump") -> None:
     dump.state["own namespaces"] = namespaces.of(os.getpid())
     dump.state["strict overcommit"] = read_all("/proc/sys/vm/overcommit_memory").startswith(b"2")
     dump.state["most areas"] = most_areas()
+    dump.state["zero pages of KSM"] = zeros_merged()
     if native().tags_memory():
         from torpor.memory import tags  # noqa: F401
     blob(native())
@@ -164,7 +165,7 @@ def areas(dump: "Dump") -> list[AddressSpace]:
         _leave_vdso(dump, spaces)
     for space in spaces.values():
         check_cancelled()
-        space.scan()
+        space.scan(dump.state["zero pages of KSM"])
     if native().tags_memory():
         from torpor.memory import tags
 

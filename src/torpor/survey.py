@@ -380,7 +380,7 @@ class Memory:
 
     def _count(self, task: DumpTask) -> None:
         space = AddressSpace(task)
-        space.scan()
+        space.scan(vma.zeros_merged())
         stored = iter(space.runs)
         run = next(stored, None)
         for area in task.areas:

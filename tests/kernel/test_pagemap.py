@@ -227,6 +227,14 @@ def test_pages_of_our_own_are_not_taken_for_zero_pages(monkeypatch: pytest.Monke
     assert learnt() == ()  # no rights: every frame is 0
 
 
+def test_zero_runs(own: int, how: Abilities) -> None:
+    with private(8) as memory:
+        _ = memory[PAGE], memory[2 * PAGE], memory[5 * PAGE]
+        memory[3 * PAGE] = 1
+        start = address(memory)
+        assert numbers(pagemap.zero_runs(own, start, start + len(memory), how), memory) == {1, 2, 5}
+
+
 def test_a_page_of_any_zero_page_is_not_stored(tmp_path: Path) -> None:
     """A pagemap that the test has written; the pages around have frames beside the zero pages'."""
     zeros = {0x3B80 + colour for colour in range(128)}

@@ -7,6 +7,8 @@ What a private area's page can be, and what it means here:
 - never touched: not in the page tables; not stored.
 - present and PAGE_IS_FILE: still the file's own page; the file brings it back.  Not stored.
 - present and PAGE_IS_PFNZERO: read but never written, a zero page (or the huge one).  Not stored.
+  But in a private mapping of a file it stands for zeros that were written there, and that KSM has merged
+  (use_zero_pages): `zero_runs`.
 - otherwise present, or swapped out (migrating pages look so too): the task's own content.  Stored.
 
 Surprising:
@@ -266,6 +268,20 @@ def _clip(runs: Sequence[Run], areas: Sequence[Span]) -> list[list[Run]]:
             index += 1
             area = areas[index]
     return result
+
+
+def zero_runs(fd: int, start: int, end: int, how: Abilities | None = None) -> list[Run]:
+    """Runs of zero pages in [start, end), as far as they can be told."""
+    how = how or abilities()
+    if how.scan:
+        return [(a, b) for a, b, _ in ioctl_scan(fd, start, end, mask=PAGE_IS_PFNZERO)]
+    from torpor.kernel import zero_pages
+
+    found: list[Run] = []
+    for a, data in chunks(fd, start, end):
+        for first, last in zero_pages.runs(data, how.zeros):
+            append(found, a + first * PAGE, a + last * PAGE)
+    return found
 
 
 def guard_runs(fd: int, start: int, end: int, how: Abilities | None = None) -> list[Run]:

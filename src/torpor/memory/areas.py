@@ -82,6 +82,19 @@ def most_areas() -> int:
         return int(file.read())
 
 
+def zeros_merged() -> bool:
+    """Whether KSM may have put the zero page in the place of pages full of zeros: it is set to (Linux 4.11), or was
+    (the count of such pages came with 6.6)."""
+    for name in ("use_zero_pages", "ksm_zero_pages"):
+        try:
+            with open(f"/sys/kernel/mm/ksm/{name}", "rb") as file:
+                if int(file.read()):
+                    return True
+        except OSError:
+            continue
+    return False
+
+
 def check_count(task: "DumpTask | RestoreTask", count: int, most: int) -> None:
     """Raises Refusal for an address space that can have no more areas: Torpor needs some of its own there."""
     if count > most - SPARE_AREAS:

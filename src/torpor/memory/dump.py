@@ -131,8 +131,8 @@ class AddressSpace:
             known[key] = regular.save_path(dump, subject, area.path, path, access)
         return known[key], access
 
-    def scan(self) -> None:
-        """Frozen: find the pages to store."""
+    def scan(self, merged: bool) -> None:
+        """Frozen: find the pages to store.  `merged`: KSM may have put the zero page in the place of others."""
         private: list[Area] = []
         others: list[Area] = []
         for area, what in zip(self.task.areas, self.kinds, strict=True):
@@ -140,6 +140,9 @@ class AddressSpace:
         fd = pagemap.open_pagemap(self.task.leader.tid)
         try:
             runs = pagemap.scan_all(fd, private, others, guards=self.guards)
+            for area, found in zip(private, runs, strict=True) if merged else ():
+                if area.has_file:
+                    found[:] = sorted(found + pagemap.zero_runs(fd, area.start, area.end))
             for area in others:
                 if area.shared:  # guard pages in file mappings: Linux 6.15
                     self.guards += pagemap.guard_runs(fd, area.start, area.end)

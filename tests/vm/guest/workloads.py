@@ -67,8 +67,8 @@ def run(name: str, mode: str, tool: Tool) -> None:
     if workload.refused:
         print("refused:", workload.refused)
     try:
-        with _place() as (directory, images):
-            run_case(workload, MODES[mode], {"torpor": tool}, directory, images)
+        with _place() as (directory, _):
+            run_case(workload, MODES[mode], {"torpor": tool}, directory)
             for out in directory.glob("try*/home/out"):
                 print(_exercised(out.read_text().splitlines()))
     except Skipped as why:
@@ -104,8 +104,9 @@ def groups(cases: list[str]) -> list[list[str]]:
 
 @contextlib.contextmanager
 def _place() -> Iterator[tuple[Path, Path]]:
-    """A directory for a case, and one for its images, in memory: there are hundreds of small files in those of a crowd,
-    each made and synced.  Where a case fails, what the kernel says meanwhile."""
+    """A directory for a case, and one in memory for the images of a crowd: hundreds of small files, each made and
+    synced.  (Those that are run by themselves are too large for that.)  Where a case fails, what the kernel says
+    meanwhile."""
     become_subreaper()
     messages = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     os.lseek(messages, 0, os.SEEK_END)
