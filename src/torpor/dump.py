@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torpor.resources.context import Dump
 
 PF_KTHREAD = 0x200000
+DYING_S = 1.0  # that a task which somebody ends may take, on a busy machine
 MORE_S = 2.0  # than --timeout: the freeze heeds that itself where it can
 
 
@@ -327,8 +328,14 @@ def _in_words(error: Exception, session: "Dump") -> TorporError | None:
         import traceback
 
         log.debug(traceback.format_exc())
-    if gone := _gone(session):  # then whatever was read of it was nonsense
-        return gone
+    # What is being ended loses its memory a moment before it is a zombie.
+    until = time.monotonic() + (DYING_S if isinstance(error, ProcessLookupError) else 0)
+    while True:
+        if gone := _gone(session):  # then whatever was read of it was nonsense
+            return gone
+        if time.monotonic() >= until:
+            break
+        time.sleep(0.005)
     return _explain(error, session) if isinstance(error, OSError) else None
 
 
