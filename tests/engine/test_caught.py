@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from harness.events import child
 from torpor.arch import s390x, x86_64
 from torpor.engine import caught, stops
 from torpor.engine import rescue as rescuing
@@ -92,28 +93,11 @@ def seized(pid: int) -> Rescue:
     return rescue
 
 
-@contextmanager
-def engine(pid: int) -> Iterator[int]:
-    """Another process that has seized and stopped the first thread of this one; or has let the other go already."""
-    ready, say = os.pipe()
-    it = os.fork()
-    if it == 0:
-        try:
-            ptrace.seize(pid, 0)
-            ptrace.interrupt(pid)
-            os.waitpid(pid, stops.WALL)
-            os.write(say, b"r")
-            signal.pause()
-        finally:
-            os._exit(1)
-    os.close(say)
-    try:
-        assert os.read(ready, 1)
-        yield it
-    finally:
-        os.close(ready)
-        os.kill(it, signal.SIGKILL)
-        os.waitpid(it, 0)
+def hold(pid: int) -> None:
+    """Seize and stop the first thread of another process, as an engine would that has let the others go already."""
+    ptrace.seize(pid, 0)
+    ptrace.interrupt(pid)
+    os.waitpid(pid, stops.WALL)
 
 
 def pending(pid: int) -> list[bool]:
@@ -150,7 +134,7 @@ def test_has_taken_no_stop_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         with victim("os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))") as pid:
             for _ in range(4):
-                with engine(pid) as dying:
+                with child(lambda: hold(pid)) as dying:
                     rescue = Rescue(dying)
                     rescue._read_already = True
                     rescue.seizing.append(pid)

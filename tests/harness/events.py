@@ -10,7 +10,8 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -182,3 +183,25 @@ def status_in_words(status: int) -> str:
 
 def pid_exists(pid: int) -> bool:
     return os.path.exists(f"/proc/{pid}")
+
+
+@contextmanager
+def child(prepare: Callable[[], None] = lambda: None) -> Iterator[int]:
+    """A forked child that has run `prepare` and sleeps."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            prepare()
+            os.write(writer, b"x")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(writer)
+    try:
+        assert os.read(reader, 1) == b"x"
+        yield pid
+    finally:
+        os.close(reader)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)

@@ -9,11 +9,10 @@ import random
 import select
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 
+from harness.events import child
 from torpor.kernel import process, sched
 from torpor.kernel.procfs import read_all
 from torpor.kernel.status import parse_status
@@ -21,28 +20,6 @@ from torpor.model.identity import Comparisons, Kin, assign
 
 PAGE = mmap.PAGESIZE
 libc = ctypes.CDLL(None, use_errno=True)
-
-
-@contextmanager
-def child(prepare: Callable[[], None] = lambda: None) -> Iterator[int]:
-    """A forked child that has run `prepare` and sleeps."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            prepare()
-            os.write(writer, b"x")
-            signal.pause()
-        finally:
-            os._exit(1)
-    os.close(writer)
-    try:
-        assert os.read(reader, 1) == b"x"
-        yield pid
-    finally:
-        os.close(reader)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
 
 
 def test_kcmp_of_files() -> None:
