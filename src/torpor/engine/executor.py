@@ -171,13 +171,13 @@ class Executor:
         finally:
             os.close(pidfd)
         journal.note_ours(tracee.pid, self.fd, theirs)
+        journal.note("control", tracee.tid, self.socket.fileno(), self.fd)  # before it goes home at the socket's end
         self.set_undo(Program(), theirs)
         tracee.write(area.base, struct.pack(f"{order}ii", self.fd, self.fd))
         self.running = True
         self.socket.send(_BELL)
         self._finish(batch)
         self.set_undo(Program())
-        journal.note("control", tracee.tid, self.socket.fileno(), self.fd)
 
     def _set_undo_closing(self, fds_at: int) -> None:
         """Until we know the numbers of the pair: close what lies at this address then.  And wait: where the pair could
