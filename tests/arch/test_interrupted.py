@@ -13,6 +13,7 @@ from torpor.arch.base import ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTSYS,
 from torpor.arch.s390x import NT_S390_SYSTEM_CALL
 from torpor.engine import reenter
 from torpor.engine.tracee import Tracee
+from torpor.kernel.inside import UNSEEN, SeenCall
 
 ARCHES: dict[str, Arch] = {name: import_module(f"torpor.arch.{name}").ARCH for name in sorted(set(MODULES.values()))}
 PC, FIRST, SECOND = 0x1000, 77, 88
@@ -52,11 +53,11 @@ def test_there_and_back(name: str, how: int) -> None:
         assert before is not None and arch.pc(before) == PC
         return
     assert arch.before_call(general, call) is None
-    settled = arch.settled(inside, more, b"")
+    settled = arch.settled(inside, more, UNSEEN)
     if name == "x86_64":  # orig_rax has it in the image
         settled = settled[: 8 * 15] + general[8 * 15 : 8 * 16] + settled[8 * 16 :]
     else:
-        assert arch.interruption(inside, more, b"") == (how, call.word)
+        assert arch.interruption(inside, more, UNSEEN) == (how, call.word)
     if name == "ppc64le":
         settled = settled[: 8 * 34] + general[8 * 34 : 8 * 35] + settled[8 * 35 :]  # orig_gpr3
     assert settled == general
@@ -76,7 +77,7 @@ def test_the_kernels_word_is_kept(name: str) -> None:
     call = ARCHES[name].call_at(general, code)
     assert call is not None and call.word == word
     inside, more = ARCHES[name].inside_call(general, call, ERESTARTSYS)
-    assert ARCHES[name].interruption(inside, more, b"") == (ERESTARTSYS, word)
+    assert ARCHES[name].interruption(inside, more, UNSEEN) == (ERESTARTSYS, word)
 
 
 @pytest.mark.parametrize(("code", "failed"), [(b"\x02\x00\x00\x44", 4), (b"\x01\x00\x00\x44", (1 << 64) - 4)])
@@ -109,12 +110,15 @@ class Thread:
     """What reenter.find wants of one."""
 
     arch = ARCHES["ppc64le"]
+    pid = 0
 
     def __init__(self, waiting: int) -> None:
         self.awaiting = lambda: waiting
 
     def code(self, address: int, length: int) -> bytes:
         return b"\x01\x00\x00\x44" if address == PC else b""
+
+    read = code
 
 
 @pytest.mark.parametrize(
@@ -161,18 +165,18 @@ def test_by_way_of_another_call() -> None:
     assert arch.ends_by_a_stop(socketcall, 10) and not arch.ends_by_a_stop(socketcall, 3)  # recv, connect
 
 
-def continued(name: str) -> tuple[bytes, dict[int, bytes], bytes, bytes]:
+def continued(name: str) -> tuple[bytes, dict[int, bytes], SeenCall, bytes]:
     """What a thread shows whose futex the kernel has continued by restart_syscall when it is interrupted again:
-    registers, register sets, /proc/TID/syscall before that, and the instructions up to the next one."""
+    registers, register sets, the call that it was seen in before that, and the instructions up to the next one."""
     nr, restart = (ARCHES[name].SYSCALLS[call] for call in ("futex", "restart_syscall"))
     ended = (1 << 64) - ERESTART_RESTARTBLOCK
     return {
-        "x86_64": lambda: (words("<27Q", {10: ended, 15: restart, 16: PC}), {}, b"",
+        "x86_64": lambda: (words("<27Q", {10: ended, 15: restart, 16: PC}), {}, UNSEEN,
                            b"\x90\xb8" + nr.to_bytes(4, "little") + b"\x0f\x05"),
-        "aarch64": lambda: (words("<34Q", {8: restart, 32: PC}), {}, b"%d 0x0 0x0 0x0 0x0 0x0 0x0 0x0 0x1004" % restart,
+        "aarch64": lambda: (words("<34Q", {8: restart, 32: PC}), {}, SeenCall(restart, (0,) * 6, 0, PC + 4),
                             struct.pack("<3I", 0xD2800008 | nr << 5, 0xAA0203E3, 0x93407C21)),
         "s390x": lambda: (words(">18Q", {1: PC, 4: ended}) + bytes(72),
-                          {NT_S390_SYSTEM_CALL: struct.pack(">I", 2 << 16 | restart)}, b"", bytes((0x0A, nr))),
+                          {NT_S390_SYSTEM_CALL: struct.pack(">I", 2 << 16 | restart)}, UNSEEN, bytes((0x0A, nr))),
     }[name]()  # fmt: skip
 
 
@@ -181,10 +185,11 @@ def continued(name: str) -> tuple[bytes, dict[int, bytes], bytes, bytes]:
 def test_a_continued_call_gets_its_number_back(name: str, known: bool) -> None:
     arch = ARCHES[name]
     general, specials, before, code = continued(name)
-    seen = {"x86_64": lambda: general[8 * 15 : 8 * 16], "aarch64": lambda: general[8 * 8 : 8 * 9] + before[:4],
+    seen = {"x86_64": lambda: general[8 * 15 : 8 * 16],
+            "aarch64": lambda: general[8 * 8 : 8 * 9] + b"%d" % before.number,
             "s390x": lambda: specials[NT_S390_SYSTEM_CALL]}[name]  # fmt: skip
     nr, restart = (
-        {"x86_64": struct.pack("<Q", nr), "aarch64": struct.pack("<Q", nr) + (b"%d 0x0" % nr)[:4],
+        {"x86_64": struct.pack("<Q", nr), "aarch64": struct.pack("<Q", nr) + b"%d" % nr,
          "s390x": struct.pack(">I", 2 << 16 | nr)}[name]
         for nr in (arch.SYSCALLS["futex"], arch.SYSCALLS["restart_syscall"])
     )  # fmt: skip

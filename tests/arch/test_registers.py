@@ -14,6 +14,7 @@ from torpor.arch import MODULES
 from torpor.arch.base import Arch, Registers
 from torpor.errors import Refusal
 from torpor.images.schema.core import CoreEntry
+from torpor.kernel.inside import UNSEEN, SeenCall, parse_call
 
 ARCHES: dict[str, Arch] = {name: import_module(f"torpor.arch.{name}").ARCH for name in sorted(set(MODULES.values()))}
 SIZES = {"x86_64": 216, "aarch64": 272, "arm": 72, "ppc64le": 384, "s390x": 216}  # of NT_PRSTATUS
@@ -82,7 +83,7 @@ def test_registers_survive_the_core_message(name: str) -> None:
     arch = ARCHES[name]
     registers = sample(name)
     if name == "ppc64le":  # not in a call: settled
-        registers = Registers(arch.settled(registers.general, {}, b""), registers.others)
+        registers = Registers(arch.settled(registers.general, {}, UNSEEN), registers.others)
     core = CoreEntry(mtype=0)
     arch.to_core(core, registers, 0xBEEF)
     back, clear_child_tid = arch.from_core(CoreEntry.decode(core.encode()), registers)
@@ -162,7 +163,7 @@ def _ppc(trap: int, r3: int, ccr: int, nr: int = 3) -> bytes:
     ],
 )
 def test_ppc64le_settles_interrupted_calls(trap: int, r3: int, ccr: int, expected: tuple[int, int]) -> None:
-    words = struct.unpack("<48Q", ARCHES["ppc64le"].settled(_ppc(trap, r3, ccr), {}, b""))
+    words = struct.unpack("<48Q", ARCHES["ppc64le"].settled(_ppc(trap, r3, ccr), {}, UNSEEN))
     assert (words[32], words[3]) == expected and words[40] == 0
 
 
@@ -180,7 +181,7 @@ def test_s390x_settles_interrupted_calls(call: int, r2: int, expected: tuple[int
     words = [0] * 18
     words[1], words[4] = 0x1000, r2
     found = struct.pack(">18Q", *words) + bytes(64) + struct.pack(">Q", 77)
-    after = ARCHES["s390x"].settled(found, {0x307: struct.pack(">I", call)}, b"")
+    after = ARCHES["s390x"].settled(found, {0x307: struct.pack(">I", call)}, UNSEEN)
     psw, r2_after = struct.unpack_from(">8xQ", after)[0], struct.unpack_from(">Q", after, 32)[0]
     assert (psw, r2_after) == expected
 
@@ -197,7 +198,7 @@ def test_calls_that_the_stop_has_ended(name: str, call: str, made_again: bool) -
     """They go on: where the kernel can be told so by its own error number (512 and above), else rewound."""
     arch = ARCHES[name]
     nr, minus = arch.SYSCALLS[call], (1 << 8 * arch.word_size) - EINTR
-    specials, before = {0x307: struct.pack(">I", 2 << 16 | nr)}, f"{nr} 0x4d 0x0 0x0 0x0 0x0 0x0 0xffff0000 0x1000"
+    specials, before = {0x307: struct.pack(">I", 2 << 16 | nr)}, SeenCall(nr, (77, 0, 0, 0, 0, 0), 0xFFFF0000, 0x1000)
     found = {
         "x86_64": lambda: _words("<27Q", {10: minus, 15: nr, 16: 0x1000}),
         "aarch64": lambda: _words("<34Q", {0: minus, 8: nr, 32: 0x1000}),
@@ -205,8 +206,8 @@ def test_calls_that_the_stop_has_ended(name: str, call: str, made_again: bool) -
         "ppc64le": lambda: _ppc(0xC00, EINTR, 0x10000000, nr),
         "s390x": lambda: _words(">18Q", {1: 0x1000, 4: minus}) + bytes(64) + struct.pack(">Q", 77),
     }[name]()
-    again = arch.again(found, specials, before.encode())
-    settled = arch.settled(found, specials, before.encode())
+    again = arch.again(found, specials, before)
+    settled = arch.settled(found, specials, before)
     length = {"x86_64": 2, "s390x": 2}.get(name, 4)
     assert arch.pc(settled) == (0x1000 - length if made_again else 0x1000)
     if not made_again:
@@ -217,7 +218,7 @@ def test_calls_that_the_stop_has_ended(name: str, call: str, made_again: bool) -
         assert arch.pc(again) == 0x1000 - 4 and arch.result(again) == 77
     else:
         assert arch.pc(again) == 0x1000 and arch.result(again) == -514
-    assert arch.resumed(found, before.encode()) == found  # where job control has stopped it, it is left alone
+    assert arch.resumed(found, before) == found  # where job control has stopped it, it is left alone
 
 
 @pytest.mark.parametrize("name", ["x86_64", "arm", "ppc64le", "s390x"])
@@ -230,7 +231,7 @@ def test_poll_begins_again_in_images(name: str) -> None:
         "ppc64le": lambda: _ppc(0xC00, 516, 0x10000000, nr),
         "s390x": lambda: _words(">18Q", {1: 0x1000, 4: minus}) + bytes(64) + struct.pack(">Q", 77),
     }[name]()
-    settled = arch.settled(found, {0x307: struct.pack(">I", 2 << 16 | nr)}, b"")
+    settled = arch.settled(found, {0x307: struct.pack(">I", 2 << 16 | nr)}, UNSEEN)
     assert arch.pc(settled) == 0x1000 - {"x86_64": 2, "s390x": 2}.get(name, 4)
 
 
@@ -241,7 +242,7 @@ def test_arm_tells_a_sleep_that_has_just_ended_from_an_interrupted_one(call: str
     arch, length = ARCHES["arm"], 2 if thumb else 4
     nr = arch.SYSCALLS[call]
     registers = {0: 0, 7: nr, 15: 0x1000, 16: 0x20 if thumb else 0, 17: 0}
-    asleep = f"{nr} 0x0 0x0 0xbeef0000 0x0 0x0 0x0 0xbeef1000 {0x1000:#x}".encode()
+    asleep = SeenCall(nr, (0, 0, 0xBEEF0000, 0, 0, 0), 0xBEEF1000, 0x1000)
     ended = _words("<18I", registers)
     assert arch.settled(ended, {}, asleep) == arch.resumed(ended, asleep) == ended
     interrupted = arch.with_pc(ended, 0x1000 - length)
@@ -266,19 +267,19 @@ def _aarch64(x0: int, x8: int, pc: int) -> bytes:
     ("before", "continued"),
     [
         (b"101 0x5000 0x0 0x0 0x0 0x0 0x0 0xffff0000 0x1004", True),
-        (b"running", False),
+        (b"running\n", False),
         (b"101 0x6000 0x0 0x0 0x0 0x0 0x0 0xffff0000 0x1004", False),  # that sleep is over, this is the next one
         (b"101 0x5000 0x0 0x0 0x0 0x0 0x0 0xffff0000 0x2004", False),
         (b"63 0x5000 0x0 0x0 0x0 0x0 0x0 0xffff0000 0x1004", False),
-        (b"", False),
+        (b"-1 0xffff0000 0x1004\n", False),
     ],
 )
 def test_aarch64_continues_a_sleep_only_when_it_was_seen_asleep(before: bytes, continued: bool) -> None:
     arch = ARCHES["aarch64"]
-    found = _aarch64(0x5000, arch.SYSCALLS["nanosleep"], 0x1000)
-    assert arch.resumed(found, before) == (_aarch64(0x5000, 128, 0x1000) if continued else found)
+    found, seen = _aarch64(0x5000, arch.SYSCALLS["nanosleep"], 0x1000), parse_call(before)
+    assert arch.resumed(found, seen) == (_aarch64(0x5000, 128, 0x1000) if continued else found)
     settled = _aarch64(2**64 - 4, arch.SYSCALLS["nanosleep"], 0x1004)
-    assert arch.settled(found, {}, before) == (settled if continued else found)
+    assert arch.settled(found, {}, seen) == (settled if continued else found)
 
 
 def test_aarch64_knows_which_calls_continue() -> None:
@@ -287,7 +288,7 @@ def test_aarch64_knows_which_calls_continue() -> None:
 
     def continues(nr: int, args: str) -> bool:
         found = _aarch64(1, nr, 0x1000)
-        return arch.resumed(found, f"{nr} 0x1 {args} 0x0 0x0 0xffff0000 0x1004".encode()) != found
+        return arch.resumed(found, parse_call(f"{nr} 0x1 {args} 0x0 0x0 0xffff0000 0x1004".encode())) != found
 
     assert continues(number["clock_nanosleep"], "0x0 0x5000 0x0")
     assert not continues(number["clock_nanosleep"], "0x1 0x5000 0x0")  # TIMER_ABSTIME

@@ -5,6 +5,8 @@ has died: those that do not notice how."""
 import os
 import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -15,12 +17,16 @@ import pytest
 
 from harness.events import child
 from torpor.arch import s390x, x86_64
-from torpor.engine import caught, stops
+from torpor.arch.base import Arch
+from torpor.engine import caught, stops, timelimit
 from torpor.engine import rescue as rescuing
+from torpor.engine.holding import Hold
+from torpor.engine.ledger import Ledger
 from torpor.engine.rescue import Rescue
 from torpor.engine.thaw import thaw_somehow
 from torpor.engine.tracee import Tracee
 from torpor.kernel import ptrace
+from torpor.kernel.inside import parse_call
 
 if os.geteuid():
     pytest.skip("tracing needs root", allow_module_level=True)
@@ -82,15 +88,13 @@ def victim(does: str = "", job: bool = False) -> Iterator[int]:
         process.stdout.close()
 
 
-def seized(pid: int) -> Rescue:
+def seized(pid: int) -> Hold:
     """The guardian of us who have seized and stopped the process, and heard of no stop yet."""
     for tid in tids_of(pid):
         ptrace.seize(tid, 0)
         ptrace.interrupt(tid)
     wait_for(pid, "t")
-    rescue = Rescue(os.getpid())
-    rescue._read_already = True  # we keep no journal
-    return rescue
+    return Hold(os.getpid(), Ledger())
 
 
 def hold(pid: int) -> None:
@@ -112,9 +116,9 @@ def pending(pid: int) -> list[bool]:
 
 def test_is_caught() -> None:
     with victim() as pid:
-        rescue = seized(pid)
-        rescue._catch(pid)
-        assert rescue.caught == rescue.sent_stop == {pid} and not rescue.to_be_stopped
+        hold = seized(pid)
+        hold.catch(pid)
+        assert hold.caught == hold.pids == {pid} and not hold.to_be_stopped
         assert pending(pid) == [True, True]
 
 
@@ -127,6 +131,7 @@ def test_has_taken_no_stop_yet(monkeypatch: pytest.MonkeyPatch) -> None:
             thaw_somehow([thread])
             time.sleep(0.02)  # it is back in its call
 
+    monkeypatch.setattr(Ledger, "read", lambda _: None)  # we keep no journal
     monkeypatch.setattr(rescuing, "_PAUSE_S", 0)  # it keeps the processor
     monkeypatch.setattr(rescuing, "thaw_somehow", thaw_slowly)
     before = os.sched_getaffinity(0)
@@ -136,10 +141,9 @@ def test_has_taken_no_stop_yet(monkeypatch: pytest.MonkeyPatch) -> None:
             for _ in range(4):
                 with child(lambda: hold(pid)) as dying:
                     rescue = Rescue(dying)
-                    rescue._read_already = True
-                    rescue.seizing.append(pid)
+                    rescue.ledger.read_seizing(pid)
                     rescue.before_release()
-                    assert rescue.caught == {pid}
+                    assert rescue.hold.caught == {pid}
                     os.kill(dying, signal.SIGKILL)
                     rescue.run()
                 wait_for(pid, "S")
@@ -152,25 +156,25 @@ def test_has_taken_no_stop_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("does", [BLOCKS, CATCHES], ids=["blocks", "catches"])
 def test_would_get_sigcont(does: str) -> None:
     with victim(does) as pid:
-        rescue = seized(pid)
-        rescue._catch(pid)
-        assert not rescue.caught and not rescue.sent_stop and pending(pid) == [False, False]
+        hold = seized(pid)
+        hold.catch(pid)
+        assert not hold.caught and not hold.pids and pending(pid) == [False, False]
 
 
 def test_blocks_it_only_while_our_program_runs() -> None:
     with victim(BLOCKS) as pid:
-        rescue = seized(pid)
-        rescue._touched(pid, pid, b"", 0, {}, False)
-        rescue._inside(pid)
-        rescue._catch(pid)
-        assert rescue.caught == {pid} and pending(pid) == [tid != pid for tid in tids_of(pid)]
+        hold = seized(pid)
+        hold.ledger.read_touched(pid, pid, b"", 0, {}, False)
+        hold.ledger.read_inside(pid)
+        hold.catch(pid)
+        assert hold.caught == {pid} and pending(pid) == [tid != pid for tid in tids_of(pid)]
 
 
 def test_a_shell_would_tell() -> None:
     with victim(job=True) as pid:
-        rescue = seized(pid)
-        rescue._catch(pid)
-        assert not rescue.caught and pending(pid) == [False, False]
+        hold = seized(pid)
+        hold.catch(pid)
+        assert not hold.caught and pending(pid) == [False, False]
 
 
 @pytest.mark.parametrize("heard", [False, True], ids=["", "its-parent-has-heard"])
@@ -181,19 +185,47 @@ def test_stays_stopped(heard: bool) -> None:
         wait_for(pid, "T")
         if heard:
             os.waitid(os.P_PID, pid, os.WSTOPPED)
-        rescue = seized(pid)
+        hold = seized(pid)
         assert all(caught.is_halting(pid, tid) for tid in tids_of(pid))
-        rescue._catch(pid)
-        assert not rescue.caught and not rescue.sent_stop
+        hold.catch(pid)
+        assert not hold.caught and not hold.pids
 
 
 def test_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """As /proc/TID/syscall tells them."""
+
+    def is_ended(said: bytes) -> bool:
+        return caught.is_in_ended_call(os.getpid(), parse_call(said))
+
     monkeypatch.setattr(caught, "native", lambda: x86_64.ARCH)
-    assert caught.is_in_ended_call(b"232 0x3 0x7f00 0x1 0xffffffff 0x0 0x0 0x7ffc 0x7f01\n")  # epoll_wait
-    for said in (b"0 0x3 0x7f00 0x1 0x0 0x0 0x0 0x7ffc 0x7f01\n", b"running\n", b"-1 0x7ffc 0x7f01\n", b""):
-        assert not caught.is_in_ended_call(said)
+    assert is_ended(b"232 0x3 0x7f00 0x1 0xffffffff 0x0 0x0 0x7ffc 0x7f01\n")  # epoll_wait
+    for said in (b"0 0x3e8 0x7f00 0x1 0x0 0x0 0x0 0x7ffc 0x7f01\n", b"running\n", b"-1 0x7ffc 0x7f01\n"):
+        assert not is_ended(said)
     monkeypatch.setattr(caught, "native", lambda: s390x.ARCH)
     ipc = s390x.ARCH.SYSCALLS["ipc"]
-    assert caught.is_in_ended_call(b"%d 0x4 0x0 0x1 0x0 0x3ff 0x0 0x3ff 0x2aa\n" % ipc)  # SEMTIMEDOP
-    assert not caught.is_in_ended_call(b"%d 0xc 0x0 0x1 0x0 0x3ff 0x0 0x3ff 0x2aa\n" % ipc)  # MSGRCV
+    assert is_ended(b"%d 0x4 0x0 0x1 0x0 0x3ff 0x0 0x3ff 0x2aa\n" % ipc)  # SEMTIMEDOP
+    assert not is_ended(b"%d 0xc 0x0 0x1 0x0 0x3ff 0x0 0x3ff 0x2aa\n" % ipc)  # MSGRCV
+
+
+@pytest.mark.parametrize("arch", [x86_64.ARCH, s390x.ARCH], ids=["", "socketcall"])
+@pytest.mark.parametrize(("option", "receives"), [(socket.SO_RCVTIMEO, True), (socket.SO_SNDTIMEO, False)])
+def test_sockets_with_a_time_limit(arch: Arch, option: int, receives: bool) -> None:
+    """A limit for receiving ends no sending, and the other way round; no other file is looked at."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", 60, 0))
+
+        def is_limited(name: str, by_number: int, fd: int) -> bool:
+            def read(address: int, length: int) -> bytes:
+                assert (address, length) == (0x7000, 8)
+                return struct.pack(arch.word, fd)
+
+            number = arch.SYSCALLS.get("socketcall")
+            if number is None:
+                return timelimit.has_time_limit(arch, os.getpid(), arch.SYSCALLS[name], (fd, 0, 0, 0, 0, 0), read)
+            return timelimit.has_time_limit(arch, os.getpid(), number, (by_number, 0x7000, 0, 0, 0, 0), read)
+
+        assert is_limited("recvfrom", 12, ours.fileno()) == receives
+        assert is_limited("sendto", 11, ours.fileno()) == (not receives)
+        assert not is_limited("recvfrom", 12, theirs.fileno()) and not is_limited("recvfrom", 12, 0)
+        assert not is_limited("close", 13, ours.fileno())

@@ -26,6 +26,7 @@ from torpor.typed import TYPE_CHECKING, Callable, Mapping, Sequence
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
     from torpor.images.schema.core_aarch64 import PacKeys
+    from torpor.kernel.inside import SeenCall
 
 _CALLS = """
 0 io_setup io_destroy io_submit io_cancel io_getevents setxattr lsetxattr fsetxattr getxattr lgetxattr fgetxattr
@@ -165,21 +166,20 @@ class AArch64(Arch):
         r[PSTATE] &= ~_BTYPE
         return _GENERAL.pack(*r)
 
-    def interruption(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> tuple[int, int] | None:
+    def interruption(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> tuple[int, int] | None:
         return (ERESTARTNOHAND, 0) if self.again(general, specials, before) else None
 
     def first_interrupted(
-        self, general: bytes, specials: dict[int, bytes], before: bytes, read: Callable[[int, int], bytes]
-    ) -> tuple[bytes, dict[int, bytes], bytes]:
+        self, general: bytes, specials: dict[int, bytes], before: "SeenCall", read: Callable[[int, int], bytes]
+    ) -> tuple[bytes, dict[int, bytes], "SeenCall"]:
         r = _words(general)
-        number, _, rest = before.partition(b" ")
-        if r[X8] != self.SYSCALLS["restart_syscall"] or number != b"%d" % r[X8]:
+        if r[X8] != self.SYSCALLS["restart_syscall"] or before.number != r[X8]:
             return general, specials, before
         code = struct.iter_unpack("<I", read(r[PC] - 4 * _NEAR, 4 * _NEAR))
         numbers = [word >> 5 & 0xFFFF for (word,) in code if word & _MOVZ_X8_MASK == _MOVZ_X8]
         if numbers:
             r[X8] = numbers[-1]
-            before = b"%d %s" % (r[X8], rest)
+            before = before._replace(number=r[X8])
         return _GENERAL.pack(*r), specials, before
 
     def call_at(self, general: bytes, code: bytes) -> Call | None:
@@ -197,37 +197,32 @@ class AArch64(Arch):
         r[X8] = self.SYSCALLS["getpid"]
         return _GENERAL.pack(*r)
 
-    def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
+    def settled(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> bytes:
         r = _words(general)
         if self._forgets(r, before):  # else it is rewound already
             r[X0], r[PC] = -EINTR & _M64, r[PC] + 4
             return _GENERAL.pack(*r)
         return self.again(general, specials, before) or general
 
-    def again(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes | None:
+    def again(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> bytes | None:
         r = _words(general)
-        fields = before.split()
-        if r[X0] != -EINTR & _M64 or len(fields) != 9 or int(fields[8], 16) != r[PC]:
+        if r[X0] != -EINTR & _M64 or (before.number, before.pc) != (r[X8], r[PC]):
             return None
-        if int(fields[0]) != r[X8] or not self.ends_by_a_stop(r[X8], 0):
+        if not self.ends_by_a_stop(r[X8], 0):
             return None
-        r[X0], r[PC] = int(fields[1], 16), r[PC] - 4
+        r[X0], r[PC] = before.args[0], r[PC] - 4
         return _GENERAL.pack(*r)
 
-    def resumed(self, general: bytes, before: bytes) -> bytes:
+    def resumed(self, general: bytes, before: "SeenCall") -> bytes:
         r = _words(general)
         if self._forgets(r, before):
             r[X8] = self.SYSCALLS["restart_syscall"]
         return _GENERAL.pack(*r)
 
-    def _forgets(self, r: list[int], before: bytes) -> bool:
+    def _forgets(self, r: list[int], before: "SeenCall") -> bool:
         """Whether the interrupted call is one that would begin anew, and lose time: not until a point in time."""
-        fields = before.split()
-        if len(fields) != 9:  # "running", or stopped between two calls
-            return False
-        nr = int(fields[0])
-        args = [int(x, 16) for x in fields[1:7]]
-        if nr != r[X8] or args[0] != r[X0] or int(fields[8], 16) != r[PC] + 4:
+        nr, args = before.number, before.args
+        if nr < 0 or (nr, args[0], before.pc) != (r[X8], r[X0], r[PC] + 4):
             return False
         if nr == self.SYSCALLS["clock_nanosleep"]:
             return not args[1] & _TIMER_ABSTIME

@@ -19,6 +19,7 @@ from torpor.typed import TYPE_CHECKING, Iterator, Mapping, Sequence, TypeVar
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
+    from torpor.kernel.inside import SeenCall
 
 _CALLS = """
 0 restart_syscall exit fork read write open close 8 creat link unlink execve chdir 14 mknod chmod lchown 19 lseek
@@ -185,7 +186,7 @@ class Arm(Arch):
         r[CPSR] &= ~(_THUMB | _IT | _JAZELLE | _BIG_ENDIAN) & _M32
         return _GENERAL.pack(*r)
 
-    def interruption(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> tuple[int, int] | None:
+    def interruption(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> tuple[int, int] | None:
         return (ERESTARTNOHAND, 0) if self.again(general, specials, before) else None
 
     def call_at(self, general: bytes, code: bytes) -> Call | None:
@@ -206,35 +207,34 @@ class Arm(Arch):
         r[R0 : R0 + 6], r[ORIG_R0] = [_M32] * 6, _M32
         return _GENERAL.pack(*r)
 
-    def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
+    def settled(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> bytes:
         r = _words(general)
         if self._forgets(r, before) and not self.loses_nothing(r[R7], r[1]):  # else it is rewound already
             r[R0], r[PC], r[ORIG_R0] = -EINTR & _M32, r[PC] + _length(r), _M32
             return _GENERAL.pack(*r)
         return self.again(general, specials, before) or general
 
-    def again(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes | None:
+    def again(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> bytes | None:
         r = _words(general)
         if r[ORIG_R0] == _M32 or r[R0] != -EINTR & _M32 or not self.ends_by_a_stop(r[R7], 0):
             return None
         r[R0], r[PC] = r[ORIG_R0], r[PC] - _length(r)
         return _GENERAL.pack(*r)
 
-    def resumed(self, general: bytes, before: bytes) -> bytes:
+    def resumed(self, general: bytes, before: "SeenCall") -> bytes:
         r = _words(general)
         if self._forgets(r, before):
             r[R7] = self.SYSCALLS["restart_syscall"]
         return _GENERAL.pack(*r)
 
-    def _forgets(self, r: list[int], before: bytes) -> bool:
+    def _forgets(self, r: list[int], before: "SeenCall") -> bool:
         """Whether the task is in a call that would begin anew, and lose time: continued by restart_syscall it does not.
 
         Registers alone do not tell: a sleep that has just ended shows 0 and the clock 0 in r0 and ORIG_r0, too.
         """
-        fields = before.split()
-        if len(fields) != 9 or r[ORIG_R0] == _M32 or r[ORIG_R0] != r[R0]:
+        if before.number < 0 or r[ORIG_R0] == _M32 or r[ORIG_R0] != r[R0]:
             return False
-        if int(fields[0]) not in (r[R7], _RESTART) or int(fields[8], 16) != r[PC] + _length(r):
+        if before.number not in (r[R7], _RESTART) or before.pc != r[PC] + _length(r):
             return False
         names = self.SYSCALLS
         nr, arg1, arg3 = r[R7], r[1], r[3]

@@ -10,6 +10,7 @@ from torpor.typed import TYPE_CHECKING, Callable, Iterator, Mapping, NamedTuple,
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
+    from torpor.kernel.inside import SeenCall
 
 NT_PRSTATUS = 1
 
@@ -89,7 +90,7 @@ class Arch:
     thread_area = 0  # NT_* number under which the word of PTRACE_GET_THREAD_AREA is kept (arm: the thread pointer)
     call_stop_keeps_all = True  # False: some of the registers that are set in a system-call stop are lost
     single_step = True  # PTRACE_SINGLESTEP can be relied on
-    call_before_stop = False  # `resumed` needs what /proc/TID/syscall said before the task was stopped
+    call_before_stop = False  # `resumed` needs to know which call the task was in before it was stopped
     images_tell = True  # how a call was interrupted (`interruption`); False: `arch.interrupted` has to guess
     frames_vary = False  # signal frames differ from kernel to kernel (`mended_frames`)
     restarts_alike = True  # `again` makes the kernel itself begin the call again, unless a signal is to be caught first
@@ -176,26 +177,26 @@ class Arch:
         raise NotImplementedError
 
     # -- leaving a task as it was -----------------------------------------------------------------------------------
-    def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
+    def settled(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> bytes:
         """Registers for an image, or for a task that goes home by sigreturn: an interrupted system call is rewound so
         that it runs again, or, where it must not begin anew (a relative sleep), fails with EINTR.  (A task that is let
         go by PTRACE_DETACH with its registers exactly as read needs none of this: the kernel restarts the call.)
         `before`: see `resumed`."""
         raise NotImplementedError
 
-    def resumed(self, general: bytes, before: bytes) -> bytes:
-        """Registers for PTRACE_DETACH from a task in which programs have run.  `before`: /proc/TID/syscall before the
-        stop, where `call_before_stop` asks for it, else empty."""
+    def resumed(self, general: bytes, before: "SeenCall") -> bytes:
+        """Registers for PTRACE_DETACH from a task in which programs have run.  `before`: the call in which it was seen
+        before the stop, where `call_before_stop` asks for that; else outside of any."""
         return general
 
-    def interruption(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> tuple[int, int] | None:
+    def interruption(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> tuple[int, int] | None:
         """How the call that the thread is in was interrupted, for torpor-PID.img: an ERESTART number, and what else the
         kernel remembers of the call.  None: `settled` says all, or the registers do not show it."""
         return None
 
     def first_interrupted(
-        self, general: bytes, specials: dict[int, bytes], before: bytes, read: Callable[[int, int], bytes]
-    ) -> tuple[bytes, dict[int, bytes], bytes]:
+        self, general: bytes, specials: dict[int, bytes], before: "SeenCall", read: Callable[[int, int], bytes]
+    ) -> tuple[bytes, dict[int, bytes], "SeenCall"]:
         """The same, or, of a thread that was interrupted in restart_syscall, by which the kernel continues a call that
         was interrupted before, what it would show in that call itself.  The kernel forgets its number, so `read`
         (address, length; empty where nothing is) is asked for the instructions that have made it.  (On ppc64le it
@@ -222,7 +223,7 @@ class Arch:
         it gets those of `inside_call`.  None: it can get them at any stop but one of another call."""
         return None
 
-    def again(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes | None:
+    def again(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> bytes | None:
         """Registers with which a call goes on waiting that only the stop has ended (`ends_by_a_stop`); None in any
         other case.  Its time limit, if it has one, begins anew.  For PTRACE_DETACH, as `resumed`."""
         return None

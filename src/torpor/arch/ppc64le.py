@@ -20,6 +20,7 @@ from torpor.typed import TYPE_CHECKING, Mapping, Sequence
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
+    from torpor.kernel.inside import SeenCall
 
 _CALLS = """
 0 restart_syscall exit fork read write open close waitpid creat link unlink execve chdir time mknod chmod lchown break
@@ -135,7 +136,7 @@ class Ppc64le(Arch):
         r[R1], r[R12], r[NIP], r[TRAP] = (stack & ~15) - 112, entry, entry, 0
         return _GENERAL.pack(*r)
 
-    def interruption(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> tuple[int, int] | None:
+    def interruption(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> tuple[int, int] | None:
         r = _words(general)
         how = self._how(r)
         return (how, r[TRAP] & ~0xF) if how else None
@@ -165,7 +166,7 @@ class Ppc64le(Arch):
             r[R3] = -how & _M64
         return _GENERAL.pack(*r), {}
 
-    def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
+    def settled(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> bytes:
         r = _words(general)
         if self._how(r):
             r[R3], r[NIP] = r[ORIG_R3], r[NIP] - 4
@@ -181,7 +182,7 @@ class Ppc64le(Arch):
         code = (0x3D800000 | a, 0x618C0000 | b, 0x798C07C6, 0x658C0000 | c, 0x618C0000 | d, 0x7D8903A6, 0x4E800420)
         return struct.pack("<7I", *code)
 
-    def again(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes | None:
+    def again(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> bytes | None:
         r = _words(general)
         if _error(r) != EINTR or not self.ends_by_a_stop(r[R0], r[ORIG_R3]):
             return None

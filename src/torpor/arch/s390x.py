@@ -20,6 +20,7 @@ from torpor.typed import TYPE_CHECKING, Callable, Mapping, Sequence
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
+    from torpor.kernel.inside import SeenCall
 
 _CALLS = """
 1 exit fork read write open close restart_syscall creat link unlink execve chdir 14 mknod chmod 19 lseek getpid mount
@@ -128,14 +129,14 @@ class S390x(Arch):
     def before_programs(self) -> Mapping[int, bytes]:
         return {NT_S390_SYSTEM_CALL: bytes(4)}
 
-    def interruption(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> tuple[int, int] | None:
+    def interruption(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> tuple[int, int] | None:
         r, call = _words(general), struct.unpack(">I", specials[NT_S390_SYSTEM_CALL])[0]
         how = self._how(r, call)
         return (how, call) if how else None
 
     def first_interrupted(
-        self, general: bytes, specials: dict[int, bytes], before: bytes, read: Callable[[int, int], bytes]
-    ) -> tuple[bytes, dict[int, bytes], bytes]:
+        self, general: bytes, specials: dict[int, bytes], before: "SeenCall", read: Callable[[int, int], bytes]
+    ) -> tuple[bytes, dict[int, bytes], "SeenCall"]:
         r, call = _words(general), struct.unpack(">I", specials[NT_S390_SYSTEM_CALL])[0]
         if call & 0xFFFF == self.SYSCALLS["restart_syscall"] and r[R2] == -ERESTART_RESTARTBLOCK & _M64:
             code = read(r[PSW_ADDRESS] - 2, 2)  # svc NUMBER; with 0 it is in r1
@@ -159,7 +160,7 @@ class S390x(Arch):
         r[ORIG_R2], r[R2], r[PSW_ADDRESS] = r[R2], -how & _M64, r[PSW_ADDRESS] + (call.word >> 16)
         return _GENERAL.pack(*r), {NT_S390_SYSTEM_CALL: struct.pack(">I", call.word)}
 
-    def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
+    def settled(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> bytes:
         call = struct.unpack(">I", specials[NT_S390_SYSTEM_CALL])[0]
         if not call:
             return general
@@ -170,7 +171,7 @@ class S390x(Arch):
             r[R2] = -EINTR & _M64
         return _GENERAL.pack(*r)
 
-    def again(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes | None:
+    def again(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> bytes | None:
         r = _words(general)
         call = struct.unpack(">I", specials[NT_S390_SYSTEM_CALL])[0]
         if not call or r[R2] != -EINTR & _M64 or not self.ends_by_a_stop(call & 0xFFFF, r[ORIG_R2]):

@@ -26,6 +26,7 @@ from torpor.typed import TYPE_CHECKING, Callable, Mapping, Sequence
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
+    from torpor.kernel.inside import SeenCall
 
 # By number, from 0 and from 424 (asm/unistd_64.h).
 _FROM_0 = """
@@ -130,8 +131,8 @@ class X86_64(Arch):
         return _GENERAL.pack(*r)
 
     def first_interrupted(
-        self, general: bytes, specials: dict[int, bytes], before: bytes, read: Callable[[int, int], bytes]
-    ) -> tuple[bytes, dict[int, bytes], bytes]:
+        self, general: bytes, specials: dict[int, bytes], before: "SeenCall", read: Callable[[int, int], bytes]
+    ) -> tuple[bytes, dict[int, bytes], "SeenCall"]:
         r = _words(general)
         if r[ORIG_RAX] != self.SYSCALLS["restart_syscall"] or -_signed(r[RAX]) != ERESTART_RESTARTBLOCK:
             return general, specials, before
@@ -150,7 +151,7 @@ class X86_64(Arch):
         r[RAX], r[RIP], r[ORIG_RAX] = -how & _M64, r[RIP] + 2, call.nr
         return _GENERAL.pack(*r), {}
 
-    def settled(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes:
+    def settled(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> bytes:
         r = _words(general)
         nr, error = r[ORIG_RAX], -_signed(r[RAX])
         if _signed(nr) < 0:
@@ -166,7 +167,7 @@ class X86_64(Arch):
     def jump(self, target: int) -> bytes:
         return b"\x48\xb8" + struct.pack("<Q", target) + b"\xff\xe0"  # movabs rax; jmp rax
 
-    def again(self, general: bytes, specials: Mapping[int, bytes], before: bytes) -> bytes | None:
+    def again(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> bytes | None:
         r = _words(general)
         if r[RAX] != -EINTR & _M64 or not self.ends_by_a_stop(r[ORIG_RAX], r[RDI]):
             return None

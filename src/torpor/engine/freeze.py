@@ -173,8 +173,8 @@ class _Freezing:
             if tid not in held and seize(pid, tid):
                 held[tid] = _interrupted(tid, pid)
                 held[tid].note_call()
-                if held[tid].call_before:
-                    journal.note("call", tid, held[tid].call_before)
+                if held[tid].arch.call_before_stop:
+                    journal.note("call", tid, tuple(held[tid].call_before))
                 if not _interrupt(tid):
                     _interrupt(pid)  # by execve(2) it has the leader's number
         self.watch.rest()

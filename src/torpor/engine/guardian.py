@@ -88,8 +88,7 @@ def _guard(engine: int, fd: int, say_ready: int) -> None:
             ptrace.cont(engine)
     else:
         os.read(fd, 1)  # end-of-file; the engine writes nothing
-        if not traced:
-            rescue.hurry()
+        rescue.late(traced)
     rescue.run()
 
 

@@ -8,7 +8,7 @@ nobody keeps a journal (a restore, whose tasks die with the engine; torpor.infec
 Records, in the order in which they are written; a task's TID first, but for areas and files, which are a process's:
 
     seizing   a process, PID alone: its threads are about to be seized and stopped
-    call      what /proc/TID/syscall said of a thread before it was stopped, where the architecture wants to know
+    call      in which call a thread was seen before it was stopped (`kernel.inside`), where the architecture asks
     halted    job control has stopped that process already
     touched   registers and signal mask as they are to be put back; from here on the thread may run what is not its own
     inside    the thread runs the executor's loop, which takes it home by itself

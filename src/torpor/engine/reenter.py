@@ -1,23 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Restored threads go back into the system calls in which they were interrupted: see `torpor.arch.interrupted`."""
 
-import os
-from _socket import SO_RCVTIMEO, SO_SNDTIMEO, SOL_SOCKET, socket
-
 from torpor.arch import interrupted
 from torpor.arch.base import ERESTARTNOHAND, RESTARTED, Call
 from torpor.engine.stops import Kind
+from torpor.engine.timelimit import has_time_limit
 from torpor.engine.tracee import ALL_SIGNALS, Tracee
 from torpor.kernel import ptrace
-from torpor.kernel.process import pidfd_getfd, pidfd_open
 from torpor.typed import Mapping, NamedTuple
 
 CODE = 4  # bytes that the longest instruction for a system call has
-# Calls that a signal ends even with SA_RESTART where their socket has such a time limit (socket(7), signal(7)).
-_LIMITED = {
-    SO_RCVTIMEO: ("read", "readv", "recv", "recvfrom", "recvmsg", "recvmmsg", "recvmmsg_time64", "accept", "accept4"),
-    SO_SNDTIMEO: ("write", "writev", "send", "sendto", "sendmsg", "sendmmsg", "connect"),
-}
 
 
 class Inside(NamedTuple):
@@ -42,7 +34,7 @@ def find(thread: Tracee, general: bytes, stored: tuple[int, int] | None, exact: 
         return None
     if stored is None:
         how = interrupted.how(arch, call)
-        if how and _has_time_limit(thread, call):
+        if how and has_time_limit(arch, thread.pid, call.nr, call.args, thread.read):
             how = ERESTARTNOHAND
         return Inside(call, how, general) if how else None
     how, word = stored
@@ -59,22 +51,6 @@ def _before_it_ended(thread: Tracee, general: bytes) -> bytes:
         return general
     lets_in = call.nr in arch.numbers_of(("epoll_pwait", "epoll_pwait2")) and call.args[4]
     return general if lets_in and not thread.awaiting() else again
-
-
-def _has_time_limit(thread: Tracee, call: Call) -> bool:
-    """Whether the call is one on a socket that has a time limit for it."""
-    for option, calls in _LIMITED.items():
-        if call.nr in thread.arch.numbers_of(calls):
-            try:
-                pidfd = pidfd_open(thread.pid)
-                try:
-                    opened = socket(fileno=pidfd_getfd(pidfd, call.args[0]))
-                finally:
-                    os.close(pidfd)
-                return any(opened.getsockopt(SOL_SOCKET, option, 16))  # closed with the object
-            except OSError:
-                return False  # not a socket, or nothing
-    return False
 
 
 def enter(thread: Tracee, inside: Inside) -> tuple[bytes, Mapping[int, bytes]]:

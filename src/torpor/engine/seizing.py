@@ -16,6 +16,7 @@ from torpor.arch import native
 from torpor.engine import stops
 from torpor.errors import Refusal, TaskGone
 from torpor.kernel import ptrace
+from torpor.kernel.inside import seen_call
 from torpor.kernel.proc import parse_stat
 from torpor.kernel.procfs import read_all
 from torpor.typed import TYPE_CHECKING, Any, Iterable
@@ -79,11 +80,10 @@ def collect_ended(pid: int, held: "dict[int, Tracee]") -> None:
 def in_execve(tids: Iterable[int]) -> int:
     """Which of these threads sleeps inside execve(2), where nobody else could seize it; 0: none.  (One that was stopped
     on its way out shows the same call.)"""
-    numbers = [b"%d" % number for number in native().numbers_of(("execve", "execveat"))]
+    numbers = native().numbers_of(("execve", "execveat"))
     for tid in tids:
         try:
-            inside = read_all(f"/proc/{tid}/syscall").partition(b" ")[0] in numbers
-            if inside and parse_stat(read_all(f"/proc/{tid}/stat")).state in "SD":
+            if seen_call(tid).number in numbers and parse_stat(read_all(f"/proc/{tid}/stat")).state in "SD":
                 return tid
         except (OSError, TaskGone):
             pass  # it has ended

@@ -21,6 +21,7 @@ from torpor.engine import gadget, journal, stops
 from torpor.engine.stops import Kind, Stop
 from torpor.errors import TaskGone, TorporError
 from torpor.kernel import ptrace
+from torpor.kernel.inside import RUNNING, UNSEEN, seen_call
 from torpor.typed import Sequence
 
 ALL_SIGNALS = (1 << 64) - 1
@@ -36,7 +37,7 @@ class Tracee:
         self.arch = native()
         self.group_stop = 0  # the stop signal, where job control has stopped the process
         self.stopped = True
-        self.call_before = b""  # what /proc/TID/syscall said before the stop, where the architecture wants to know
+        self.call_before = UNSEEN  # what it was in before the stop, where the architecture wants to know
         self._memory = -1
         self._gadget = 0
         self._relative: Tracee | None = None  # has the same address space, so the same gadget
@@ -183,10 +184,9 @@ class Tracee:
         """To be called before the thread is interrupted: which call it sleeps in, if this architecture forgets that."""
         if self.arch.call_before_stop:
             try:
-                with open(f"/proc/{self.tid}/syscall", "rb", buffering=0) as file:
-                    self.call_before = file.read(512)
+                self.call_before = seen_call(self.tid)
             except OSError:
-                pass
+                pass  # it has ended
 
     def capture(self) -> None:
         """Read everything that an image needs of a thread; it can be asked for later, when the thread runs again."""
@@ -426,7 +426,7 @@ class Tracee:
 
         # Its number is another call's in a restored thread, which was shown its call in the same way, and -1 where job
         # control has stopped it.
-        if self._rseq_abort or self.call_before.startswith(b"running"):
+        if self._rseq_abort or self.call_before.number == RUNNING:
             return
         inside = reenter.find(self, self.general, None, True)
         if inside is None or (self._catches_nothing() and not self.group_stop):

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the guardian keeps tasks from running on when the engine lets go of them, by dying: it sends SIGSTOP while the
+engine holds them still, and SIGCONT when it has them itself.
+
+So it does with processes of which a thread was being stepped, which would run with wrong registers, and with those of
+which a thread is in a call that our stop ends (`engine.caught`).  SIGSTOP goes to the very thread: sent to the process,
+another thread could take it, and wait with it in a stop of the dying engine's, while this one is released.
+"""
+
+import os
+import time
+
+from torpor import signals as signal
+from torpor.arch import native
+from torpor.engine import caught
+from torpor.engine.ledger import Ledger
+from torpor.engine.seizing import in_execve
+from torpor.errors import TorporError
+from torpor.kernel.inside import RUNNING, UNSEEN, SeenCall, seen_call
+from torpor.kernel.procfs import read_all
+from torpor.kernel.status import parse_status
+from torpor.kernel.syscall import call
+
+_ARRIVING_S = 0.2  # for threads that have been interrupted, and get no processor just now
+_PAUSE_S = 0.0005
+
+
+class Hold:
+    """The processes that are kept so."""
+
+    def __init__(self, engine: int, ledger: Ledger) -> None:
+        self.engine, self.ledger = engine, ledger
+        self.pids: set[int] = set()  # all of them
+        self.caught: set[int] = set()  # those with threads in calls that our stop ends
+        self.to_be_stopped: set[int] = set()  # by somebody else
+        self._continued: set[int] = set()
+
+    def stepped(self) -> None:
+        """Stop processes of which a thread was being stepped.  Where the engine has gone already: better late than
+        never."""
+        for thread in self.ledger.threads.values():
+            if thread.inside:
+                continue
+            if thread.pid not in self.pids:
+                self._begin(thread.pid)
+            if not thread.stopped:  # else it stops by itself as soon as it is released
+                _send(thread.pid, thread.tid, signal.SIGSTOP)
+
+    def in_calls(self) -> None:
+        """Keep threads in calls from which they would come back with EINTR, in all processes that were stopped."""
+        for pid in self.ledger.seizing:
+            try:
+                self.catch(pid)
+            except (OSError, TorporError):
+                pass  # it has ended
+
+    def catch(self, pid: int) -> None:
+        """The same in one process."""
+        ledger = self.ledger
+        tids = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+        # Whoever seizes a thread of a process that is inside execve(2) may have to wait for ever.
+        if pid in ledger.halted or in_execve(tids) or any(caught.is_halting(pid, tid) for tid in tids):
+            return
+        held = {tid for tid in tids if self._is_held(tid)}
+        until = time.monotonic() + _ARRIVING_S
+        waiting = [
+            tid
+            for tid in held
+            if tid not in ledger.threads and caught.is_in_ended_call(pid, self._seen_before(tid, until))
+        ]
+        if not waiting:
+            return
+        if pid not in self.pids:
+            first = ledger.threads.get(pid)
+            if caught.would_notice(pid, first.mask if first else None):
+                return
+            self._begin(pid)
+        if native().call_before_stop:  # the others are going to be stopped by that as well
+            for tid in set(tids) - held:
+                ledger.calls[tid] = _seen(tid)
+        self.caught.add(pid)
+        for tid in waiting:
+            _send(pid, tid, signal.SIGSTOP)
+
+    def end(self, pid: int) -> None:
+        """Take back what we have stopped a process by.  While its threads are held, so that none that was let go is
+        stopped by another that takes its SIGSTOP afterwards; SIGCONT takes it from all.  The first thread alone gets
+        that, which cares least (`engine.caught`)."""
+        stopped = any(thread.stopped for thread in self.ledger.threads_of(pid))
+        if pid in self.pids - self._continued - self.to_be_stopped - self.ledger.stopped and not stopped:
+            self._continued.add(pid)
+            _send(pid, pid, signal.SIGCONT)
+
+    def _begin(self, pid: int) -> None:
+        if caught.is_stop_pending(pid):
+            self.to_be_stopped.add(pid)
+        self.pids.add(pid)
+
+    def _seen_before(self, tid: int, until: float) -> SeenCall:
+        """Which call a thread is in, or was before the engine stopped it."""
+        if tid in self.ledger.calls:
+            return self.ledger.calls[tid]
+        while (seen := _seen(tid)).number == RUNNING and time.monotonic() < until:
+            time.sleep(_PAUSE_S)  # it is on its way to the stop that the engine has asked for
+        return seen
+
+    def _is_held(self, tid: int) -> bool:
+        try:
+            return parse_status(read_all(f"/proc/{tid}/status")).tracer == self.engine
+        except (OSError, TorporError):
+            return False  # it has ended
+
+
+def _send(pid: int, tid: int, number: int) -> None:
+    try:
+        call("tgkill", pid, tid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _seen(tid: int) -> SeenCall:
+    try:
+        return seen_call(tid)
+    except OSError:
+        return UNSEEN  # it has ended
