@@ -166,15 +166,14 @@ def _front(
     poller.register(signals, select.POLLIN)
     answer: tuple[str, Any] | None = None
     limit: tuple[float, Any, Any] | None = None
+    overdue: tuple[float, Any, Any] | None = None
     data = b""
     try:
         while True:
             ready = [which for which, _ in poller.poll(TICK if on_tick or limit else None)]
             if limit and not ready and monotonic() > limit[0]:
                 os.kill(pid, signal.SIGKILL)
-                if on_report:
-                    on_report(LIMIT, limit[2])
-                answer, limit = ("error", DumpFailed(*limit[1], code="timeout")), None
+                overdue, limit = limit, None
             if on_tick and not ready:
                 on_tick()
             if signals in ready:
@@ -185,6 +184,10 @@ def _front(
                 continue
             chunk = os.read(fd, 1 << 16)
             if not chunk:
+                if overdue and answer is None:  # it had not answered when it was killed
+                    if on_report:
+                        on_report(LIMIT, overdue[2])
+                    return "error", DumpFailed(*overdue[1], code="timeout")
                 return answer
             data += chunk
             while len(data) >= 4 and len(data) >= 4 + (size := int.from_bytes(data[:4], "little")):
