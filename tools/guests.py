@@ -47,8 +47,9 @@ def results(arch: str, kernel: str) -> dict[str, Result]:
 
 
 def newest(found: dict[str, Result], name: str, mode: str) -> Result | None:
-    """The latest result of a mode: of a case of its own, or of one that has both."""
-    several = [found[case] for case in (f"{name}-{mode}", f"{name}-both") if case in found]
+    """The latest result of a mode: of a case of its own, or of one that has both; leave-running ends with a restore."""
+    modes = dict.fromkeys((mode, "both", "leave-running"))
+    several = [found[case] for case in (f"{name}-{one}" for one in modes) if case in found]
     return max(several, key=lambda result: result.get("at", 0), default=None)
 
 

@@ -17,15 +17,16 @@ SOURCE = Path(__file__).with_suffix(".c")
 
 
 def groups(workloads: Iterable[Workload], size: int) -> list[list[Workload]]:
-    """Crowds of at most `size` of those that can be dumped together: the same options, no terminal outside the tree,
-    compared afterwards, and not refused.  The others are groups of one.  What a group has is mixed."""
-    alike: dict[tuple[str, ...], list[Workload]] = {}
+    """Crowds of at most `size` of those that can be dumped together: the same options, all compared afterwards or none,
+    no terminal outside the tree, and not refused.  The others are groups of one.  What a group has is mixed."""
+    alike: dict[tuple[object, ...], list[Workload]] = {}
     found = []
     for workload in workloads:
-        if workload.refused or not workload.compared or "terminal" in workload.header:
+        if workload.refused or "terminal" in workload.header:
             found.append([workload])
         else:
-            alike.setdefault((*workload.options("dump"), "", *workload.options("restore")), []).append(workload)
+            options = workload.options("dump"), workload.options("restore")
+            alike.setdefault((workload.compared, *map(tuple, options)), []).append(workload)
     for several in alike.values():
         number = -(-len(several) // size)
         found += [several[first::number] for first in range(number)]

@@ -14,6 +14,7 @@ import re
 import signal
 import struct
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from harness.differences import Area, Areas, Key, Same, Tolerance, Value, View, differences, renumber, tids
 from harness.events import tree_of
@@ -63,9 +64,34 @@ SYS_KCMP, SYS_SCHED_GETATTR, SYS_GET_ROBUST_LIST, SYS_IOPRIO_GET = {
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _kcmp(one: int, other: int, kind: int, first: int = 0, second: int = 0) -> bool:
-    """Is it the same object?  A task that has it no more (a zombie) shares it with none."""
-    return bool(_libc.syscall(SYS_KCMP, one, other, kind, ctypes.c_ulong(first), ctypes.c_ulong(second)) == 0)
+class Owner(NamedTuple):
+    """A thread, and a descriptor where it is about one; `name` is what the view calls the object."""
+
+    name: Any
+    tid: int
+    number: int = 0
+
+
+def _kcmp(kind: int, one: Owner, other: Owner) -> int:
+    """0 for the same object, 1 and 2 for the order of two, else (one of them is gone) something else."""
+    numbers = ctypes.c_ulong(one.number), ctypes.c_ulong(other.number)
+    return int(_libc.syscall(SYS_KCMP, one.tid, other.tid, kind, *numbers))
+
+
+def _first_owner(known: list[Owner], kind: int, owner: Owner) -> Owner:
+    """The owner in `known`, which is in kcmp's order, of the same object, or else `owner`, which is then put into it.
+    kcmp(2): its order is there to sort by, for many objects."""
+    low, high = 0, len(known)
+    while low < high:
+        middle = (low + high) // 2
+        order = _kcmp(kind, owner, known[middle])
+        if order == 0:
+            return known[middle]
+        if order not in (1, 2):  # it has the object no more, or this one: it shares it with none
+            return next((other for other in known if _kcmp(kind, owner, other) == 0), owner)
+        low, high = (low, middle) if order == 1 else (middle + 1, high)
+    known.insert(low, owner)
+    return owner
 
 
 def _text(path: str) -> str:
@@ -112,8 +138,8 @@ class Viewer:
     def __init__(self, root: int) -> None:
         self.root = root
         self.view: View = {}
-        self.tables: dict[int, list[int]] = {}
-        self.files: list[tuple[Key, int, int, tuple[object, ...]]] = []
+        self.tables: dict[int, list[Owner]] = {}
+        self.files: list[tuple[Owner, tuple[object, ...]]] = []
 
     def tree(self) -> View:
         pids = tree_of(self.root)
@@ -129,7 +155,7 @@ class Viewer:
                         raise
                     # It, or a thread of it, ended while we looked: half of it is worse than nothing.
                     self.view = {key: value for key, value in self.view.items() if key[0] != f"task {pid}"}
-                    self.files = [file for file in self.files if file[0][0] != f"task {pid}"]
+                    self.files = [file for file in self.files if file[0].name[0] != f"task {pid}"]
                     if not there:
                         break
         self.descriptions()
@@ -258,12 +284,7 @@ class Viewer:
 
     def table(self, tid: int, kind: int) -> int:
         """The first thread seen that shares this table."""
-        known = self.tables.setdefault(kind, [])
-        for other in known:
-            if _kcmp(tid, other, kind):
-                return other
-        known.append(tid)
-        return tid
+        return _first_owner(self.tables.setdefault(kind, []), kind, Owner(tid, tid)).tid
 
     def descriptors(self, owner: str, at: str, tid: int) -> None:
         for number in sorted(map(int, os.listdir(f"{at}/fd"))):
@@ -287,7 +308,7 @@ class Viewer:
             self.view[(*key, "owner")] = f"{facts.st_uid}:{facts.st_gid}"
             self.fdinfo(key, text)
             same = (facts.st_dev, facts.st_ino, link, self.view.get((*key, "flags"), "").__str__().split(" ")[0])
-            self.files.append(((*key, "description"), tid, number, same))
+            self.files.append((Owner((*key, "description"), tid, number), same))
 
     def fdinfo(self, key: Key, text: str) -> None:
         counts: dict[str, int] = {}
@@ -316,16 +337,10 @@ class Viewer:
 
     def descriptions(self) -> None:
         """Which descriptors are one open file description: kcmp among those that look alike."""
-        alike: dict[tuple[object, ...], list[tuple[Key, int, int]]] = {}
-        for key, tid, number, same in self.files:
-            classes = alike.setdefault(same, [])
-            for first, other, its_number in classes:
-                if _kcmp(tid, other, KCMP_FILE, number, its_number):
-                    self.view[key] = Same("description", first)
-                    break
-            else:
-                classes.append((key, tid, number))
-                self.view[key] = Same("description", key)
+        alike: dict[tuple[object, ...], list[Owner]] = {}
+        for owner, same in self.files:
+            first = _first_owner(alike.setdefault(same, []), KCMP_FILE, owner)
+            self.view[owner.name] = Same("description", first.name)
 
 
 def view(root: int) -> View:

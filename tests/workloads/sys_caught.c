@@ -225,8 +225,8 @@ static void victim(void *argument)
 	wl_child_ready();
 	MUST(read(told, &byte, 1));
 	/* Handlers have run, or never will; whoever's call goes on is in it again. */
-	for (int i = 0; i < count; i++)
-		for (int tries = 0; tries < 5000 && !threads[i].over; tries++, usleep(1000))
+	for (int i = 0, tries = 0; i < count; i++)
+		for (; tries < 5000 && !threads[i].over; tries++, usleep(1000))
 			if ((threads[i].caught || threads[i].how == BLOCKED) && tries > 20 && sleeps(threads[i].tid, "S"))
 				break;
 	for (int i = 0; i < count; i++)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* 1,000 threads (200 in guests): thread ids, thread-local storage, stacks, names, and each waits on a futex that must still wake it. */
+/* 1,000 threads (100 in guests): thread ids, thread-local storage, stacks, names, and each waits on a futex that must still wake it. */
 /* wl: timeout=120 */
 #include "wl.h"
 

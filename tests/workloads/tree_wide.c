@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* 50 processes (10 in guests): children of one parent, each with memory of its own. */
+/* 50 processes (5 in guests): children of one parent, each with memory of its own. */
 /* wl: */
 #include "wl.h"
 

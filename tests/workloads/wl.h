@@ -100,7 +100,7 @@ static WL_UNUSED __attribute__((format(printf, 1, 2), noreturn)) void wl_skip(co
 }
 
 /* How many of something: a fifth of it on an emulated machine, where each takes twenty times as long. */
-static WL_UNUSED int wl_many(int all) { return getenv("WL_FEWER") ? all / 5 : all; }
+static WL_UNUSED int wl_many(int all) { return getenv("WL_FEWER") ? all / 10 : all; }
 
 #define WL_STR2(x) #x
 #define WL_STR(x) WL_STR2(x)

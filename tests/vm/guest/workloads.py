@@ -32,8 +32,8 @@ from harness.tools import TORPOR, TORPOR_WARM, Tool
 from harness.workload import DIRECTORY, Skipped, Workload
 
 CASE_SECONDS = 280
-CROWD = 12
-BY_THEMSELVES = ("command_line", "fd_many", "mem_areas_2000", "mem_cow", "threads_1000", "tree_wide")  # large
+CROWD = 36
+BY_THEMSELVES = ("command_line",)
 
 
 def _prepare() -> None:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The machines: which Debian packages, which QEMU, which board and console for each architecture.
 
-Surprises.  pSeries under TCG has none of the speculation workarounds that the firmware offers by default, hence the
-four ``cap-`` settings; ``x-vof`` replaces SLOF, which takes seconds.  armhf needs ``highmem=off`` or its PCI window
-lies beyond what a kernel without LPAE reaches.  Linux 6.1's cloud kernel of arm64 lacks the PL011's early set-up that
-6.12's has, so 6.1 uses the ordinary kernel.  QEMU 7.2 emulates CMPXCHG16B with an error that strikes now and then,
+Surprises. pSeries under TCG has none of the speculation workarounds that the firmware offers by default, hence the four
+``cap-`` settings; ``x-vof`` replaces SLOF, which takes seconds. armhf needs ``highmem=off`` or its PCI window lies
+beyond what a kernel without LPAE reaches. Without LPAE a kernel writes DACR at each entry, exit and access to a task's
+memory, for which QEMU forgets all translations, 250,000 times a dump: twice as slow. With LPAE 6.12 does so in another
+way and is slower still, hence one kernel of each kind. Linux 6.1's cloud kernel of arm64 lacks the PL011's early set-up
+that 6.12's has, so 6.1 uses the ordinary kernel. QEMU 7.2 emulates CMPXCHG16B with an error that strikes now and then,
 after which the flags hold rubbish and Linux 6.12 dies of a double fault in kmalloc: no x86_64 CPU has it here.
 """
 
@@ -68,7 +70,7 @@ TARGETS: dict[str, Target] = {
             "ttyAMA0",
             "arm-linux-gnueabihf",
             {
-                "6.1": ("bookworm", r"linux-image-6\.1\.[0-9.]+-[0-9]+-armmp"),
+                "6.1": ("bookworm", r"linux-image-6\.1\.[0-9.]+-[0-9]+-armmp-lpae"),
                 "6.12": ("trixie", r"linux-image-6\.12\.[0-9]+\+deb13-armmp"),
             },
         ),
