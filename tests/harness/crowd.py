@@ -40,6 +40,7 @@ class Crowd(Workload):
         super().__init__(SOURCE)
         self.members = members
         self.header = dict(members[0].header)
+        self.compared = members[0].compared
         self.timeout = max(member.timeout for member in members)
         self.skipped: dict[str, str] = {}
         self.said: dict[str, list[str]] = {}
@@ -72,6 +73,9 @@ class RunningCrowd(Running):
             except Skipped as why:
                 self.crowd.skipped[member.workload.name] = str(why)
                 self.members.remove(member)
+
+    def outs(self) -> list[Path]:
+        return [self.out, *(member.out for member in self.members)]
 
     def told(self, prefix: str, number: int, timeout: float) -> list[str]:
         """What the parent's lines that begin so go on with, when there are that many."""

@@ -224,7 +224,8 @@ def _finish_then_restore(case: Case) -> None:
     case.running.finish()
     case.nursery.sweep(case.nursery.grace)
     case.before = procview.renumber(case.before, case.running.bring_files_back())
-    make_owned(case.running.out)
+    for out in case.running.outs():
+        make_owned(out)
     case.restore()
     case.compare_restored()
     case.running.finish()

@@ -187,9 +187,13 @@ class Running:
     def lines(self) -> list[str]:
         return self.out.read_text(errors="replace").splitlines()
 
+    def outs(self) -> list[Path]:
+        """Where it, and each workload in it, says what it owns."""
+        return [self.out]
+
     def save_files(self) -> None:
         """Remember the workload's directory as it is at the dump, so that the images fit it once more."""
-        for path in [*self.directory.rglob("*"), *owned_files(self.out)]:
+        for path in [*self.directory.rglob("*"), *(path for out in self.outs() for path in owned_files(out))]:
             facts = path.lstat()
             if path.is_symlink():
                 self.saved[path] = (facts, os.readlink(path))
