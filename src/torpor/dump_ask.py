@@ -27,6 +27,7 @@ from torpor.typed import TYPE_CHECKING, Any, Iterable
 if TYPE_CHECKING:
     from torpor.engine.freeze import FrozenTree
     from torpor.engine.tracee import Tracee
+    from torpor.resources.base import Attribute
     from torpor.resources.context import Dump
 
 STOPPING_S = 5.0  # until every task has come to its stop
@@ -68,18 +69,20 @@ def _table_full(task: DumpTask) -> bool:
 
 
 class Asked:
-    """Answers of all tasks: per PID, and per TID, in the order of the attributes."""
+    """Answers of all tasks: per PID, in the order of the attributes; and per TID, in that of those `of_threads`."""
 
-    def __init__(self) -> None:
+    def __init__(self, attributes: "list[Attribute]") -> None:
         self.task: dict[int, list[Any]] = {}
+        self.of_threads = [attribute for attribute in attributes if attribute.of_threads]
+        self._lookers = [(at, attribute) for at, attribute in enumerate(self.of_threads) if attribute.looks]
         self._seen: dict[int, list[Any]] = {}
         self._answers: dict[int, tuple[list[Any], Answers | None]] = {}
 
-    def ask(self, task: DumpTask, attributes: list[Any], threads: "Iterable[Tracee]", program: Program) -> list[Any]:
+    def ask(self, task: DumpTask, threads: "Iterable[Tracee]", program: Program) -> list[Any]:
         """Append what threads are asked, and look at them.  Returns the answers-to-be."""
-        answers = [attribute.ask_thread(task, program) for attribute in attributes]
+        answers = [attribute.ask_thread(task, program) for attribute in self.of_threads]
         for thread in threads:
-            self._seen[thread.tid] = [attribute.look_thread(task, thread) for attribute in attributes]
+            self._seen[thread.tid] = [attribute.look_thread(task, thread) for _, attribute in self._lookers]
             self._answers[thread.tid] = answers, None
         return answers
 
@@ -93,7 +96,9 @@ class Asked:
         answers, told = self._answers[tid]
         if told is not None:
             told.recall(tid)
-        return [seen if answer is None else answer for answer, seen in zip(answers, self._seen[tid], strict=True)]
+        for (at, _), seen in zip(self._lookers, self._seen[tid], strict=True):
+            answers[at] = seen
+        return answers
 
 
 def gather(dump: "Dump", memory: list[AddressSpace]) -> Asked:
@@ -101,7 +106,7 @@ def gather(dump: "Dump", memory: list[AddressSpace]) -> Asked:
 
     Some tasks run at a time, all that they have to do in one program each.
     """
-    asked = Asked()
+    asked = Asked(dump.state["attributes"])
     spaces = {space.task.pid: space for space in memory}
     alive = [task for task in dump.tasks.values() if not task.zombie]
     pages_id = 0
@@ -126,7 +131,7 @@ def gather(dump: "Dump", memory: list[AddressSpace]) -> Asked:
     shared.store(dump, pages_id + 1)
     for task in alive:
         if len(task.threads) > 1:
-            _ask_threads(task, dump.state["attributes"], asked)
+            _ask_threads(task, asked)
     return asked
 
 
@@ -136,24 +141,24 @@ def _questions(dump: "Dump", task: DumpTask, asked: Asked, space: AddressSpace |
     if space is not None:
         space.ask(program)
     asked.task[task.pid] = [attribute.ask(task, program) for attribute in attributes]
-    asked.ask(task, attributes, [task.leader], program)
+    asked.ask(task, [task.leader], program)
     return program
 
 
-def _ask_threads(task: DumpTask, attributes: list[Any], asked: Asked) -> None:
+def _ask_threads(task: DumpTask, asked: Asked) -> None:
     together = []
     for thread in task.threads[1:]:
         if isinstance(task.runner, Executor) and thread.tid not in task.own_files:
             together.append(thread)
             continue
         program = Program()  # the team's socket is not in its fd table
-        asked.ask(task, attributes, [thread], program)
+        asked.ask(task, [thread], program)
         stepper = Stepper(thread)
         stepper.run(program)
         stepper.remove()
     if isinstance(task.runner, Executor) and together:
         program = Program()
-        answers = asked.ask(task, attributes, together, program)
+        answers = asked.ask(task, together, program)
         task.team = ThreadTeam(task.runner)
         asked.answered(together, answers, task.team.ask(together, program))
         task.team.close()

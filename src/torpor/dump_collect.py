@@ -67,13 +67,13 @@ def tasks(dump: "Dump", tree: "FrozenTree") -> None:
             if credentials.uids[0] or credentials.gids[0]:  # waitid(2) tells its parent
                 task.process_extras.update(zombie_uid=credentials.uids[0], zombie_gid=credentials.gids[0])
             continue
-        data = read_all(f"/proc/{task.leader.tid}/status")
-        task.status = parse_status(data)
+        leaders = data = read_all(f"/proc/{task.leader.tid}/status")
         for thread in task.threads:
             thread.capture()
             if thread is not task.leader:
                 data = read_all(f"/proc/{pid}/task/{thread.tid}/status")
             task.thread_statuses[thread.tid] = parse_thread_status(data)
+        task.status = parse_status(leaders, task.thread_statuses[task.leader.tid])
         # Through the PID of a leader that has ended, nothing can be fetched.
         tid = task.leader.tid
         task.pidfd = pidfd_open(tid) if tid == pid else pidfd_open_thread(tid, task.subject)

@@ -143,7 +143,7 @@ def _cores(dump: "Dump", task: "DumpTask", asked: "Asked") -> None:
             tc.blk_sigset = thread.mask
         else:
             core.thread_core.blk_sigset = thread.mask
-        for attribute, answer in zip(attributes, asked.thread(thread.tid), strict=True):
+        for attribute, answer in zip(asked.of_threads, asked.thread(thread.tid), strict=True):
             attribute.save_thread(task, thread, answer, core)
         registers = thread.registers()
         thread.arch.to_core(core, registers, task.clear_child_tid.get(thread.tid, 0))

@@ -32,6 +32,14 @@ class Timed(Attribute):
         self.examine_running = inner.examine_running  # type: ignore[method-assign]
         self.save, self.save_thread = inner.save, inner.save_thread  # type: ignore[method-assign]
 
+    @property
+    def of_threads(self) -> bool:
+        return self.inner.of_threads
+
+    @property
+    def looks(self) -> bool:
+        return self.inner.looks
+
     def examine(self, task: "DumpTask", dump: "Dump") -> None:
         since = perf_counter()
         self.inner.examine(task, dump)

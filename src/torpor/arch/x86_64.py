@@ -81,8 +81,13 @@ _NO_CALL = _M64  # orig_rax outside a system call
 # XSAVE area: FXSAVE's 512 bytes (the last 48 for software: magic, features, size), then the header with XSTATE_BV.
 _SW_BYTES, _XSTATE_BV, _EXTENDED = 464, 512, 576
 _FP_XSTATE_MAGIC1, _FP_XSTATE_MAGIC2 = 0x46505853, 0x46505845
+_SOFTWARE = struct.Struct("<IIQI28x")  # what is put into those bytes
+_MAGIC2 = struct.pack("<I", _FP_XSTATE_MAGIC2)
 _UC_FLAGS = 1 | 2 | 4  # UC_FP_XSTATE, UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS
-_UCONTEXT = 8  # struct rt_sigframe begins with the return address
+# struct rt_sigframe: a return address; struct ucontext: flags, link, stack; sigcontext, which ends with a pointer to
+# the floating point state and 8 unused words; and the mask.  Then zeros.
+_FRAME = struct.Struct("<8x2Q24x18Q4H4QQ64xQ200x")
+_IN_CONTEXT = R8, R9, R10, R11, R12, R13, R14, R15, RDI, RSI, RBP, RBX, RDX, RAX, RCX, RSP, RIP, EFLAGS
 
 
 def _words(general: bytes) -> list[int]:
@@ -186,27 +191,18 @@ class X86_64(Arch):
         return _GENERAL.pack(*r)
 
     def signal_frame(self, registers: Registers, mask: int, address: int) -> tuple[bytes, int]:
-        r = _words(registers.general)
+        r = _GENERAL.unpack(registers.general)
         xstate = bytearray(registers.others[NT_X86_XSTATE])
         size = len(xstate)
         features = int.from_bytes(xstate[_SW_BYTES : _SW_BYTES + 8], "little")  # the kernel leaves XCR0 there
-        struct.pack_into("<IIQI7I", xstate, _SW_BYTES, _FP_XSTATE_MAGIC1, size + 4, features, size, *[0] * 7)
-        xstate_at = 512  # of the frame; 64-byte aligned as XRSTOR wants
-        context = struct.pack(
-            "<18Q4H4Q",
-            *(
-                r[i]
-                for i in (R8, R9, R10, R11, R12, R13, R14, R15, RDI, RSI, RBP, RBX, RDX, RAX, RCX, RSP, RIP, EFLAGS)
-            ),
-            *(r[CS] & 0xFFFF, 0, 0, r[SS] & 0xFFFF),
-            *(0, 0, mask, 0),
+        _SOFTWARE.pack_into(xstate, _SW_BYTES, _FP_XSTATE_MAGIC1, size + 4, features, size)
+        xstate_at = _FRAME.size  # 64-byte aligned as XRSTOR wants
+        frame = _FRAME.pack(
+            *(_UC_FLAGS, 0, *[r[i] for i in _IN_CONTEXT], r[CS] & 0xFFFF, 0, 0, r[SS] & 0xFFFF),
+            *(0, 0, mask, 0, address + xstate_at, mask),  # of the context: err, trapno, oldmask, cr2
         )
-        # struct sigcontext goes on: err, trapno, oldmask, cr2, a pointer to the floating point state, 8 unused words.
-        ucontext = struct.pack("<QQ", _UC_FLAGS, 0) + bytes(24) + context
-        ucontext += struct.pack("<Q", address + xstate_at) + bytes(64) + struct.pack("<Q", mask)
-        frame = (bytes(8) + ucontext).ljust(xstate_at, b"\0")
         # rt_sigreturn finds the frame 8 bytes below the stack pointer.
-        return frame + bytes(xstate) + struct.pack("<I", _FP_XSTATE_MAGIC2), address + 8
+        return b"".join((frame, xstate, _MAGIC2)), address + 8
 
     def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
         from torpor.arch.x86_64_core import fill

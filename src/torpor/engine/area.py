@@ -44,9 +44,7 @@ class Area:
 
     def header(self, reply_fd: int, wait_fd: int, tag: int, home: int) -> bytes:
         order, code = self.arch.word[0], self.arch.word[1]
-        return struct.pack(f"{order}ii", reply_fd, wait_fd) + struct.pack(
-            f"{order}4{code}", tag, self.work, 0, home
-        ).ljust(HEADER - 8, b"\0")
+        return struct.pack(f"{order}ii4{code}", reply_fd, wait_fd, tag, self.work, 0, home).ljust(HEADER, b"\0")
 
     def undo_pointer(self) -> int:
         """Address of header.undo."""

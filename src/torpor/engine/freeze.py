@@ -35,6 +35,7 @@ _RELENT_S = 0.005  # before its vforked children are let run on
 _QUICK_S = 0.005  # most stop sooner
 _AGAIN_S = 0.2  # before it is interrupted again: the first time may have met another, as execve(2) changes numbers
 _LAST_S = 0.1  # how long all that do not stop together may take when we give up
+_GUESSED = 64  # threads of a process whose children are seized beforehand; those of others when these have stopped
 KCMP_VM = 1
 
 
@@ -211,7 +212,7 @@ def _tree(root: int) -> list[int]:
     found = [root]
     for pid in found:
         try:
-            for tid in _tids(pid):
+            for tid in _tids(pid)[:_GUESSED]:
                 found += _children(pid, tid)
         except (OSError, TaskGone):
             pass

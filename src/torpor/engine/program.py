@@ -18,7 +18,10 @@ import struct
 from torpor import log
 from torpor.arch.base import Arch
 from torpor.errors import TorporError
-from torpor.typed import Iterator, Sequence
+from torpor.typed import TYPE_CHECKING, Iterator, Mapping, Sequence
+
+if TYPE_CHECKING:
+    from typing import Literal
 
 RESULT, LOAD32, ARG_BITS, MAY_FAIL = 1, 2, 2, 1 << 15  # as in arch/executor.c
 CALL_WORDS = 9
@@ -127,6 +130,7 @@ class Program:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
+        self.own: dict[Pointer, Pointer] = {}  # see `extend`
 
     def call(self, name: str, *args: Argument, may_fail: bool = False) -> Result:
         """Append a call.  Without `may_fail` its failure ends the program and raises CallFailed."""
@@ -134,11 +138,12 @@ class Program:
         self.calls.append(Call(name, args, may_fail, result))
         return result
 
-    def extend(self, calls: "Sequence[Call]") -> None:
-        """Append calls that were made beforehand, in a program of their own that was not run."""
-        for index, call in enumerate(calls, len(self.calls)):
-            call.result.index = index
+    def extend(self, calls: "Sequence[Call]", space: Pointer) -> Pointer:
+        """Append calls that were made once for many programs, which may run at the same time: what they bring back to
+        `space` is in the pointer that is returned, and their Results tell nothing."""
         self.calls += calls
+        own = self.own[space] = Pointer(space.data)
+        return own
 
     def put(self, data: bytes, links: Sequence[tuple[int, Pointer]] = ()) -> Pointer:
         """Bytes to lie in the task; at each offset in `links` the address of another pointer is put."""
@@ -161,11 +166,22 @@ class Program:
         return "\n".join(f"${c.result.index} = {c!r}" for c in self.calls)
 
 
+_NONE_SHARED: dict[Pointer, Pointer] = {}
+
+
 class Batch:
     """Some consecutive calls of a program, laid out for one address: what really travels."""
 
-    def __init__(self, calls: Sequence[Call], pointers: dict[Pointer, int], size: int) -> None:
+    def __init__(
+        self,
+        calls: Sequence[Call],
+        pointers: dict[Pointer, int],
+        size: int,
+        first: int = 0,
+        own: Mapping[Pointer, Pointer] = _NONE_SHARED,
+    ) -> None:
         self.calls, self.pointers, self.size = calls, pointers, size
+        self._first, self._own = first, own  # the first call's place in its program; Program.own
 
     def encode(self, address: int, arch: Arch) -> bytes:
         """struct list (arch/executor.c) and the data after it, to be written at `address`."""
@@ -173,7 +189,7 @@ class Batch:
         code = word[1]
         width = arch.word_size
         mask = (1 << 8 * width) - 1
-        first = self.calls[0].result.index if self.calls else 0
+        first = self._first
         body = bytearray(self.size)
         struct.pack_into(f"{word[0]}2{code}", body, 0, len(self.calls), 0)
         each = struct.Struct(f"{word[0]}{CALL_WORDS}{code}").pack
@@ -205,7 +221,8 @@ class Batch:
         whole = b"".join(packed)
         body[LIST_WORDS * width : LIST_WORDS * width + len(whole)] = whole
         for pointer, offset in self.pointers.items():
-            body[offset : offset + len(pointer.data)] = pointer.data
+            data = self._own.get(pointer, pointer).data  # an earlier batch may have brought back some of it
+            body[offset : offset + len(data)] = data
             for inside, target in pointer.links:
                 struct.pack_into(word, body, offset + inside, at[target.root] + target.offset)
         return bytes(body)
@@ -219,22 +236,47 @@ class Batch:
 
     def decode(self, tid: int, body: bytes, word: str) -> None:
         """Take results and data from what was read back.  Raises CallFailed."""
-        width = struct.calcsize(word)
-        done = self.done(body, word)
-        results = memoryview(body)[LIST_WORDS * width : self.results_size(word)]
-        each = f"{word[0]}{(CALL_WORDS - 1) * width}x{word[1].lower()}"
-        for call, (value,) in zip(self.calls[: done + 1], struct.iter_unpack(each, results), strict=False):
-            if width == 4 and value < -MAX_ERRNO:
-                value += 1 << 32  # an address in the upper half
+        reader = _readers.get((word, len(self.calls)))
+        if reader is None:
+            width = struct.calcsize(word)
+            each = f"{(CALL_WORDS - 1) * width}x{word[1].lower()}"
+            reader = _readers[word, len(self.calls)] = struct.Struct(
+                f"{word[0]}{width}x{word[1]}{each * len(self.calls)}"
+            )
+        done, *values = reader.unpack_from(body)
+        if word[1] == "I":
+            values = [value if value >= -MAX_ERRNO else value + (1 << 32) for value in values]  # in the upper half
+        if done < len(self.calls):
+            del values[done + 1 :]
+        for call, value in zip(self.calls, values, strict=False):
             call.result._value = value
-            if log.level >= log.CALLS:
+        if log.level >= log.CALLS:
+            for call, value in zip(self.calls, values, strict=False):
                 log.call(f"task {tid}: {call!r} = {value}")
         for pointer, offset in self.pointers.items():
             if pointer.data:
-                pointer.data = body[offset : offset + len(pointer.data)]
+                self._own.get(pointer, pointer).data = body[offset : offset + len(pointer.data)]
         if done < len(self.calls):
             failed = self.calls[done]
             raise CallFailed(tid, failed, -failed.result.value)
+
+
+_readers: dict[tuple[str, int], struct.Struct] = {}  # by word and number of calls: how many were made, their results
+
+
+class Stencil:
+    """One batch for many addresses: wherever it lies, only the addresses in it differ, by as much.  So it is one large
+    number, to which the address is added in all those places at once."""
+
+    def __init__(self, batch: Batch, arch: Arch) -> None:
+        self._order: Literal["little", "big"] = "little" if arch.word[0] == "<" else "big"
+        self._size = batch.size
+        self._at_0 = int.from_bytes(batch.encode(0, arch), self._order)
+        self._places = int.from_bytes(batch.encode(1, arch), self._order) - self._at_0
+
+    def encode(self, address: int) -> bytes:
+        """What `Batch.encode` makes."""
+        return (self._at_0 + address * self._places).to_bytes(self._size, self._order)
 
 
 def batches(program: Program, word: str, room: int) -> Iterator[Batch]:
@@ -246,10 +288,14 @@ def batches(program: Program, word: str, room: int) -> Iterator[Batch]:
 
     def finish() -> Batch:
         start = (LIST_WORDS + CALL_WORDS * (last - first)) * width + _ALIGN - 1 & -_ALIGN
-        return Batch(program.calls[first:last], {p: start + offset for p, offset in placed.items()}, start + data)
+        pointers = {p: start + offset for p, offset in placed.items()}
+        return Batch(program.calls[first:last], pointers, start + data, first, program.own)
 
     for call in program.calls:
-        extra = sum(_room(p) for p in call.needs if p not in placed) if call.needs else 0
+        extra = 0
+        for pointer in call.needs:
+            if pointer not in placed:
+                extra += _room(pointer)
         if first < last and CALL_WORDS * width * (last + 1 - first) + data + extra > room:
             yield finish()
             first, data, placed = last, 0, {}

@@ -13,7 +13,7 @@ from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket
 from torpor.engine import journal
 from torpor.engine.area import HEADER, Area, frame_size
 from torpor.engine.executor import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, Executor
-from torpor.engine.program import Batch, CallFailed, Program, batches
+from torpor.engine.program import Batch, CallFailed, Program, Stencil, batches
 from torpor.engine.tracee import Tracee
 from torpor.engine.waiting import wait_readable
 from torpor.errors import TaskGone
@@ -152,11 +152,14 @@ class ThreadTeam:
         arch = self.leader.arch
         memory = self.leader.tracee
         running: dict[int, tuple[Tracee, Area, Batch]] = {}
+        shared = parts[0][2]  # by all, where they are asked the same
+        stencil = Stencil(shared, arch) if len(parts) > 2 and shared is parts[-1][2] else None
         for thread, area, batch in parts:
             registers = thread.registers()
             frame, home = area.home_frame(registers, thread.mask)
             whole = (area.header(self.fd, self.fd, thread.tid, home) + frame).ljust(area.work - area.base, b"\0")
-            memory.write(area.base, whole + batch.encode(area.work, arch))
+            work = stencil.encode(area.work) if stencil and batch is shared else batch.encode(area.work, arch)
+            memory.write(area.base, whole + work)
             thread.touch()
             entry = arch.enter_executor(
                 thread.general, self.leader.base, (area.base, 0, PROT_READ | PROT_WRITE), area.stack_top

@@ -39,6 +39,7 @@ class Tracee:
         self.stopped = True
         self.call_before = UNSEEN  # what it was in before the stop, where the architecture wants to know
         self._memory = -1
+        self._sharer: Tracee | None = None  # has the same address space
         self._gadget = 0
         self._relative: Tracee | None = None  # has the same address space, so the same gadget
         self._general = b""
@@ -60,12 +61,16 @@ class Tracee:
     @property
     def memory(self) -> int:
         if self._memory < 0:
+            if self._sharer is not None:
+                return self._sharer.memory
             self._memory = os.open(f"/proc/{self.tid}/mem", os.O_RDWR | os.O_CLOEXEC)
         return self._memory
 
     def share_memory(self, other: "Tracee") -> None:
-        """Use the descriptor of a thread with the same address space."""
-        self._memory = os.dup(other.memory) if self._memory < 0 else self._memory
+        """Use the descriptor of a thread with the same address space, which is held as long.  (A thousand copies of it
+        would take as many descriptors, and whenever their table grows while the engine has threads, for instance the
+        Watch over the freeze, the kernel waits for all processors: 10 ms each time, expand_fdtable in fs/file.c.)"""
+        self._sharer = other
 
     def read(self, address: int, length: int) -> bytes:
         """`length` bytes at `address`, PROT_NONE pages too.  Raises OSError (EIO: not mapped)."""

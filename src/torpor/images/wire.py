@@ -41,6 +41,11 @@ def varint(value: int) -> bytes:
     if value < 1 << 14:
         return bytes((value & 127 | 128, value >> 7))
     if 1 << 42 <= value < 1 << 49:  # most addresses of user space: seven bytes
+        if value & 0xFFF:
+            return bytes(
+                (value & 127 | 128, value >> 7 & 127 | 128, value >> 14 & 127 | 128, value >> 21 & 127 | 128,
+                 value >> 28 & 127 | 128, value >> 35 & 127 | 128, value >> 42)
+            )  # fmt: skip
         low, high = value & 0x1FFFFF, value >> 21
         lower, upper = _lowers.get(low), _uppers.get(high)
         if lower is None:

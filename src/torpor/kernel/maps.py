@@ -108,10 +108,16 @@ def parse_maps(data: bytes) -> list[Area]:
     return areas
 
 
+_last: tuple[bytes, list[Area]] = b"", []  # a maps file, and what is in it: that of a forked task is often the same
+
+
 def read_maps(pid: int) -> list[Area]:
     """The areas of task `pid`; empty for a zombie and a kernel thread.  A TID works as well as a PID."""
+    global _last
     data = read_all(f"/proc/{pid}/maps", LARGE)
-    areas = parse_maps(data)
+    if data != _last[0]:
+        _last = data, parse_maps(data)
+    areas = [*_last[1]]
     if b"\\012" in data:
         areas = [area._replace(path=_true_path(pid, area)) if "\n" in area.path else area for area in areas]
     return areas

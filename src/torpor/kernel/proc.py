@@ -88,7 +88,7 @@ def parse_stat(data: bytes) -> Stat:
         if first < 0 or last < first or len(numbers) < _STAT_NUMBERS:
             raise ValueError
         fields = map(int, numbers[:_STAT_NUMBERS])
-        return Stat(int(data[:first]), data[first + 1 : last], state.decode("ascii"), *fields)
+        return Stat._make((int(data[:first]), data[first + 1 : last], state.decode("ascii"), *fields))
     except ValueError:
         raise ParseError("stat", data) from None
 

@@ -119,7 +119,8 @@ def _credentials(lines: Lines) -> Credentials:
     )
 
 
-def parse_status(data: bytes) -> Status:
+def parse_status(data: bytes, thread: ThreadStatus | None = None) -> Status:
+    """`thread`: what `parse_thread_status` has made of the same."""
     try:
         lines = _lines(data)
         get = lines.get
@@ -132,7 +133,7 @@ def parse_status(data: bytes) -> Status:
             pid=int(lines[b"Pid"]),
             ppid=int(lines[b"PPid"]),
             tracer=int(lines[b"TracerPid"]),
-            credentials=_credentials(lines),
+            credentials=_credentials(lines) if thread is None else thread.credentials,
             ns_tgids=_numbers(get(b"NStgid", lines[b"Tgid"])),
             ns_tids=_numbers(get(b"NSpid", lines[b"Pid"])),
             ns_pgids=_numbers(get(b"NSpgid", b"")),

@@ -14,8 +14,9 @@ NR = native().SYSCALLS
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
+_syscall.argtypes = [ctypes.c_long] * 7  # declared: half the time of making a c_long of each
 _syscall.restype = ctypes.c_long
-_Long = ctypes.c_long
+_NONE = (0,) * 6
 _mmap = _libc.mmap
 _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _mmap.restype = ctypes.c_void_p
@@ -24,7 +25,7 @@ _FAILED = ctypes.c_void_p(-1).value
 
 def syscall(nr: int, *args: int) -> int:
     """Make system call `nr`; integers (addresses too) only.  Raises OSError."""
-    result: int = _syscall(_Long(nr), *[_Long(a) for a in args])
+    result: int = _syscall(nr, *args, *_NONE[len(args) :])
     if result == -1:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -31,6 +31,16 @@ class Attribute:
 
     covers: ClassVar[frozenset[str]] = frozenset()  # registry keys, e.g. "task:sigactions", "thread:altstack"
 
+    @property
+    def of_threads(self) -> bool:
+        """Whether it has something to say of a thread: whatever it asks or looks at is for `save_thread`."""
+        return type(self).save_thread is not Attribute.save_thread
+
+    @property
+    def looks(self) -> bool:
+        """Whether it looks at a thread from outside, instead of asking it."""
+        return type(self).look_thread is not Attribute.look_thread
+
     # -- dump: everything is frozen -----------------------------------------------------------------------------------
     def examine(self, task: "DumpTask", dump: "Dump") -> None:
         """Look from outside, running nothing.  dump.refuse() what could not be brought back, and go on.

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from torpor.timing import Costs
 
 
+_limits: "dict[bytes, dict[int, Limit]]" = {}  # by the text in /proc: most tasks of a tree have the same
 _names: dict[int, str] = {}  # of tasks, in the dump or check that is under way
 
 
@@ -141,9 +142,11 @@ class DumpTask:
         """Resource limits by RLIMIT_* number."""
         if self._limits is None:
             from torpor.kernel.proc import parse_limits
-            from torpor.kernel.procfs import read_all
 
-            self._limits = parse_limits(read_all(f"/proc/{self.leader.tid}/limits"))
+            data = read_all(f"/proc/{self.leader.tid}/limits")
+            if data not in _limits:
+                _limits[data] = parse_limits(data)
+            self._limits = _limits[data]
         return self._limits
 
     @property

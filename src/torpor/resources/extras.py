@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 def of_thread(task: "DumpTask", tid: int) -> ThreadExtraEntry:
     """At dump: the entry of one thread."""
-    return task.thread_extras.setdefault(tid, ThreadExtraEntry(tid=tid))
+    entry = task.thread_extras.get(tid)
+    if entry is None:
+        entry = task.thread_extras[tid] = ThreadExtraEntry(tid=tid)
+    return entry
 
 
 class Extras:

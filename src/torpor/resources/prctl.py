@@ -373,8 +373,9 @@ class Switches(Attribute):
 
 
 def _refuse_flushers(task: "DumpTask", dump: "Dump") -> None:
-    """Threads that are what the first is not."""
-    for tid, stat in task.of_other_threads(lambda tid: read_all(f"/proc/{tid}/stat")):
+    """Threads that are what the first is not.  (/proc/TID/stat adds up the times of all threads, for each of them.)"""
+    tasks = f"/proc/{task.pid}/task"
+    for tid, stat in task.of_other_threads(lambda tid: read_all(f"{tasks}/{tid}/stat")):
         if int(stat[stat.rindex(b")") + 2 :].split(b" ", 7)[6]) & PF_IO_FLUSHER:
             why = f"its thread {tid} is an I/O flusher (PR_SET_IO_FLUSHER)"
             dump.refuse(task.refusal(why, "end the storage daemon first"))

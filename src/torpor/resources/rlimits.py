@@ -10,6 +10,7 @@
 import struct
 
 from torpor.errors import ImageError
+from torpor.images.frozen import freeze
 from torpor.images.schema.core import TaskRlimitsEntry
 from torpor.images.schema.rlimit import RlimitEntry
 from torpor.kernel.proc import INFINITY, LIMITS, Limit
@@ -30,14 +31,21 @@ _ULIMIT = {0: "-t", 1: "-f", 2: "-d", 3: "-s", 4: "-c", 5: "-m", 6: "-u", 7: "-n
 class Rlimits(Attribute):
     covers = frozenset({"task:rlimits"})
 
+    def __init__(self) -> None:
+        self._known: dict[tuple[Limit, ...], TaskRlimitsEntry] = {}  # most tasks of a tree have the same
+
     def ask(self, task: "DumpTask", program: "Program") -> dict[int, Limit]:
         return task.limits
 
     def save(self, task: "DumpTask", answer: dict[int, Limit], core: "CoreEntry") -> None:
         assert core.tc is not None
-        core.tc.rlimits = TaskRlimitsEntry(
-            rlimits=[RlimitEntry(cur=answer[number].soft, max=answer[number].hard) for number in range(COUNT)]
-        )
+        limits = tuple(answer[number] for number in range(COUNT))
+        entry = self._known.get(limits)
+        if entry is None:
+            entry = TaskRlimitsEntry(rlimits=[RlimitEntry(cur=limit.soft, max=limit.hard) for limit in limits])
+            freeze(entry)
+            self._known[limits] = entry
+        core.tc.rlimits = entry
 
     def check(self, task: "RestoreTask", restore: "Restore") -> None:
         limits = _limits(task)

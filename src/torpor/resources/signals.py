@@ -13,6 +13,7 @@ Masks are the engine's business: it blocks all signals while programs run, and p
 import struct
 
 from torpor.errors import ImageError
+from torpor.images.frozen import freeze
 from torpor.images.message import Encoded
 from torpor.images.schema.core import ThreadSasEntry
 from torpor.images.schema.sa import SaEntry
@@ -24,9 +25,9 @@ from torpor.resources.timers import pending_periodic
 from torpor.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
-    from torpor.engine.program import Pointer, Program
+    from torpor.engine.program import Call, Pointer, Program
     from torpor.engine.tracee import Tracee
     from torpor.images.schema.core import CoreEntry
     from torpor.resources.context import Dump, DumpTask, Restore, RestoreTask
@@ -35,7 +36,6 @@ SIGKILL, SIGSTOP = 9, 19
 NUMBERS = [n for n in range(1, 65) if n not in (SIGKILL, SIGSTOP)]
 SS_ONSTACK, SS_DISABLE, SS_AUTODISARM = 1, 2, 1 << 31
 SIGALRM, SI_USER, SI_KERNEL = 14, 0, 0x80
-READY = 16  # tasks for which questions are prepared
 SHARED = 0  # in DumpTask.pending: the process's queue
 
 
@@ -48,26 +48,28 @@ class Actions(Attribute):
     covers = frozenset({"task:sigactions"})
 
     def __init__(self) -> None:
-        self._ready: list[tuple[Program, Pointer, struct.Struct]] = []
+        self._questions: tuple[Sequence[Call], Pointer, struct.Struct] | None = None
         self._known: dict[bytes, list[Any]] = {}  # SaEntry, Encoded: forked tasks mostly have the same
 
     def examine(self, task: "DumpTask", dump: "Dump") -> None:
-        if task.running and len(self._ready) < READY:  # 62 calls take 0.2 ms to put together: not in the freeze
-            self._ready.append(self._questions(task))
+        if task.running:
+            self._prepare(task)
 
-    def _questions(self, task: "DumpTask") -> "tuple[Program, Pointer, struct.Struct]":
+    def _prepare(self, task: "DumpTask") -> "tuple[Sequence[Call], Pointer, struct.Struct]":
+        """62 calls, which take 0.2 ms to put together: not in the freeze, and once for all tasks."""
         from torpor.engine.program import Program
 
-        program, action = Program(), _action(task.leader.arch.word)
-        space = program.space(action.size * len(NUMBERS))
-        for i, number in enumerate(NUMBERS):
-            program.call("rt_sigaction", number, 0, space + i * action.size, 8)
-        return program, space, action
+        if self._questions is None:
+            program, action = Program(), _action(task.leader.arch.word)
+            space = program.space(action.size * len(NUMBERS))
+            for i, number in enumerate(NUMBERS):
+                program.call("rt_sigaction", number, 0, space + i * action.size, 8)
+            self._questions = program.calls, space, action
+        return self._questions
 
     def ask(self, task: "DumpTask", program: "Program") -> "tuple[Pointer, struct.Struct]":
-        questions, space, action = self._ready.pop() if self._ready else self._questions(task)
-        program.extend(questions.calls)
-        return space, action
+        calls, space, action = self._prepare(task)
+        return program.extend(calls, space), action
 
     def save(self, task: "DumpTask", answer: "tuple[Pointer, struct.Struct]", core: "CoreEntry") -> None:
         assert core.tc is not None
@@ -109,6 +111,9 @@ class Actions(Attribute):
 class AltStack(Attribute):
     covers = frozenset({"thread:altstack"})
 
+    def __init__(self) -> None:
+        self._known: dict[bytes, ThreadSasEntry] = {}  # of threads without such a stack: most
+
     def ask_thread(self, task: "DumpTask", program: "Program") -> "Pointer":
         space = program.space(3 * task.leader.arch.word_size)
         program.call("sigaltstack", 0, space)
@@ -116,8 +121,14 @@ class AltStack(Attribute):
 
     def save_thread(self, task: "DumpTask", thread: "Tracee", answer: "Pointer", core: "CoreEntry") -> None:
         assert core.thread_core is not None
-        address, flags, size = struct.unpack(_stack(thread.arch.word), answer.data)
-        core.thread_core.sas = ThreadSasEntry(ss_sp=address, ss_size=size, ss_flags=flags & ~SS_ONSTACK)
+        entry = self._known.get(answer.data)
+        if entry is None:
+            address, flags, size = struct.unpack(_stack(thread.arch.word), answer.data)
+            entry = ThreadSasEntry(ss_sp=address, ss_size=size, ss_flags=flags & ~SS_ONSTACK)
+            if not size:
+                freeze(entry)
+                self._known[answer.data] = entry
+        core.thread_core.sas = entry
 
     def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
         assert core.thread_core is not None and task.tracee is not None
@@ -208,8 +219,12 @@ def _unknown(pending: int) -> list[bytes]:
     ]
 
 
-def _entries(found: "Iterable[bytes]") -> SignalQueueEntry:
-    return SignalQueueEntry(signals=[SiginfoEntry(siginfo=info) for info in found])
+def _entries(found: "Sequence[bytes]") -> SignalQueueEntry:
+    return SignalQueueEntry(signals=[SiginfoEntry(siginfo=info) for info in found]) if found else _NONE
+
+
+_NONE = SignalQueueEntry()  # most threads have no signal that waits
+freeze(_NONE)
 
 
 def _check(queue: SignalQueueEntry | None, where: str) -> None:
