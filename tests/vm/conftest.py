@@ -66,6 +66,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "vm_subset: of these, a few minutes' worth (make test-vm-subset)")
 
 
+def _asks_for_a_case(item: pytest.Item) -> bool:
+    return "case" in getattr(getattr(item, "callspec", None), "params", ())
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "vm" not in config.option.markexpr:
         guests = [item for item in items if item.get_closest_marker("vm")]
@@ -74,7 +78,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             config.hook.pytest_deselected(items=guests)
         return
     # Those that boot guests of their own come first: the others wait for guests that run meanwhile.
-    items.sort(key=lambda item: "case" in getattr(getattr(item, "callspec", None), "params", ()))
+    items.sort(key=_asks_for_a_case)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -97,7 +101,8 @@ def _running(request: pytest.FixtureRequest) -> Iterator[Guests | None]:
             terminal.ensure_newline()
             terminal.write_line(line, flush=True)
 
-    running = Guests(wanted, tell)
+    own = any(item.get_closest_marker("vm") and not _asks_for_a_case(item) for item in request.session.items)
+    running = Guests(wanted, tell, reserved=own)
     request.config.stash[GUESTS] = running
     yield running
     running.close()
@@ -109,7 +114,9 @@ def guests(_running: Guests) -> Checked:
 
 
 @pytest.fixture(autouse=True)
-def _progress(_running: Guests | None) -> Iterator[None]:
+def _progress(_running: Guests | None, request: pytest.FixtureRequest) -> Iterator[None]:
+    if _running is not None and _asks_for_a_case(request.node):
+        _running.take_all()
     yield
     if _running is not None:
         _running.tell()

@@ -3,6 +3,7 @@
 
 import json
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -112,6 +113,27 @@ def test_modules_share_a_boot_and_each_end_is_told(made: Any) -> None:
     assert other.file.exists() and KEY.file.exists()
     with pytest.raises(ValueError, match="both have a case a"):
         Guests([(KEY, "a"), (other, "a")], told.append)
+
+
+def test_a_place_is_kept_for_tests_with_guests_of_their_own(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORPOR_VM_JOBS", "2")
+    begun, goes_on = threading.Semaphore(0), threading.Event()
+
+    def guest(cases: list[str], heard: Callable[[dict[str, Any]], object]) -> set[str]:
+        begun.release()
+        assert goes_on.wait(30)
+        for case in cases:
+            heard(passed(case))
+        return set()
+
+    made(guest)
+    guests = Guests([(KEY, "a"), (KEY._replace(kernel="6.1"), "a")], lambda line: None, reserved=True)
+    assert begun.acquire(timeout=30)
+    assert not begun.acquire(timeout=0.2)
+    guests.take_all()
+    assert begun.acquire(timeout=30)
+    goes_on.set()
+    assert guests.result(KEY, "a")["outcome"] == "passed"
 
 
 def test_what_a_guest_was_at_when_it_died() -> None:

@@ -8,6 +8,7 @@ need another machine.  Every result is written down when it comes, so that a run
 import json
 import os
 import queue
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -126,9 +127,13 @@ class Boot:
 
 
 class Guests:
-    """Starts the guests, as many at a time as TORPOR_VM_JOBS says (2)."""
+    """Starts the guests, as many at a time as TORPOR_VM_JOBS says (2).
 
-    def __init__(self, wanted: list[tuple[Key, str]], tell: Callable[[str], object]) -> None:
+    `reserved`: one less, until `take_all`.  Tests that boot one guest after the other, each for seconds, would wait for
+    minutes between them, and be left over at the end, one at a time.
+    """
+
+    def __init__(self, wanted: list[tuple[Key, str]], tell: Callable[[str], object], reserved: bool = False) -> None:
         self.exercised: list[str] = []  # a line for each guest of test_exercised_registers.py
         self.boots: dict[Key, Boot] = {}
         self._tell, self._next = tell, time.monotonic() + PROGRESS
@@ -137,17 +142,26 @@ class Guests:
             boot = self.boots.setdefault(key.boot, Boot(key.boot))
             if boot.cases.setdefault(case, key) != key:
                 raise ValueError(f"{boot.cases[case].module} and {key.module} both have a case {case}")
-        self._pool = ThreadPoolExecutor(int(os.environ.get("TORPOR_VM_JOBS", "2")))
+        jobs = int(os.environ.get("TORPOR_VM_JOBS", "2"))
+        self._reserved, self._places = reserved, threading.Semaphore(jobs - reserved)
+        self._pool = ThreadPoolExecutor(jobs)
         longest_first = sorted(self.boots.values(), key=lambda boot: -len(boot.cases))
         self._outcomes: dict[Key, Future[dict[str, Result]]] = {
             boot.key: self._pool.submit(self._run, boot) for boot in longest_first
         }
 
     def _run(self, boot: Boot) -> dict[str, Result]:
-        try:
-            return boot.run()
-        finally:
-            self._told.put(str(boot))
+        with self._places:
+            try:
+                return boot.run()
+            finally:
+                self._told.put(str(boot))
+
+    def take_all(self) -> None:
+        """Nobody else wants to start guests any more."""
+        if self._reserved:
+            self._reserved = False
+            self._places.release()
 
     def result(self, key: Key, case: str) -> Result:
         """Waits for the guest.  Raises VmError where there was none."""
@@ -173,6 +187,7 @@ class Guests:
     def close(self) -> None:
         """Whatever still runs is not wanted any more: Ctrl-C, or --exitfirst."""
         machine.end_all()
+        self.take_all()
         self._pool.shutdown(cancel_futures=True)
         self.tell()
 
