@@ -23,7 +23,7 @@ from .targets import CPUS, TARGETS
 APART = ("exchange",)
 MEMORY = 1024  # MiB
 PROGRESS = 60  # seconds from one line about guests that run to the next
-CASE_TIMEOUT = 300  # seconds without a case that begins or ends after which a guest is given up
+CASE_TIMEOUT = 620  # seconds without a case that begins or ends after which a guest is given up
 Result = dict[str, Any]
 
 
