@@ -43,7 +43,7 @@ print("ready", flush=True)
 wait()
 """
 BLOCKS = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCONT])"
-CATCHES = "signal.signal(signal.SIGCONT, lambda *_: None)"
+CATCHES = "signal.signal(signal.SIGCONT, lambda *_: print('continued', flush=True))"
 
 
 said: dict[int, int] = {}  # of victims: descriptors of what they say
@@ -104,13 +104,13 @@ def hold(pid: int) -> None:
     os.waitpid(pid, stops.WALL)
 
 
-def pending(pid: int) -> list[bool]:
-    """Of each thread, whether it has been sent SIGSTOP."""
+def pending(pid: int, number: int = signal.SIGSTOP) -> list[bool]:
+    """Of each thread, whether it has been sent that signal."""
     found = []
     for tid in tids_of(pid):
         with open(f"/proc/{pid}/task/{tid}/status") as file:
             masks = [int(line.split()[1], 16) for line in file if line.startswith("SigPnd:")]
-        found.append(bool(masks[0] & 1 << signal.SIGSTOP - 1))
+        found.append(bool(masks[0] & 1 << number - 1))
     return found
 
 
@@ -153,21 +153,35 @@ def test_has_taken_no_stop_yet(monkeypatch: pytest.MonkeyPatch) -> None:
         os.sched_setaffinity(0, before)
 
 
-@pytest.mark.parametrize("does", [BLOCKS, CATCHES], ids=["blocks", "catches"])
-def test_would_get_sigcont(does: str) -> None:
+@pytest.mark.parametrize("does", ["", BLOCKS, CATCHES], ids=["", "blocks", "catches"])
+def test_learns_nothing(monkeypatch: pytest.MonkeyPatch, does: str) -> None:
+    """Neither its calls nor its handler tell it, and no SIGCONT is left."""
+    monkeypatch.setattr(Ledger, "read", lambda _: None)  # we keep no journal
     with victim(does) as pid:
-        hold = seized(pid)
-        hold.catch(pid)
-        assert not hold.caught and not hold.pids and pending(pid) == [False, False]
+        for _ in range(4):
+            with child(lambda: hold(pid)) as dying:
+                rescue = Rescue(dying)
+                rescue.ledger.read_seizing(pid)
+                rescue.before_release()
+                assert rescue.hold.caught == {pid}
+                os.kill(dying, signal.SIGKILL)
+                rescue.run()
+            wait_for(pid, "S")
+            assert not select.select([said[pid]], [], [], 0.05)[0], os.read(said[pid], 100)
+            assert pending(pid) == pending(pid, signal.SIGCONT) == [False, False]
 
 
-def test_blocks_it_only_while_our_program_runs() -> None:
+def test_keeps_its_own_sigcont(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ledger, "read", lambda _: None)
     with victim(BLOCKS) as pid:
-        hold = seized(pid)
-        hold.ledger.read_touched(pid, pid, b"", 0, {}, False)
-        hold.ledger.read_inside(pid)
-        hold.catch(pid)
-        assert hold.caught == {pid} and pending(pid) == [tid != pid for tid in tids_of(pid)]
+        os.kill(pid, signal.SIGCONT)
+        with child(lambda: hold(pid)) as dying:
+            rescue = Rescue(dying)
+            rescue.ledger.read_seizing(pid)
+            rescue.before_release()
+            os.kill(dying, signal.SIGKILL)
+            rescue.run()
+        assert True in pending(pid, signal.SIGCONT)
 
 
 def test_a_shell_would_tell() -> None:

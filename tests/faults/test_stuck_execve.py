@@ -67,9 +67,13 @@ def stuck() -> Iterator[tuple[int, int]]:
             victim.stdout.close()
 
 
-def goes_on(pid: int, thread: int) -> None:
+def let_go(pid: int, thread: int) -> None:
     os.waitpid(thread, WALL)
     poll_until(lambda: os.readlink(f"/proc/{pid}/exe").endswith("sleep"))
+
+
+def goes_on(pid: int, thread: int) -> None:
+    let_go(pid, thread)
     assert not tracer(pid)
 
 
@@ -89,8 +93,9 @@ def test_dump_waits_until_it_is_over(tmp_path: Path) -> None:
         dump = subprocess.Popen(command, env=dict(os.environ, PYTHONPATH=str(SOURCE)))
         with pytest.raises(subprocess.TimeoutExpired):
             dump.wait(1)
-        goes_on(pid, thread)
+        let_go(pid, thread)  # and it is dumped at once
         assert dump.wait(30) == 0
+        assert not tracer(pid)
 
 
 def test_freeze_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

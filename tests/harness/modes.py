@@ -7,6 +7,7 @@ what it was at `ready`.  It returns when the workload has given its verdict; any
 
 import contextlib
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -179,6 +180,30 @@ def goes_on(case: Case) -> None:
     case.running.finish()
 
 
+def killed(case: Case) -> None:
+    """Dumps whose engines are killed half-way, at some moments of all: the original goes on as it was, and passes."""
+    from harness import killing
+
+    options = case.workload.options("dump")
+    status, steps, words = killing.dump(case.pid, case.images / "whole", 0, *options)
+    if status:
+        raise ToolFailed(case.dumper.name, "dump", status, words, "")
+    case.compare("while the original goes on")
+    # SIGCHLD tells a parent that the guardian has stopped a child for a moment.
+    news = procview.Tolerance("SIGCHLD", r"status (ShdPnd|SigPnd): was", bits=1 << (signal.SIGCHLD - 1))
+    for step in killing.some(steps):
+        images = case.images / str(step)
+        status, ended, words = killing.dump(case.pid, images, step, *options)
+        shutil.rmtree(images)
+        assert status == (0 if ended else 1), f"killed at step {step} of {steps}, it ends with {status}: {words}"
+        try:
+            case.compare(f"after the engine was killed at step {step} of {steps}", news)
+        except BaseException:
+            print(f"killed at step {step} of {steps}")
+            raise
+    case.running.finish()
+
+
 def leave_stopped(case: Case) -> None:
     """Dump with --leave-stopped: every task is stopped; SIGCONT, and the original passes; then its images do."""
     stopped_before = {pid for pid in tree_of(case.pid) if _state(pid) == "T"}
@@ -262,12 +287,19 @@ MODES: dict[str, Mode] = {
     # Torpor dumps first: CRIU's dump leaves traces in the tree.
     "same-images": Mode(same_images, restorer="criu", excused=True),
     "both": Mode(both),
-    # Not part of a normal run: the first half of leave-running; CRIU alone, the oracle, also to test the harness.
+    # Not part of a normal run: the first half of leave-running; an engine that is killed; CRIU alone, the oracle, also
+    # to test the harness.
     "goes-on": Mode(goes_on),
+    "killed": Mode(killed),
     "criu": Mode(dump_and_restore, dumper="criu", restorer="criu"),
     "criu-leave-running": Mode(leave_running, dumper="criu", restorer="criu"),
     "criu-leave-stopped": Mode(leave_stopped, dumper="criu", restorer="criu"),
 }
+# Workloads that are about what could break where the engine is killed.
+KILLED = (
+    "attr_creds_threads", "cpu_registers", "fd_epoll", "fd_table_thread", "py_threads", "share_vm", "sig_masks",
+    "sig_pending", "sys_caught", "sys_others", "sys_poll", "tree_stopped", "tree_vfork", "tree_zombie_leader",
+)  # fmt: skip
 USUAL = ["plain", "restore", "leave-running", "leave-stopped", "from-criu", "to-criu"]
 
 

@@ -4,7 +4,8 @@
 The cases are run by guest/workloads.py.  Under the newest kernel each workload is dumped, restored, and dumped once
 more with --leave-running (the mode `both`).  Under the older one it is dumped once, with --leave-running, goes on, and
 is restored after it has ended, which is a third less to emulate; those of SUBSET go through `both` there, too.
-TORPOR_MODES chooses other modes, as for tests/test_workloads.py.  ``-m vm_subset`` is a few minutes on all kernels.
+Some are dumped while the engine is killed, half-way (`killed`).  TORPOR_MODES chooses other modes, as for
+tests/test_workloads.py.  ``-m vm_subset`` is a few minutes on all kernels.
 """
 
 import os
@@ -24,6 +25,8 @@ SUBSET = (
     "sk_pair_stream", "sys_continued", "time_itimers", "tree_sessions",
 )  # fmt: skip
 
+# Where the engine is killed: registers, signals, calls.
+KILLED = ("cpu_registers", "sig_pending", "sys_caught", "sys_others", "tree_zombie_leader")
 LARGEST = (
     "cpu_bti",
     "cpu_mte",
@@ -43,6 +46,8 @@ def cases() -> Iterator[Any]:
             usual = "both" if few or kernel == KERNELS[-1] else "leave-running"
             for mode in selected() if os.environ.get("TORPOR_MODES") else [usual]:
                 yield pytest.param(kernel, f"{workload.name}-{mode}", marks=few)
+        for name in () if os.environ.get("TORPOR_MODES") else KILLED:
+            yield pytest.param(kernel, f"{name}-killed", marks=[pytest.mark.vm_subset] if name == "sys_caught" else [])
 
 
 @pytest.mark.vm

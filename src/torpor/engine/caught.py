@@ -19,9 +19,7 @@ from torpor.kernel import ptrace
 from torpor.kernel.inside import SeenCall
 from torpor.kernel.proc import parse_stat
 from torpor.kernel.procfs import read_all
-from torpor.kernel.status import parse_status
-
-_CONT = 1 << signal.SIGCONT - 1
+from torpor.kernel.status import parse_status, parse_thread_status
 
 
 def is_in_ended_call(pid: int, seen: SeenCall) -> bool:
@@ -58,21 +56,22 @@ def is_halting(pid: int, tid: int) -> bool:
     return code >> 8 == ptrace.EVENT_STOP and code & 0x7F in stops.STOP_SIGNALS
 
 
-def would_notice(pid: int, mask: int | None = None) -> bool:
-    """Whether SIGSTOP and SIGCONT would be more than a pause to a process, or to others.
-
-    SIGCONT runs a handler, or stays and may be waited for (sigwait(3), signalfd(2)) where the first thread blocks it:
-    kill(2) asks that one whether it ignores a signal.  And a shell would say that its job was stopped, and take the
-    terminal from it.  `mask`: what the first thread blocks, where that is not what it blocks just now.
-    """
-    status = parse_status(read_all(f"/proc/{pid}/status"))
-    if (status.caught | (status.blocked if mask is None else mask)) & _CONT:
-        return True
+def would_be_told(pid: int) -> bool:
+    """Whether SIGSTOP and SIGCONT would be more than a pause to others: a shell would say that its job was stopped, and
+    take the terminal from it.  (The process itself learns nothing of SIGCONT: `engine.holding`.)"""
     stat = parse_stat(read_all(f"/proc/{pid}/stat"))
     if not stat.ppid:
         return False
     parent = parse_stat(read_all(f"/proc/{stat.ppid}/stat"))
     return parent.session == stat.session and parent.pgrp != stat.pgrp
+
+
+def is_pending(pid: int, number: int) -> bool:
+    """Whether a signal waits for the process, or for any of its threads."""
+    waiting = parse_status(read_all(f"/proc/{pid}/status")).shared_pending
+    for tid in os.listdir(f"/proc/{pid}/task"):
+        waiting |= parse_thread_status(read_all(f"/proc/{pid}/task/{tid}/status")).pending
+    return bool(waiting & 1 << number - 1)
 
 
 def is_stop_pending(pid: int) -> bool:

@@ -149,7 +149,7 @@ class _Freezing:
                 continue
             new = [tid for tid in tids if tid in held and tid not in threads]
             for tid in new:
-                if _await_stop(held[tid], min(_STUBBORN_S, left), held, min(_BUSY_S, left)):
+                if _await_stop(held[tid], min(_STUBBORN_S, left), held, min(_BUSY_S, left), not threads):
                     threads[tid] = held[tid]
                 else:
                     del held[tid]
@@ -255,16 +255,22 @@ def _wchan(tid: int) -> str:
         return "?"
 
 
-def _await_stop(tracee: Tracee, patience: float, held: dict[int, Tracee], if_busy: float = 0.0) -> bool:
+def _await_stop(
+    tracee: Tracee, patience: float, held: dict[int, Tracee], if_busy: float = 0.0, first: bool = False
+) -> bool:
     """Wait until an interrupted task has stopped; `patience` in seconds, another where others have the processors.
-    False: it ended instead."""
+    `first`: of its process.  False: it ended instead."""
     start = time.monotonic()
     again = _AGAIN_S
     released: set[int] = set()
     try:
         while True:
             try:
-                stop = stops.poll(tracee.tid)
+                stop = None
+                if not first or (halted := stops.peek_group_stop(tracee.tid)) is not None:
+                    if first and halted:  # once we have been told, nothing shows that any more
+                        journal.note("halted", tracee.pid)
+                    stop = stops.poll(tracee.tid)
             except ChildProcessError:
                 return False
             if stop is None:

@@ -5,6 +5,9 @@ engine holds them still, and SIGCONT when it has them itself.
 So it does with processes of which a thread was being stepped, which would run with wrong registers, and with those of
 which a thread is in a call that our stop ends (`engine.caught`).  SIGSTOP goes to the very thread: sent to the process,
 another thread could take it, and wait with it in a stop of the dying engine's, while this one is released.
+
+SIGCONT does its work when it is sent.  It is then taken out again, or a handler would run, and where it is blocked it
+would stay, to be found by sigwait(3) or signalfd(2).
 """
 
 import os
@@ -15,11 +18,15 @@ from torpor.arch import native
 from torpor.engine import caught
 from torpor.engine.ledger import Ledger
 from torpor.engine.seizing import in_execve
+from torpor.engine.stops import Kind
+from torpor.engine.tracee import ALL_SIGNALS, Tracee
 from torpor.errors import TorporError
+from torpor.kernel import ptrace
 from torpor.kernel.inside import RUNNING, UNSEEN, SeenCall, seen_call
 from torpor.kernel.procfs import read_all
 from torpor.kernel.status import parse_status
 from torpor.kernel.syscall import call
+from torpor.typed import Iterable
 
 _ARRIVING_S = 0.2  # for threads that have been interrupted, and get no processor just now
 _PAUSE_S = 0.0005
@@ -34,6 +41,7 @@ class Hold:
         self.caught: set[int] = set()  # those with threads in calls that our stop ends
         self.to_be_stopped: set[int] = set()  # by somebody else
         self._continued: set[int] = set()
+        self._continuing: set[int] = set()  # those that had a SIGCONT of their own, of which SIGSTOP has robbed them
 
     def stepped(self) -> None:
         """Stop processes of which a thread was being stepped.  Where the engine has gone already: better late than
@@ -71,8 +79,7 @@ class Hold:
         if not waiting:
             return
         if pid not in self.pids:
-            first = ledger.threads.get(pid)
-            if caught.would_notice(pid, first.mask if first else None):
+            if caught.would_be_told(pid):
                 return
             self._begin(pid)
         if native().call_before_stop:  # the others are going to be stopped by that as well
@@ -82,19 +89,32 @@ class Hold:
         for tid in waiting:
             _send(pid, tid, signal.SIGSTOP)
 
-    def end(self, pid: int) -> None:
-        """Take back what we have stopped a process by.  While its threads are held, so that none that was let go is
-        stopped by another that takes its SIGSTOP afterwards; SIGCONT takes it from all.  The first thread alone gets
-        that, which cares least (`engine.caught`)."""
+    def end(self, pid: int, held: Iterable[Tracee] = ()) -> None:
+        """Take back what we have stopped a process by.  While all its threads are `held`, so that none that was let go
+        is stopped by another that takes its SIGSTOP afterwards; SIGCONT takes it from all."""
         stopped = any(thread.stopped for thread in self.ledger.threads_of(pid))
-        if pid in self.pids - self._continued - self.to_be_stopped - self.ledger.stopped and not stopped:
-            self._continued.add(pid)
-            _send(pid, pid, signal.SIGCONT)
+        if pid not in self.pids - self._continued - self.to_be_stopped - self.ledger.stopped or stopped:
+            return
+        self._continued.add(pid)
+        for tracee in held:
+            _send(pid, tracee.tid, signal.SIGCONT)  # sent to a first thread that has ended, it does nothing
+            if pid not in self._continuing:
+                _take_out(tracee, signal.SIGCONT)
+            return
+        try:
+            os.kill(pid, signal.SIGCONT)
+        except ProcessLookupError:
+            pass
 
     def _begin(self, pid: int) -> None:
+        self.pids.add(pid)
         if caught.is_stop_pending(pid):
             self.to_be_stopped.add(pid)
-        self.pids.add(pid)
+        try:
+            if caught.is_pending(pid, signal.SIGCONT):
+                self._continuing.add(pid)
+        except (OSError, TorporError):
+            pass  # it has ended
 
     def _seen_before(self, tid: int, until: float) -> SeenCall:
         """Which call a thread is in, or was before the engine stopped it."""
@@ -116,6 +136,18 @@ def _send(pid: int, tid: int, number: int) -> None:
         call("tgkill", pid, tid, number)
     except ProcessLookupError:
         pass
+
+
+def _take_out(tracee: Tracee, number: int) -> None:
+    """Have a stopped thread come to the signal that it was just sent, and to nothing else, and make nothing of it."""
+    if not tracee.is_pending(number):
+        return  # else we would wait for ever
+    mask = ptrace.get_signal_mask(tracee.tid)
+    ptrace.set_signal_mask(tracee.tid, ALL_SIGNALS & ~(1 << number - 1))
+    ptrace.cont(tracee.tid)
+    while (stop := tracee.wait()).signal != number or stop.kind != Kind.SIGNAL:
+        ptrace.cont(tracee.tid, tracee.surprise(stop))
+    ptrace.set_signal_mask(tracee.tid, mask)
 
 
 def _seen(tid: int) -> SeenCall:

@@ -86,8 +86,10 @@ class Rescue:
                 self._tidy(pid, process, threads)
                 return
             finally:
-                self.hold.end(pid)
-                thaw_somehow(process.threads.values())
+                try:
+                    self.hold.end(pid, process.threads.values())
+                finally:
+                    thaw_somehow(process.threads.values())
                 time.sleep(_PAUSE_S)
 
     def _freeze(self, pid: int) -> FrozenProcess:

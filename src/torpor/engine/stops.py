@@ -91,6 +91,18 @@ def has_ended(tid: int) -> bool:
         return True
 
 
+def peek_group_stop(tid: int) -> bool | None:
+    """Whether the stop that `poll` will tell next is one by job control; None where there is nothing yet."""
+    told = os.waitid(os.P_PID, tid, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT | WALL)
+    if told is None:
+        return None
+    return (
+        told.si_code == os.CLD_TRAPPED
+        and told.si_status >> 8 == ptrace.EVENT_STOP
+        and (told.si_status & 0x7F in STOP_SIGNALS)
+    )
+
+
 def poll(tid: int) -> Stop | None:
     """As `wait`, but None where there is nothing yet."""
     found, status = os.waitpid(tid, WALL | os.WNOHANG)

@@ -396,6 +396,10 @@ class Tracee:
         """Whether no signal waits for the thread that it catches: its call is to end for that."""
         return not self.awaiting() & ~self.mask
 
+    def is_pending(self, number: int) -> bool:
+        """Whether a signal waits for this very thread."""
+        return bool(self._signals().get(b"SigPnd", 0) & 1 << number - 1)
+
     def awaiting(self) -> int:
         """The signals that wait for the thread, blocked or not, and that it catches."""
         masks = self._signals()

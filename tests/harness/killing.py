@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dumps whose engine is killed at a moment that is told by counting.
+
+A step is what the engine does to a task (a ptrace request, a write to the task's memory, a message to its executor),
+and what it writes into its journal.  To die before each of them in turn visits every state in which a task can be.
+"""
+
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.events import children_of, describe, wait_end
+from harness.warm import WARM, become
+from torpor.engine import journal
+from torpor.engine.tracee import Tracee
+from torpor.kernel import ptrace
+
+SETTLE_S = 40.0  # for a guardian to put back what it can
+MOMENTS = int(os.environ.get("TORPOR_MOMENTS") or (2 if os.environ.get("WL_FEWER") else 4))
+
+
+class Steps:
+    """Counts those of the engine: the front's child.  (The guardian, its grandchild, takes the same ones.)"""
+
+    def __init__(self, deed: Callable[[int], object], tell: Callable[[int], object]) -> None:
+        """`deed` is told which step comes next; `tell`, in an engine that ends by itself, how many there were."""
+        self.deed, self.tell = deed, tell
+        self.front = os.getpid()
+        self.process = self.count = 0  # which process that is, and is it the engine?
+        self.is_engine = False
+
+    def step(self) -> None:
+        if self.process != os.getpid():
+            self.process, self.is_engine = os.getpid(), os.getppid() == self.front
+        if self.is_engine:
+            self.count += 1
+            self.deed(self.count)
+
+    def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            self.step()
+            return function(*arguments, **named)
+
+        return wrapped
+
+    def begin(self) -> None:
+        ptrace.request = self.counted(ptrace.request)
+        journal.note = self.counted(journal.note)
+        Tracee.write = self.counted(Tracee.write)  # type: ignore[method-assign]
+        socket.socket.send = self.counted(socket.socket.send)  # type: ignore[method-assign]
+        leave = os._exit
+
+        def leaving(status: int) -> Any:
+            if self.is_engine and self.process == os.getpid():
+                self.tell(self.count)
+            leave(status)
+
+        os._exit = leaving
+
+
+def some(steps: int, number: int = MOMENTS) -> Iterator[int]:
+    """About so many of the steps, spread evenly, others each time."""
+    stride = max(1, steps // number)
+    yield from range(random.randrange(stride) + 1, steps + 1, stride)
+
+
+def dump(pid: int, images: Path, at: int, *options: str) -> tuple[int, int, str]:
+    """A dump whose engine is killed before its step `at` (0: never).  Its exit status; how many steps it took, 0 if it
+    was killed; its words.  All that it started has ended then."""
+    images.mkdir(parents=True)
+    heard, said = os.pipe()
+    words = os.memfd_create("words")
+    before = set(children_of(os.getpid()))
+    front = os.fork()
+    if not front:
+        try:
+            os.setsid()
+            for fd, number in ((os.open(os.devnull, os.O_RDONLY), 0), (words, 1), (words, 2), (said, 3)):
+                os.dup2(fd, number)
+            os.closerange(4, 65536)
+
+            def deed(step: int) -> None:
+                if step == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            Steps(deed, lambda steps: os.write(3, b"%d" % steps)).begin()
+            become([WARM, "dump", "-t", str(pid), "-D", str(images), "-R", *options], {})
+        finally:
+            os._exit(126)
+    os.close(said)
+    try:
+        status = os.waitstatus_to_exitcode(wait_end(front, SETTLE_S))
+        deadline = time.monotonic() + SETTLE_S
+        while left := [one for one in children_of(os.getpid()) if one not in before]:  # the guardian became ours
+            for one in left:
+                os.waitpid(one, os.WNOHANG)
+            assert time.monotonic() < deadline, f"left behind: {'; '.join(map(describe, left))}"
+            time.sleep(0.002)
+        text = os.pread(words, 10000, 0).decode(errors="replace")
+        return status, int(os.read(heard, 100) or b"0"), text
+    finally:
+        os.close(heard)
+        os.close(words)
