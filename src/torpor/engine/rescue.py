@@ -19,7 +19,7 @@ from torpor.engine.thaw import thaw_somehow
 from torpor.engine.tracee import ALL_SIGNALS, Tracee
 from torpor.errors import Refusal
 from torpor.kernel import ptrace
-from torpor.kernel.inside import seen_call
+from torpor.kernel.inside import UNSEEN, seen_call
 from torpor.kernel.syscall import call
 
 PATIENCE_S = 60.0  # for a program that writes memory to a slow disk
@@ -114,6 +114,7 @@ class Rescue:
             thread.mapping = 0
         if stepped or (thread.inside and self._in_area(thread.pid, tracee)):
             tracee.adopt(thread.general, thread.mask, thread.specials)
+            tracee.call_before = self.ledger.calls.get(tracee.tid, UNSEEN)  # it was in that, not in what we have seen
             if thread.pair:
                 self._note_pair(tracee, thread.pair)
             if thread.mapped and thread.mapped[0]:
