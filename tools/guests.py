@@ -26,8 +26,9 @@ HEAD = """\
 
 What `make test-vm` found: each workload of `tests/workloads` is dumped and restored inside guests with Debian's own
 kernels of each architecture, under QEMU's emulation, and compared with what it was; and it is dumped with
-`--leave-running`, goes on, and is compared, too. ppc64le has pages of 64 KiB in 6.1 and of 4 KiB in 6.12. Written by
-`tools/guests.py` from the guests' results, of each case the newest.
+`--leave-running`, goes on, and is compared, too. ppc64le has pages of 64 KiB in 6.1 and of 4 KiB in 6.12; arm's 6.1 is
+the kernel with LPAE, its 6.12 the one without. Written by `tools/guests.py` from the guests' results, of each case the
+newest.
 
 The first sign is the restore's: `+` comes back · `r` is refused in words (below) · `-` cannot be had on that machine ·
 `F` fails · empty: not run. The second is of the one that goes on.
