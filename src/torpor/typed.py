@@ -61,6 +61,10 @@ else:
             def __new__(cls, *values, **named):
                 fields, tail = cls._fields, cls._tail
                 left = len(fields) - len(values)
+                if not left and not named:
+                    return tuple.__new__(cls, values)
+                if not values and (*named,) == fields:  # all by name, and in order
+                    return tuple.__new__(cls, named.values())
                 if not named and 0 <= left <= len(tail):
                     return tuple.__new__(cls, values + tail[len(tail) - left :])
                 rest = fields[len(values) :]

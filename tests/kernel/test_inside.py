@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from torpor.kernel.inside import OUTSIDE, RUNNING, SeenCall, parse_call, seen_call
+from torpor.kernel.inside import OUTSIDE, RUNNING, SeenCall, parse_call, parse_number, seen_call
 from torpor.kernel.procfs import ParseError
 from torpor.kernel.syscall import NR
 
@@ -17,6 +17,15 @@ def test_forms() -> None:
     assert parse_call(b"-1 0x7ffc0010 0x7f01\n") == SeenCall(OUTSIDE, (), 0x7FFC0010, 0x7F01)
     seen = parse_call(b"0 0x3 0xffffffffffffffff 0x1 0x0 0x0 0x0 0x7ffc 0x7f01\n")
     assert seen == SeenCall(0, (3, (1 << 64) - 1, 1, 0, 0, 0), 0x7FFC, 0x7F01)
+
+
+def test_the_number_alone() -> None:
+    assert parse_number(b"running\n") == RUNNING
+    assert parse_number(b"-1 0x7ffc0010 0x7f01\n") == OUTSIDE
+    assert parse_number(b"231 0x3 0xffffffffffffffff 0x1 0x0 0x0 0x0 0x7ffc 0x7f01\n") == 231
+    for data in (b"", b"\n", b"sleeping\n", b"0x3 0x1 0x2\n"):
+        with pytest.raises(ParseError):
+            parse_number(data)
 
 
 @pytest.mark.parametrize(

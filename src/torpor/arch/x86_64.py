@@ -22,7 +22,7 @@ from torpor.arch.base import (
     Call,
     Registers,
 )
-from torpor.typed import TYPE_CHECKING, Callable, Mapping, Sequence
+from torpor.typed import TYPE_CHECKING, Any, Callable, Mapping, Sequence
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
@@ -94,6 +94,10 @@ def _words(general: bytes) -> list[int]:
     return list(_GENERAL.unpack(general))
 
 
+def _word(general: bytes, number: int) -> int:
+    return int.from_bytes(general[8 * number : 8 * number + 8], "little")
+
+
 def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
@@ -138,8 +142,10 @@ class X86_64(Arch):
     def first_interrupted(
         self, general: bytes, specials: dict[int, bytes], before: "SeenCall", read: Callable[[int, int], bytes]
     ) -> tuple[bytes, dict[int, bytes], "SeenCall"]:
+        if _word(general, ORIG_RAX) != self.SYSCALLS["restart_syscall"]:
+            return general, specials, before
         r = _words(general)
-        if r[ORIG_RAX] != self.SYSCALLS["restart_syscall"] or -_signed(r[RAX]) != ERESTART_RESTARTBLOCK:
+        if -_signed(r[RAX]) != ERESTART_RESTARTBLOCK:
             return general, specials, before
         code = read(r[RIP] - 7, 7)  # mov eax, NUMBER; syscall
         if code[:1] == b"\xb8" and code[5:] == self.instruction:
@@ -173,8 +179,10 @@ class X86_64(Arch):
         return b"\x48\xb8" + struct.pack("<Q", target) + b"\xff\xe0"  # movabs rax; jmp rax
 
     def again(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> bytes | None:
+        if _word(general, RAX) != -EINTR & _M64:
+            return None
         r = _words(general)
-        if r[RAX] != -EINTR & _M64 or not self.ends_by_a_stop(r[ORIG_RAX], r[RDI]):
+        if not self.ends_by_a_stop(r[ORIG_RAX], r[RDI]):
             return None
         r[RAX] = -ERESTARTNOHAND & _M64
         return _GENERAL.pack(*r)
@@ -205,10 +213,11 @@ class X86_64(Arch):
         return b"".join((frame, xstate, _MAGIC2)), address + 8
 
     def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
-        from torpor.arch.x86_64_core import fill
-
+        global _fill
+        if _fill is None:
+            from torpor.arch.x86_64_core import fill as _fill
         core.mtype = self.march
-        fill(core, _GENERAL.unpack(registers.general), registers.others[NT_X86_XSTATE], clear_child_tid)
+        _fill(core, _GENERAL.unpack(registers.general), registers.others[NT_X86_XSTATE], clear_child_tid)
 
     def from_core(self, core: "CoreEntry", template: Registers) -> tuple[Registers, int]:
         from torpor.arch.x86_64_core import read
@@ -225,4 +234,5 @@ class X86_64(Arch):
         return Registers(_GENERAL.pack(*general), {NT_X86_XSTATE: xstate}), clear_child_tid
 
 
+_fill: Any = None  # imported when the first thread is written, and not looked up again for each
 ARCH = X86_64()

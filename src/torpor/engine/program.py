@@ -90,14 +90,16 @@ Argument = int | Result | Pointer | Load32
 
 class Call:
     """`needs`: all that has to lie in the task for it, each once, those linked from others too.  `fds`: descriptors of
-    ours that it receives; they are sent when its batch starts."""
+    ours that it receives; they are sent when its batch starts.  `form`: of one that many programs share, once it was
+    encoded: its bytes before the only address in it, where that leads to, and the bytes behind it."""
 
-    __slots__ = ("args", "fds", "may_fail", "name", "needs", "result")
+    __slots__ = ("args", "fds", "form", "may_fail", "name", "needs", "result")
 
     def __init__(self, name: str, args: tuple[Argument, ...], may_fail: bool, result: Result) -> None:
         self.name, self.args, self.may_fail, self.result = name, args, may_fail, result
         self.needs = _needs(args)
         self.fds: Sequence[int] = ()
+        self.form: tuple[bytes, Pointer, int, bytes] | None = None
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(map(_describe, self.args))})"
@@ -140,7 +142,8 @@ class Program:
 
     def extend(self, calls: "Sequence[Call]", space: Pointer) -> Pointer:
         """Append calls that were made once for many programs, which may run at the same time: what they bring back to
-        `space` is in the pointer that is returned, and their Results tell nothing."""
+        `space` is in the pointer that is returned, and their Results tell nothing.  Each has one pointer, into `space`,
+        and numbers."""
         self.calls += calls
         own = self.own[space] = Pointer(space.data)
         return own
@@ -192,10 +195,14 @@ class Batch:
         first = self._first
         body = bytearray(self.size)
         struct.pack_into(f"{word[0]}2{code}", body, 0, len(self.calls), 0)
-        each = struct.Struct(f"{word[0]}{CALL_WORDS}{code}").pack
-        packed = []
+        each, one = struct.Struct(f"{word[0]}{CALL_WORDS}{code}").pack, struct.Struct(word).pack
+        packed: list[bytes] = []
         at = {pointer: address + offset for pointer, offset in self.pointers.items()}
         for call in self.calls:
+            if call.form is not None:
+                before, pointer, inside, behind = call.form
+                packed.append(before + one(at[pointer] + inside) + behind)
+                continue
             how = MAY_FAIL if call.may_fail else 0
             words = []
             args: Sequence[Argument] = arch.arguments(call.name, call.args)
@@ -218,6 +225,11 @@ class Batch:
             except KeyError:
                 raise AssertionError(f"no system call {call.name} in this architecture's table") from None
             packed.append(each(number, *words, *_UNUSED[len(words)], how, 0))
+            if call.needs and call.needs[0] in self._own:
+                (place,) = [i for i, arg in enumerate(args) if isinstance(arg, Pointer)]
+                cut, form = (1 + place) * width, packed[-1]
+                pointer = call.needs[0]
+                call.form = form[:cut], pointer, words[place] - at[pointer], form[cut + width :]
         whole = b"".join(packed)
         body[LIST_WORDS * width : LIST_WORDS * width + len(whole)] = whole
         for pointer, offset in self.pointers.items():

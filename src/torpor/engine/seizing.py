@@ -16,7 +16,7 @@ from torpor.arch import native
 from torpor.engine import stops
 from torpor.errors import Refusal, TaskGone
 from torpor.kernel import ptrace
-from torpor.kernel.inside import seen_call
+from torpor.kernel.inside import seen_number
 from torpor.kernel.proc import parse_stat
 from torpor.kernel.procfs import read_all
 from torpor.typed import TYPE_CHECKING, Any, Iterable
@@ -83,7 +83,7 @@ def in_execve(tids: Iterable[int]) -> int:
     numbers = native().numbers_of(("execve", "execveat"))
     for tid in tids:
         try:
-            if seen_call(tid).number in numbers and parse_stat(read_all(f"/proc/{tid}/stat")).state in "SD":
+            if seen_number(tid) in numbers and parse_stat(read_all(f"/proc/{tid}/stat")).state in "SD":
                 return tid
         except (OSError, TaskGone):
             pass  # it has ended

@@ -45,11 +45,12 @@ def _kind(kind: ImageKind[Any] | str) -> ImageKind[Any]:
 
 def _write(fd: int, parts: list[bytes]) -> int:
     """Write it all, whatever the kernel takes at a time."""
-    data = memoryview(b"".join(parts))
-    size = len(data)
-    while data:
-        data = data[os.write(fd, data) :]
-    return size
+    data = b"".join(parts)
+    written = os.write(fd, data) if data else 0
+    left = memoryview(data)[written:] if written < len(data) else b""
+    while left:
+        left = left[os.write(fd, left) :]
+    return len(data)
 
 
 class ImageWriter:
@@ -172,15 +173,20 @@ class ImageWriter:
         finally:
             os.close(fd)
 
-    def _sync_files(self) -> None:
-        """fsync every file, inventory.img (under its other name) last."""
+    def start_writing(self) -> None:
+        """Let the disk begin with what was written in pieces."""
         for name, begun in self.names.items():
-            if not begun:
+            if not begun and name not in self.prepared:
                 fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.dir_fd)
                 try:
                     to_disk.start_writing(fd)
                 finally:
                     os.close(fd)
+                self.names[name] = True
+
+    def _sync_files(self) -> None:
+        """fsync every file, inventory.img (under its other name) last."""
+        self.start_writing()
         *others, inventory = self.names
         to_disk.sync_files(self.dir_fd, others)
         to_disk.sync_files(self.dir_fd, [inventory])

@@ -21,6 +21,19 @@ if TYPE_CHECKING:
     Writer: TypeAlias = Callable[[Any], bytes]
 
 
+class Encoded:
+    """What is encoded already: a message inside of another, because there are ten thousand of them, or all messages of
+    a repeated field, tags and all, because ten thousand have the same."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def encode(self) -> bytes:
+        return self.data
+
+
 def tag_of(field: Field) -> bytes:
     """The bytes that a field begins with."""
     wire = 0 if field.kind in ENCODED or field.is_enum else 2
@@ -40,7 +53,11 @@ def writer_of(field: Field) -> Writer:
         return lambda values: tag + tag.join(map(encoded.__getitem__, values)) if values else b""
     body: Writer = _plain if kind == BYTES else _text if kind == STRING else _message
     if field.label == "repeated":
-        return lambda values: b"".join([tag + LENGTH[len(data)] + data for data in map(body, values)])
+        return lambda values: (
+            values.data
+            if type(values) is Encoded
+            else b"".join([tag + LENGTH[len(data)] + data for data in map(body, values)])
+        )
     if field.label == "required":
         return lambda value: tag + LENGTH[len(data := body(value))] + data
     return lambda value: b"" if value is None else tag + LENGTH[len(data := body(value))] + data

@@ -22,7 +22,7 @@ from __future__ import annotations
 from _operator import attrgetter  # operator itself has forty functions in Python besides
 
 from torpor.errors import ImageError
-from torpor.images.encoder import tag_of, why_not, writer_of
+from torpor.images.encoder import Encoded, tag_of, why_not, writer_of
 from torpor.images.wire import BOOL, BYTES, FIXED64, INT32, INT64, SINT32, SINT64, STRING, UINT32, UINT64
 
 TYPE_CHECKING = False
@@ -164,20 +164,23 @@ class Message:
         """The message's bytes.  A required field that is not set, or a value that does not fit, is an ImageError."""
         given = tuple(self.__dict__)
         try:
-            values, writers = self._plans.get(given) or self._plan(given)
-            return b"".join([write(value) for write, value in zip(writers, values(self), strict=False)])
+            get, writers = self._plans.get(given) or self._plan(given)
+            values = self.__dict__.values() if get is None else get(self)
+            return b"".join([write(value) for write, value in zip(writers, values, strict=False)])
         except (TypeError, ValueError, AttributeError) as error:
             raise why_not(self, error) from error
 
     @classmethod
     def _plan(cls, given: tuple[str, ...]) -> Any:
-        """How to encode a message in which these fields are set: what gets their values, and what writes each."""
+        """How to encode a message in which these fields are set: what gets their values (None: they are in order), and
+        what writes each."""
         needed = [name for name, field in cls._fields.items() if field.label == "required"]
         names = sorted({*given, *needed}, key=cls._number_of)
         if len(cls._plans) >= _PLANS:  # of messages that were read: their fields may have come in any order
             cls._plans.clear()
         # attrgetter of one name gives no tuple: name it twice, zip drops the second
-        plan = attrgetter(*names, *names[:1]) if names else _nothing, [cls.writer(name) for name in names]
+        get = None if names == [*given] else attrgetter(*names, *names[:1])
+        plan = get, [cls.writer(name) for name in names]
         cls._plans[given] = plan
         return plan
 
@@ -214,19 +217,3 @@ class Message:
     @classmethod
     def _number_of(cls, name: str) -> int:
         return cls._fields[name].number
-
-
-def _nothing(_: Message) -> tuple[()]:
-    return ()
-
-
-class Encoded:
-    """A message inside of another that is encoded already, because there are ten thousand of them."""
-
-    __slots__ = ("data",)
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def encode(self) -> bytes:
-        return self.data

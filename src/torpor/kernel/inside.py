@@ -39,6 +39,20 @@ def parse_call(data: bytes) -> SeenCall:
         raise ParseError("syscall", data) from None
 
 
+def parse_number(data: bytes) -> int:
+    """Of what `parse_call` finds the number alone."""
+    number = data.partition(b" ")[0].rstrip()
+    try:
+        return RUNNING if number == b"running" else int(number)
+    except ValueError:
+        raise ParseError("syscall", data) from None
+
+
+def seen_number(tid: int) -> int:
+    """As `seen_call`, in less time."""
+    return parse_number(read_all(f"/proc/{tid}/syscall"))
+
+
 def seen_call(tid: int) -> SeenCall:
     """Raises OSError (it has ended, or may not be looked at) and ParseError."""
     return parse_call(read_all(f"/proc/{tid}/syscall"))

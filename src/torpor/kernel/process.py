@@ -100,7 +100,8 @@ def comparison(kind: int) -> Compare[int]:
     """For model.identity: compare(tid, tid) of KCMP_VM, KCMP_FILES, KCMP_FS or KCMP_SIGHAND."""
 
     def compare(a: int, b: int) -> int:
-        return kcmp(a, b, kind)
+        result = _raw_kcmp(_KCMP, a, b, kind, 0, 0)
+        return _ORDER[result] if result >= 0 else kcmp(a, b, kind)
 
     return compare
 

@@ -158,8 +158,7 @@ def rseq_configuration(tid: int) -> RseqConfiguration:
         if error.errno in (errno.EIO, errno.EINVAL):  # a kernel without rseq
             return RseqConfiguration(0, 0, 0)
         raise
-    pointer, size, signature, _flags = struct.unpack_from("=QIII", _buffer, 0)
-    return RseqConfiguration(pointer, size, signature)
+    return RseqConfiguration._make(struct.unpack_from("=QII", _buffer, 0))
 
 
 def dispatches_syscalls(tid: int) -> bool:

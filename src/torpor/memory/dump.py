@@ -31,6 +31,9 @@ O_RDONLY, O_RDWR = os.O_RDONLY, os.O_RDWR
 PROT_READ, PROT_WRITE = 1, 2
 
 
+_last: tuple[bytes, dict[int, frozenset[str]]] = b"", {}  # smaps and its flags: a forked task's is often the same
+
+
 class AddressSpace:
     """One task's memory at dump."""
 
@@ -82,10 +85,16 @@ class AddressSpace:
     @property
     def flags(self) -> dict[int, frozenset[str]]:
         """VmFlags by an area's start; taken apart when they are asked for, which for most tasks is after the thaw."""
-        if self._smaps:
-            self._flags, self._smaps = parse_vm_flags(self._smaps), b""
+        global _last
+        if self._smaps and self._smaps == _last[0]:
+            self._flags = _last[1]
+        elif self._smaps:
+            self._flags = parse_vm_flags(self._smaps)
             if any(vma.UNNAMED in flags for flags in set(self._flags.values())):
                 self._flags = vma.with_names(self._flags)
+            if len(self._smaps) < LARGE:
+                _last = self._smaps, self._flags
+        self._smaps = b""
         return self._flags
 
     def ask(self, program: Program) -> None:

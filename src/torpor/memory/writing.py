@@ -104,7 +104,7 @@ class PageWriter:
         for start, end, readable in _joined(runs):
             while start < end:
                 length = end - start if end - start < CHUNK else CHUNK
-                piece = Piece(start, length, self.pagemap.add(start, length // PAGE))
+                piece = Piece._make((start, length, self.pagemap.add(start, length // PAGE)))
                 (self.inside if readable else self.left).append(piece)
                 self.bytes += length
                 start += length

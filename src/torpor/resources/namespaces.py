@@ -87,14 +87,22 @@ def _of_thread(pid: int, tid: int) -> tuple[str, ...]:
 
 def of(tid: int) -> dict[str, int]:
     found = {}
-    for name in (*NAMESPACES, *FOR_CHILDREN):
-        try:
-            link = os.readlink(f"/proc/{tid}/ns/{name}")  # such as "net:[4026531840]": half the time of stat
-            found[name] = int(link[link.index("[") + 1 : -1])
-        except FileNotFoundError:
-            # A PID namespace into which nobody was born yet cannot be looked at; a task that is about to end has none.
-            if name in FOR_CHILDREN and os.path.exists(f"/proc/{tid}/ns/net"):
-                found[name] = 0
+    try:
+        fd = os.open(f"/proc/{tid}/ns", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return {}
+    try:
+        for name in (*NAMESPACES, *FOR_CHILDREN):
+            try:
+                link = os.readlink(name, dir_fd=fd)  # such as "net:[4026531840]": half the time of stat
+                found[name] = int(link[link.index("[") + 1 : -1])
+            except FileNotFoundError:
+                # A PID namespace into which nobody was born yet cannot be looked at; a task that is about to end has
+                # none.
+                if name in FOR_CHILDREN and os.path.exists(f"/proc/{tid}/ns/net"):
+                    found[name] = 0
+    finally:
+        os.close(fd)
     return found
 
 

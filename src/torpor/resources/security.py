@@ -210,7 +210,22 @@ def _core_cookie(tid: int) -> int:
     return cookie.value
 
 
+_labels: bool | None = None
+
+
+def _has_labels() -> bool:
+    """Whether there is a security module here that gives labels: it would show us ours."""
+    global _labels
+    if _labels is None:
+        _labels = bool(_read_label(os.getpid(), "current"))
+    return _labels
+
+
 def _label(tid: int, name: str = "current") -> bytes:
+    return _read_label(tid, name) if _has_labels() else b""
+
+
+def _read_label(tid: int, name: str) -> bytes:
     try:
         return read_all(f"/proc/{tid}/attr/{name}").rstrip(b"\0\n")
     except OSError as error:

@@ -15,7 +15,7 @@ import struct
 from torpor.errors import ImageError
 from torpor.images.frozen import freeze
 from torpor.images.message import Encoded
-from torpor.images.schema.core import ThreadSasEntry
+from torpor.images.schema.core import TaskCoreEntry, ThreadSasEntry
 from torpor.images.schema.sa import SaEntry
 from torpor.images.schema.siginfo import SiginfoEntry, SignalQueueEntry
 from torpor.kernel import ptrace
@@ -49,7 +49,7 @@ class Actions(Attribute):
 
     def __init__(self) -> None:
         self._questions: tuple[Sequence[Call], Pointer, struct.Struct] | None = None
-        self._known: dict[bytes, list[Any]] = {}  # SaEntry, Encoded: forked tasks mostly have the same
+        self._known: dict[bytes, Any] = {}  # Encoded: forked tasks mostly have the same
 
     def examine(self, task: "DumpTask", dump: "Dump") -> None:
         if task.running:
@@ -74,16 +74,13 @@ class Actions(Attribute):
     def save(self, task: "DumpTask", answer: "tuple[Pointer, struct.Struct]", core: "CoreEntry") -> None:
         assert core.tc is not None
         space, action = answer
-        entries = self._known.get(space.data)
+        entries: Any = self._known.get(space.data)
         if entries is None:
-            entries = self._known[space.data] = [
-                Encoded(
-                    SaEntry(
-                        sigaction=handler, flags=flags, restorer=restorer, mask=mask, compat_sigaction=False
-                    ).encode()
-                )
+            all_of_them = [
+                SaEntry(sigaction=handler, flags=flags, restorer=restorer, mask=mask, compat_sigaction=False)
                 for handler, flags, restorer, mask in action.iter_unpack(space.data)
             ]
+            entries = self._known[space.data] = Encoded(TaskCoreEntry.writer("sigactions")(all_of_them))
         core.tc.sigactions = entries
 
     def check(self, task: "RestoreTask", restore: "Restore") -> None:
