@@ -26,7 +26,7 @@ SUBSET = (
 )  # fmt: skip
 
 # Where the engine is killed: registers, signals, calls.
-KILLED = ("cpu_registers", "sig_pending", "sys_others", "tree_zombie_leader")
+KILLED = ("cpu_registers", "sig_pending", "sys_caught", "sys_others", "tree_zombie_leader")
 LARGEST = (
     "cpu_bti",
     "cpu_mte",
@@ -47,7 +47,7 @@ def cases() -> Iterator[Any]:
             for mode in selected() if os.environ.get("TORPOR_MODES") else [usual]:
                 yield pytest.param(kernel, f"{workload.name}-{mode}", marks=few)
         for name in () if os.environ.get("TORPOR_MODES") else KILLED:
-            yield pytest.param(kernel, f"{name}-killed", marks=[pytest.mark.vm_subset] if name == "sys_others" else [])
+            yield pytest.param(kernel, f"{name}-killed", marks=[pytest.mark.vm_subset] if name == "sys_caught" else [])
 
 
 @pytest.mark.vm

@@ -2,6 +2,7 @@
 """What the journal comes to, when the engine has died: which threads, areas and descriptors are not as they were, and
 which processes it was about to stop.  Each record of `engine.journal` has a method."""
 
+from torpor.arch import native
 from torpor.engine import journal
 from torpor.kernel.inside import SeenCall
 from torpor.typed import Any
@@ -32,6 +33,9 @@ class Ledger:
         self.calls: dict[int, SeenCall] = {}  # by TID, where they can be seen only before the stop
         self.halted: set[int] = set()  # PIDs
         self.stopped: set[int] = set()  # PIDs of processes that somebody else has sent SIGSTOP
+        # By PID of a process that job control has stopped: TIDs of those whose registers are as they were, but of whom
+        # the kernel has forgotten that they are in a call (`Tracee.let_go`).
+        self.forgetful: dict[int, set[int]] = {}
         self.held: list[int] = []  # descriptors of the engine's
 
     def read(self) -> None:
@@ -68,7 +72,9 @@ class Ledger:
         self.threads[tid].inside = False
 
     def read_home(self, tid: int) -> None:
-        self.threads.pop(tid, None)
+        thread = self.threads.pop(tid, None)
+        if thread and thread.stopped and not native().images_tell:
+            self.forgetful.setdefault(thread.pid, set()).add(tid)
 
     def read_mapping(self, tid: int, size: int) -> None:
         self.threads[tid].mapping = size

@@ -55,7 +55,7 @@ class Rescue:
 
     def run(self) -> None:
         """Once it has gone."""
-        for pid in sorted(self.ledger.pids() | self.hold.caught):
+        for pid in sorted(self.ledger.pids() | self.hold.caught | self.ledger.forgetful.keys()):
             try:
                 self._process(pid)
             except Exception:
@@ -78,6 +78,9 @@ class Rescue:
                 for thread in threads:
                     if thread.socket >= 0 and thread.tid in process.threads:
                         _finish_program(process.threads[thread.tid], thread)
+                for tid in self.ledger.forgetful.get(pid, set()) & process.threads.keys() - self.ledger.threads.keys():
+                    process.threads[tid].call_before = self.ledger.calls.get(tid, UNSEEN)
+                    process.threads[tid].remember_rewound()
                 for thread in threads:
                     if thread.tid in process.threads:
                         self._put_back(process.threads[thread.tid], thread)

@@ -209,6 +209,10 @@ class Tracee:
         self._touched = self._mask_touched = True
         ptrace.set_signal_mask(self.tid, ALL_SIGNALS)
 
+    def remember_rewound(self) -> None:
+        """Somebody else has run programs in it, put its registers back, and died before it was let go."""
+        self._put = self.general
+
     # -- changing it ------------------------------------------------------------------------------------------------
     def touch(self) -> None:
         """Make the thread ready to run what is not its own code."""
