@@ -71,6 +71,10 @@ int main(int count, char **words)
 	void *memory = mmap(0, 65536, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	unsigned long nodes = 1;
 	if (!strcmp(what, "mbind") && syscall(SYS_mbind, memory, 65536L, 2L, &nodes, 64L, 0L)) skip(what);
+	unsigned long context = 0;
+	if (!strcmp(what, "aio") && syscall(SYS_io_setup, 8, &context)) skip(what);
+	int huge = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB;
+	if (!strcmp(what, "huge") && mmap(0, 2 << 20, 3, huge, -1, 0) == MAP_FAILED) skip(what);
 	if (!strcmp(what, "flusher") && prctl(57, 1, 0, 0, 0)) skip(what);
 #ifdef __x86_64__
 	struct user_desc segment = {.entry_number = 3, .base_addr = 0x1000, .limit = 0xfffff, .seg_32bit = 1, .useable = 1};
@@ -129,6 +133,8 @@ def victims(tmp_path: Path) -> Iterator[list[Victim]]:
         ("keyring", "unsupported", "keyring"),
         ("ioperm", "unsupported", "ioperm"),
         ("flusher", "unsupported", "I/O flusher"),
+        ("aio", "unsupported", "asynchronous I/O (io_setup)"),
+        ("huge", "unsupported", "hugetlb pages"),
         pytest.param(
             "segments",
             "unsupported",

@@ -72,6 +72,13 @@ REFUSED_KINDS = {
     "special": ("Torpor does not know this area of the kernel's", "use a newer Torpor"),
 }
 
+# What CRIU's images can say of an area in which nobody here puts back what was in it: bits of its status.
+_NOT_RESTORED = {
+    0x800: "is a socket's ring buffer", 0x2000: "belongs to asynchronous I/O (io_setup)", 0x8000: "is a shadow stack",
+    0x20000: "has uprobes in it", 0x8000000: "was saved by a plugin of CRIU's",
+}  # fmt: skip
+_ANY_NOT_RESTORED = sum(_NOT_RESTORED)
+
 
 SPARE_AREAS = 8  # that Torpor needs for itself, at a dump and at a restore
 
@@ -100,6 +107,15 @@ def check_count(task: "DumpTask | RestoreTask", count: int, most: int) -> None:
     if count > most - SPARE_AREAS:
         why = f"it has {count} areas of memory of {most} allowed (vm.max_map_count), and Torpor needs some there"
         raise task.refusal(why, f"sysctl vm.max_map_count={count + 1000}", code="too-many-areas")
+
+
+def check_kinds(task: "RestoreTask", areas: "list[VmaEntry]") -> None:
+    """Raises Refusal for an area that would come back as ordinary memory, which it was not."""
+    for area in areas:
+        if area.status & _ANY_NOT_RESTORED or area.flags & MAP_HUGETLB:
+            kinds = (why for bit, why in _NOT_RESTORED.items() if area.status & bit)
+            why = f"its area {area.start:#x}-{area.end:#x} {next(kinds, 'is made of hugetlb pages')}"
+            raise task.refusal(f"{why}, which Torpor does not restore")
 
 
 def with_names(flags: dict[int, frozenset[str]]) -> dict[int, frozenset[str]]:

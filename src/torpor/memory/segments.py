@@ -12,7 +12,7 @@ import errno
 import os
 
 from torpor.arch import native
-from torpor.errors import ImageError, RestoreFailed
+from torpor.errors import ImageError, Refusal, RestoreFailed
 from torpor.images.kinds import MEMFD_INODE, SHMEM_PAGEMAP
 from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.pages import PagemapWriter, PageStore
@@ -206,6 +206,9 @@ def check(restore: Restore) -> None:
             raise ImageError("memfd.img is mangled", f"segment {one.inode_id} has an impossible name")
         if (one.mode or 0) > MAX_MODE:
             raise ImageError("memfd.img is mangled", f"segment {one.inode_id} has the impossible mode {one.mode:#o}")
+        if one.hugetlb_flag is not None:
+            why = "it was made of hugetlb pages, which Torpor does not restore"
+            raise Refusal(f"memfd {one.name} in these images", why)
         inodes[one.inode_id] = one
         if not one.size:
             continue  # CRIU writes no pagemap then

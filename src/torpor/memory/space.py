@@ -37,6 +37,7 @@ class AddressSpace:
         task.mm = self.mm = mm
         self._check_page_size()
         self.areas = layout.checked(name, mm, native().user_end)
+        vma.check_kinds(task, self.areas)
         vma.make_undroppable(self.areas)
         self._check_lowest()
         vma.check_count(task, len(self.areas), vma.most_areas())

@@ -305,5 +305,17 @@ def _kind(entry: FileEntry) -> FileKind:
     except ModuleNotFoundError:
         kind = None
     if kind is None:
-        raise Refusal(f"file {entry.id} in these images", f"Torpor cannot restore files of type {entry.type} yet")
+        raise Refusal(
+            f"file {entry.id} in these images", f"it is {_foreign(entry.type)}, which Torpor does not restore"
+        )
     return kind
+
+
+def _foreign(file_type: int) -> str:
+    """What only CRIU's images have, in words."""
+    from torpor.resources import words
+
+    if key := registry.REFUSED_TYPES.get(file_type):
+        name = words.FILES[key]
+        return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+    return "an object of a plugin of CRIU's" if file_type == 16 else f"a file of type {file_type}"

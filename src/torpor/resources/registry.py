@@ -37,6 +37,9 @@ FILES = {
 # FdTypes of files.img by the same modules, for restore.
 FILE_TYPES = {1: "regular", 2: "pipe", 3: "fifo", 4: "inet", 5: "unix", 6: "eventfd", 7: "epoll", 9: "signalfd",
               11: "tty", 17: "timerfd", 18: "memfd"}  # fmt: skip
+# … and what the others are, which only CRIU's images have.
+REFUSED_TYPES = {8: "fd:inotify", 10: "fd:packet", 12: "fd:fanotify", 13: "fd:netlink", 14: "fd:namespace",
+                 15: "fd:tun", 19: "fd:bpf", 20: "fd:pidfd"}  # fmt: skip
 
 # Modules with ATTRIBUTES, in the order in which they are placed at restore.
 ATTRIBUTES = (
