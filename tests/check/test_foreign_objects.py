@@ -134,13 +134,17 @@ def test_files(images: Path, type: int, name: str) -> None:
     assert name in words(changed(images, (kinds.FILES, None, change), table))
 
 
+FILTERED = """
+held = socket.socket(socket.%s, socket.SOCK_DGRAM)
+code = ctypes.create_string_buffer(struct.pack("=HBBI", 6, 0, 0, 0))  # takes nothing
+held.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxQ", 1, ctypes.addressof(code)))  # SO_ATTACH_FILTER
+"""
 PROGRAMS = {
-    "aio": (
-        "libc.syscall(206, 8, ctypes.byref(ctypes.c_ulong(0)))",
-        "asynchronous I/O (io_setup)",
-    ),
-    "inotify": ("libc.inotify_init()", "inotify descriptor"),
-    "pidfd": ("os.pidfd_open(os.getpid())", "pidfd"),
+    "aio": ("assert libc.syscall(206, 8, ctypes.byref(ctypes.c_ulong(0))) == 0", "asynchronous I/O (io_setup)"),
+    "inotify": ("assert libc.inotify_init() >= 0", "inotify descriptor"),
+    "pidfd": ("held = os.pidfd_open(os.getpid())", "pidfd"),
+    "filter-inet": (FILTERED % "AF_INET", "filter program"),
+    "filter-unix": (FILTERED % "AF_UNIX", "filter program"),
 }
 
 
@@ -153,7 +157,7 @@ def test_dumped_by_criu(name: str, tmp_path: Path) -> None:
     statement, expected = PROGRAMS[name]
     images = tmp_path / "images"
     images.mkdir()
-    program = f"import ctypes, os, time\nlibc = ctypes.CDLL(None)\nassert {statement} >= 0\n"
+    program = f"import ctypes, os, socket, struct, time\nlibc = ctypes.CDLL(None)\n{statement}\n"
     with Victim(tmp_path, sys.executable, "-c", f"{program}print('ready', flush=True)\ntime.sleep(1000)") as victim:
         assert victim.first == "ready"
         dumped = subprocess.run([criu, "dump", "-t", str(victim.pid), "-D", images, "-o", "log"], capture_output=True)

@@ -155,6 +155,7 @@ class Inet(Described):
             raise Refusal(where, f"sockets of type {isk.type}, protocol {isk.proto} cannot be restored")
         if isk.src_port > 0xFFFF or isk.dst_port > 0xFFFF or isk.backlog > 0x7FFFFFFF:
             raise ImageError(where, "impossible port or backlog")
+        socket_options.check(where, isk.opts)
         own = extras(restore).get(entry.id)
         if own is not None and not inet_groups.are_possible(own):
             raise ImageError(where, "impossible multicast group")

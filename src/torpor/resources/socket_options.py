@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 
+from torpor.errors import Refusal
 from torpor.images.schema.sk_opts import SkOptsEntry
 from torpor.kernel.syscall import call
 from torpor.typed import TYPE_CHECKING
@@ -57,6 +58,12 @@ def refuse_filter(seen: "SeenFile") -> None:
         length = 1  # one of eBPF (SO_ATTACH_BPF) is shown to nobody
     if length:
         raise seen.refusal("a filter program is attached to it", "detach it first (SO_DETACH_FILTER)")
+
+
+def check(where: str, entry: SkOptsEntry) -> None:
+    """Raises Refusal for a filter program, which CRIU's images may have."""
+    if entry.so_filter:
+        raise Refusal(where, "a filter program was attached to it, which Torpor does not restore")
 
 
 def save(sock: socket.socket) -> SkOptsEntry:

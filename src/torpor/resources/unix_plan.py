@@ -8,7 +8,7 @@ from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
 from torpor.images.schema.torpor_file import TorporFileEntry
 from torpor.kernel.sockdiag import CLOSE, ESTABLISHED, LISTEN, SockDiag
-from torpor.resources import unix_names, unix_queue
+from torpor.resources import socket_options, unix_names, unix_queue
 from torpor.resources.description import extras
 from torpor.resources.unix_makers import Who
 from torpor.resources.unix_names import Place, is_path
@@ -33,6 +33,7 @@ def check(entry: "FileEntry", restore: "Restore") -> None:
         raise ImageError(where, f"impossible type {usk.type} or state {usk.state}")
     if usk.state == LISTEN and (usk.type == DGRAM or not usk.name):
         raise ImageError(where, "it listens, but it cannot")
+    socket_options.check(where, usk.opts)
     if len(usk.name) > MAX_NAME or (is_path(usk.name) and b"\0" in usk.name[:-1]):
         raise ImageError(where, "impossible name")
     if usk.uflags:
