@@ -79,6 +79,27 @@ def test_nothing_of_the_host_is_touched(tmp_path: Path) -> None:
         assert os.waitpid(ended, os.WNOHANG) == (ended, 0), "a child of the host was waited for"
 
 
+def test_a_dump_that_ends_the_tree_and_its_restore(tmp_path: Path) -> None:
+    """The host still has its own child to wait for; of the restored tree it is the parent only as the tests' process,
+    which adopts orphans."""
+    with victims(tmp_path, 1) as (victim,):
+        ended = os.posix_spawn("/bin/true", ["true"], {})
+        os.waitid(os.P_PID, ended, os.WEXITED | os.WNOWAIT)
+        before = facts_of_the_host()
+        torpor.dump(victim.pid, tmp_path / "images0", manage_cgroups="ignore")
+        assert os.waitid(os.P_PID, victim.pid, os.WEXITED | os.WNOWAIT), "the dump has waited for a child of the host"
+        assert facts_of_the_host() == before
+        victim.process.wait(10)
+        result = torpor.restore(tmp_path / "images0", manage_cgroups="ignore")
+        os.kill(result.pid, signal.SIGKILL)
+        wait_end(result.pid, 10)
+        left = {str(victim.pid)}
+        after = facts_of_the_host()
+        assert set(str(before["children"]).split()) - set(str(after["children"]).split()) == left
+        assert {**after, "children": ""} == {**before, "children": ""}
+        assert os.waitpid(ended, os.WNOHANG) == (ended, 0), "a child of the host was waited for"
+
+
 def test_a_host_with_many_files(tmp_path: Path) -> None:
     """select(2) takes no descriptor above 1,023; the next dump leaves no engine behind, either."""
     with victims(tmp_path, 1) as (victim,):

@@ -62,11 +62,12 @@ def dump(torpor: Run, victim: "subprocess.Popen[str]", *more: str) -> str:
     return done.stdout
 
 
-def test_closing_lines(torpor: Run, victim: "subprocess.Popen[str]") -> None:
+def test_closing_lines(torpor: Run, victim: "subprocess.Popen[str]", tmp_path: Path) -> None:
     line = rf"dumped 1 task, \d+ files, {SIZE} in {TIME} \(frozen {TIME}%s\) → images/\n"
     assert re.fullmatch(line % "", dump(torpor, victim, "-R"))
     assert re.fullmatch(line % rf", {TIME} of it for the disk", dump(torpor, victim))
     assert victim.wait(10) == -signal.SIGKILL
+    assert {path.stat().st_mode & 0o7777 for path in (tmp_path / "images").iterdir()} == {0o600}
     done = torpor("restore", "-d", "-D", "images", "--manage-cgroups=ignore")
     assert re.fullmatch(rf"restored 1 task in {TIME} ← images/ \(root {victim.pid}\)\n", done.stdout), done.stderr
     os.kill(victim.pid, signal.SIGKILL)
