@@ -20,9 +20,10 @@ def rounds(service: Service) -> int:
     return int(re.findall(r"rounds \d+: (\d+)", service.said())[-1])
 
 
-@pytest.mark.parametrize("name", ["registers", "threads"])
-def test_c_program(checkpoint: Checkpoint, tmp_path: Path, name: str) -> None:
-    service = Service([compiled(name, tmp_path)], tmp_path)
+@pytest.mark.parametrize("command", ["registers AVX2", "registers AVX-512", "threads"])
+def test_c_program(checkpoint: Checkpoint, tmp_path: Path, command: str) -> None:
+    name, *words = command.split()
+    service = Service([compiled(name, tmp_path), *words], tmp_path)
     wait_for("it to be ready", lambda: "ready" in service.said() or service.ended())
     if service.said().startswith("skip: "):
         wait_end(service.pid, 1)

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Holds values in every register that a thread has and looks again and again whether they are still there: the vector
- * registers (AVX-512 with its masks, else AVX2), the x87 stack, MXCSR, the x87 control word, the general registers, the
- * flags, the FS and GS bases. Four threads with different values, so that a mix-up is seen as well.
+ * registers (of AVX-512 with its masks, if that is asked for, else of AVX2), the x87 stack, MXCSR, the x87 control word,
+ * the general registers, the flags, the FS and GS bases. Four threads with different values, so that a mix-up is seen as
+ * well.
  *
  * The values are loaded, held over a long loop in which nothing but a counter changes, and stored again, all in one asm
  * statement: whenever the process is stopped, almost certainly they are in the registers.
@@ -22,6 +23,7 @@
 #define THREADS 4
 #define SPINS 20000000L
 
+static int wide; /* AVX-512 */
 static atomic_int over, bad;
 static atomic_long rounds[THREADS];
 
@@ -92,7 +94,6 @@ static void complain(long thread, const char *what)
 static void *work(void *argument)
 {
     long thread = (long)argument;
-    int wide = __builtin_cpu_supports("avx512f");
     struct image in, out;
     uint64_t seed = 0x9E3779B97F4A7C15ULL * (uint64_t)(thread + 1);
     uint64_t *words = (uint64_t *)&in;
@@ -144,10 +145,11 @@ static void *work(void *argument)
     return NULL;
 }
 
-int main(void)
+int main(int count, char **words)
 {
-    if (!__builtin_cpu_supports("avx2")) {
-        printf("skip: this processor has no AVX2\n");
+    wide = count > 1 && !strcmp(words[1], "AVX-512");
+    if (wide ? !__builtin_cpu_supports("avx512f") : !__builtin_cpu_supports("avx2")) {
+        printf("skip: this processor has no %s\n", wide ? "AVX-512" : "AVX2");
         return 77;
     }
     sigset_t set;
@@ -158,7 +160,7 @@ int main(void)
     pthread_t threads[THREADS];
     for (long i = 0; i < THREADS; i++)
         pthread_create(&threads[i], NULL, work, (void *)i);
-    dprintf(STDOUT_FILENO, "ready: %s\n", __builtin_cpu_supports("avx512f") ? "AVX-512" : "AVX2");
+    dprintf(STDOUT_FILENO, "ready: %s\n", wide ? "AVX-512" : "AVX2");
     int number;
     for (long asked = 0; sigwait(&set, &number) == 0 && number == SIGUSR1; asked++) {
         long least = atomic_load(&rounds[0]);
