@@ -17,7 +17,7 @@ import torpor
 from torpor.kernel import maps
 from torpor.memory import areas
 from torpor.resources import registry, words
-from torpor.resources.base import FileKind
+from torpor.resources.base import Attribute, FileKind
 from torpor.resources.namespaces import FOR_CHILDREN, NAMESPACES
 
 SOURCE = Path(torpor.__file__).parent
@@ -61,6 +61,27 @@ def test_covered_files_go_both_ways(key: str) -> None:
     assert type(kind).save is not FileKind.save
     assert type(kind).make is not FileKind.make
     assert registry.file_kind_of_type(kind.type) is not None
+
+
+# Attributes that are asked for, or put back, by others; and those that are always refused.
+SAVED_ELSEWHERE = {
+    "task:dumpable": Because("memory's image has it"), "thread:thread_pointer": Because("it is one of the registers"),
+}  # fmt: skip
+RESTORED_ELSEWHERE = {"task:unseen_stop": Because("resources/tree.py stops the task so that the parent is told")}
+ONLY_REFUSED = {"Confinement", "Cgroups", "Undo"}
+SAVES = {"ask", "save", "ask_thread", "look_thread", "save_thread"}
+RESTORES = {"place", "place_thread", "in_turn", "last", "outside"}
+
+
+@pytest.mark.parametrize("attribute", registry.attributes(), ids=lambda attribute: type(attribute).__name__)
+def test_attributes_go_both_ways_or_are_refused(attribute: Attribute) -> None:
+    own = {name for name in vars(Attribute) if getattr(type(attribute), name) is not getattr(Attribute, name)}
+    assert attribute.covers
+    if type(attribute).__name__ in ONLY_REFUSED:
+        assert "examine" in own and not own & RESTORES
+        return
+    assert own & SAVES or attribute.covers <= SAVED_ELSEWHERE.keys()
+    assert own & RESTORES or attribute.covers <= RESTORED_ELSEWHERE.keys()
 
 
 @pytest.mark.parametrize("key", sorted(registry.OTHERS))
