@@ -110,7 +110,7 @@ class Victim:
 
     def dump(self, place: Path, **options: object) -> None:
         images = place / "images"
-        images.mkdir()
+        images.mkdir(exist_ok=True)
         dump(Options(tree=self.process.pid, images_dir=str(images), leave_running=True, **options))
 
 
@@ -259,6 +259,40 @@ def test_bound_memory(
         victim.dump(tmp_path)
     assert victim.process.poll() is None
     os.killpg(victim.process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("which", "name", "words"),
+    [
+        ("process", "current", r"it is confined by a security module \(docker-default \(enforce\)\)"),
+        ("thread", "current", r"its thread \d+ is confined by a security module \(docker-default \(enforce\)\)"),
+        ("process", "exec", r"has a label for what comes next \(attr/exec: docker-default \(enforce\)\)"),
+    ],
+)
+def test_label(
+    program: str, tmp_path: Path, victims: list[Victim], monkeypatch: pytest.MonkeyPatch, which: str, name: str,
+    words: str,
+) -> None:  # fmt: skip
+    """As if there were AppArmor here."""
+    victim = Victim(tmp_path, program, "two")
+    victims.append(victim)
+    leader = victim.process.pid
+    (other,) = {int(tid) for tid in os.listdir(f"/proc/{leader}/task")} - {leader}
+    confined = leader if which == "process" else other
+
+    def read(tid: int, asked: str) -> bytes:
+        if (tid, asked) == (confined, name):
+            return b"docker-default (enforce)"
+        return b"unconfined" if asked == "current" else b""
+
+    monkeypatch.setattr(security, "_labels", None)
+    monkeypatch.setattr(security, "_read_label", read)
+    with pytest.raises(Refusal, match=words) as refused:
+        victim.dump(tmp_path)
+    assert refused.value.code == "label" and not os.listdir(tmp_path / "images")
+    assert any(one.code == "label" for one in torpor.check(pid=leader, manage_cgroups="ignore").obstacles)
+    confined = 0
+    victim.dump(tmp_path)  # nobody is confined any more
 
 
 def test_frozen_cgroup(program: str, tmp_path: Path, victims: list[Victim]) -> None:
