@@ -4,6 +4,7 @@
 import os
 import re
 import signal
+import string
 import subprocess
 import sys
 import time
@@ -83,6 +84,16 @@ def test_option_names(criu: str, tmp_path: Path) -> None:
             known = "unrecognized option" not in answer
             abbreviated = any(one.negatable and f"no-{one.name}".startswith(name) for one in TABLE.values())
             assert known == (taken or abbreviated), f"--{name}"
+
+
+def test_short_forms(criu: str, tmp_path: Path) -> None:
+    """Every letter that CRIU takes is the short form of an option here, with a value where CRIU's has one."""
+    forms = {option.short: option for option in TABLE.values() if option.short}
+    for letter in string.ascii_letters:
+        said = ask(criu, tmp_path, f"-{letter}").stderr
+        assert ("invalid option" not in said) == (letter in forms), f"-{letter}: {said}"
+        if letter in forms:
+            assert ("requires an argument" in said) == (forms[letter].argument == "value"), f"-{letter}: {said}"
 
 
 def test_feature_names(criu: str, tmp_path: Path) -> None:
