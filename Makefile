@@ -43,7 +43,8 @@ docs: .venv/ready-demo
 
 setup: .venv/ready-test
 
-.venv/ready-%: pyproject.toml tools/setup
+# The executor is built by the way, as a part of the package.
+.venv/ready-%: pyproject.toml tools/setup tools/build_executor.py src/torpor/arch/executor.c
 	tools/setup $*
 	touch $@
 
