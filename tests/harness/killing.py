@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.events import children_of, describe, wait_end
-from harness.warm import WARM, become
+from harness.warm import WARM, start
 from torpor.engine import journal
 from torpor.engine.tracee import Tracee
 from torpor.kernel import ptrace
@@ -76,22 +76,17 @@ def dump(pid: int, images: Path, at: int, *options: str) -> tuple[int, int, str]
     heard, said = os.pipe()
     words = os.memfd_create("words")
     before = set(children_of(os.getpid()))
-    front = os.fork()
-    if not front:
-        try:
-            os.setsid()
-            for fd, number in ((os.open(os.devnull, os.O_RDONLY), 0), (words, 1), (words, 2), (said, 3)):
-                os.dup2(fd, number)
-            os.closerange(4, 65536)
 
-            def deed(step: int) -> None:
-                if step == at:
-                    os.kill(os.getpid(), signal.SIGKILL)
+    def deed(step: int) -> None:
+        if step == at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-            Steps(deed, lambda steps: os.write(3, b"%d" % steps)).begin()
-            become([WARM, "dump", "-t", str(pid), "-D", str(images), "-R", *options], {})
-        finally:
-            os._exit(126)
+    def count() -> None:
+        Steps(deed, lambda steps: os.write(3, b"%d" % steps)).begin()
+
+    with open(os.devnull) as nothing:
+        command = [WARM, "dump", "-t", str(pid), "-D", str(images), "-R", *options]
+        front = start(command, (nothing.fileno(), words, words, said), count)
     os.close(said)
     try:
         status = os.waitstatus_to_exitcode(wait_end(front, SETTLE_S))

@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.events import Timeout, wait_end
 from harness.failures import ToolFailed
 from harness.terminal import Terminal
-from harness.warm import FRESH, WARM, become
+from harness.warm import FRESH, WARM, start
 
 SOURCE = Path(__file__).resolve().parent.parent.parent / "src"
 
@@ -56,16 +56,7 @@ class Tool:
                 raise ToolFailed(self.name, verb, -1, "did not end in 120 s", tail(log)) from None
 
     def _fork(self, verb: str, command: list[str], nothing: int, stream: int, log: Path) -> int:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                os.setsid()
-                for fd, number in ((nothing, 0), (stream, 1), (stream, 2)):
-                    os.dup2(fd, number)
-                os.closerange(3, 65536)
-                become(command, {})
-            finally:
-                os._exit(126)
+        pid = start(command, (nothing, stream, stream))
         try:
             return os.waitstatus_to_exitcode(wait_end(pid, 120))
         except Timeout:

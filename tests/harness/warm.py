@@ -6,9 +6,28 @@ fresh one imports anew whatever it needs when it needs it, as a command does, in
 
 import os
 import sys
+from collections.abc import Callable, Sequence
 
 WARM, FRESH = "torpor, warm", "torpor, fresh"
 _dropped: list[object] = []  # modules of a fresh command's past: taking them apart would cost more than the fork
+
+
+def start(command: list[str], streams: Sequence[int], first: Callable[[], object] | None = None) -> int:
+    """`become` in a fork, in a session of its own, with `streams` as descriptors 0, 1, 2 … and no others, after having
+    called `first`.  Returns its PID."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.setsid()
+        for number, fd in enumerate(streams):
+            os.dup2(fd, number)
+        os.closerange(len(streams), 65536)
+        if first:
+            first()
+        become(command, {})
+    finally:
+        os._exit(126)
 
 
 def become(command: list[str], environment: dict[str, str]) -> None:

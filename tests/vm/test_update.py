@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vmlab import VmError, disk, machine
+from vmlab import VmError, disk, machine, programs
 from vmlab.targets import TARGETS, Target
 
 WAYS = {"there_and_back": ("6.1", "6.12", "6.1"), "back_and_there": ("6.12", "6.1", "6.12")}
@@ -49,14 +49,15 @@ class Disk:
     """A disk that one guest after the other lives on."""
 
     def __init__(self, target: Target, path: Path) -> None:
-        self.target, self.path = target, path
+        self.target, self.path, self.files = target, path, dict(programs.sources())
 
     def boot(self, kernel: str, script: str, step: str, *extra: str) -> None:
         if not self.path.exists():
             disk.make(self.target, self.path, kernel)
         outcome = machine.run(
             self.target, kernel, ["/t/switch.py", f"/t/{script}", step],
-            modules=disk.MODULES, extra=[*disk.arguments(self.target, self.path), *extra], timeout=SECONDS,
+            files=self.files, modules=disk.MODULES, extra=[*disk.arguments(self.target, self.path), *extra],
+            timeout=SECONDS,
         )  # fmt: skip
         where = f"{self.target.arch} {kernel} {' '.join(extra)} {step}"
         if outcome.status != 0:

@@ -7,6 +7,7 @@ that is said, and nothing is made.  Prints one JSON object of figures, and exits
 0 only if all was as it should be.
 """
 
+import importlib
 import json
 import os
 import shutil
@@ -15,9 +16,8 @@ import struct
 import subprocess
 import sys
 import time
-import traceback
 
-import torpor.cli.__main__ as cli
+from harness.warm import WARM, start
 from torpor.arch import native
 from torpor.engine import stops
 from torpor.images import kinds
@@ -26,6 +26,7 @@ from torpor.images.schema.timens import Timespec
 from torpor.kernel import ptrace
 from torpor.resources import clocks
 
+importlib.import_module("torpor.cli.__main__")  # so that no command has to
 DATA, IMAGES = "/data", "/data/images"
 OFFSETS = "/proc/self/timens_offsets"  # not there: no time namespaces
 ROOT_PID = 12000  # beyond whatever a booting kernel uses
@@ -92,22 +93,8 @@ def torpor(*arguments: str, fails: bool = False) -> str:
     """Run the command, in a fork, as Python takes seconds to start here; returns what it said on stderr."""
     words = [*arguments, "-D", IMAGES, "-W", DATA, "-o", "log", "-v4"]
     streams = [os.memfd_create(name) for name in ("output", "errors")]
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            os.setsid()
-            for fd, number in zip(streams, (1, 2), strict=True):
-                os.dup2(fd, number)
-            status = cli.main(words)
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 1
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+    with open(os.devnull) as nothing:
+        child = start([WARM, *words], (nothing.fileno(), *streams))
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     output, errors = (os.pread(fd, 1 << 20, 0).decode(errors="replace") for fd in streams)
     for fd in streams:
