@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # Whose child the root becomes: of whoever adopts orphans, of the process that asks, of that one's parent.
 NOBODY, FRONT, TORPORS_PARENT = range(3)
 CLONE_PARENT = 0x8000
+LARGE = 1 << 24  # bytes of memory: fewer are read before anybody looks how far that is
 
 
 class RestoreResult(NamedTuple):
@@ -48,7 +49,17 @@ class RestoreResult(NamedTuple):
     phases: dict[str, float]
 
 
-def restore(options: "Options", sibling: bool = False) -> RestoreResult:
+class Watcher:
+    """Told where a restore stands, in the front."""
+
+    def stage(self, size: int, pids: "list[int]") -> None:
+        """So many bytes will be read into the memory of these processes; none: that is over."""
+
+    def tick(self) -> None:
+        """Some tenths of a second have passed."""
+
+
+def restore(options: "Options", sibling: bool = False, watcher: Watcher | None = None) -> RestoreResult:
     """Bring back the tree in options.images_dir.  Raises TorporError; nothing is left of it then.  For a dry run, check
     all and say what would be restored.
 
@@ -71,6 +82,9 @@ def restore(options: "Options", sibling: bool = False) -> RestoreResult:
     def on_report(kind: str, value: Any) -> None:
         if kind == "made":
             child.append(value)
+        elif kind == "memory":
+            if watcher:
+                watcher.stage(*value)
         elif kind == "let go":
             letting_go[:] = value
         elif cradle is not None:
@@ -79,8 +93,9 @@ def restore(options: "Options", sibling: bool = False) -> RestoreResult:
     with ImageReader.open(options.images_dir) as images:
         try:
             facts: tuple[Any, ...] = run_engine(
-                lambda report: tuple(_restore(options, images.dir_fd, report, parent, cradle)), on_report
-            )
+                lambda report: tuple(_restore(options, images.dir_fd, report, parent, cradle)), on_report,
+                watcher.tick if watcher else None,
+            )  # fmt: skip
         except BaseException:
             for pid in letting_go:  # the engine died when some did not die with it any more
                 _kill(pid)
@@ -158,9 +173,14 @@ def _restore(options: "Options", dir_fd: int, report: "Report", parent: int, cra
         from torpor.restore_release import refuse_pidfile
 
         refuse_pidfile(options)
+    size = work.spaces.bytes_stored()
     try:
+        if size >= LARGE:
+            report("memory", (size, list(work.restore.tasks)))
         work.build(clone_first, cradle)
         work.bring_back()
+        if size >= LARGE:
+            report("memory", (0, []))
         work.release(report)
     except BaseException as error:
         work.undo()

@@ -23,18 +23,30 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="freezing needs root")
 SIZE = r"\d+(\.\d+)? (bytes|KiB|MiB)"
 TIME = r"\d+(\.\d+)? m?s"
 HOLDER = "import time; memory = bytearray(b'x' * (24 << 20)); print('ready', flush=True); time.sleep(1000)"
-# The command, for somebody who is impatient, with a slow disk.
+# The command, for somebody who is impatient, where the disk or the memory is slow.
 IMPATIENT = """
 import os, sys, time
 from torpor import progress
 from torpor.engine import process
 progress.PATIENCE, progress.INTERVAL = 0, 0.05
 process.TICK = 1
+"""
+SLOW_DISK = """
 sync = os.fsync
 def fsync(fd):
     time.sleep(0.02)
     sync(fd)
 os.fsync = fsync
+"""
+SLOW_MEMORY = """
+from torpor.memory import fill
+check = fill.check_reads
+def slowly(*words):
+    time.sleep(0.2)
+    check(*words)
+fill.check_reads = slowly
+"""
+MAIN = """
 from torpor.cli.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -97,17 +109,30 @@ def test_for_programs(torpor: Run, victim: "subprocess.Popen[str]") -> None:
     wait_end(victim.pid, 10)
 
 
-def test_progress_on_a_terminal(victim: "subprocess.Popen[str]", tmp_path: Path) -> None:
+def on_a_terminal(place: Path, patch: str, *words: str) -> tuple[str, str]:
+    """What somebody who is impatient sees on a terminal, and the closing line."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-c", IMPATIENT, "dump", "-R", "-t", str(victim.pid), "-D", str(tmp_path / "images")]
     done = subprocess.run(
-        [*command, "--manage-cgroups=ignore"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs,
-        env={**os.environ, "PYTHONPATH": str(SOURCE), "HOME": str(tmp_path)}, timeout=60,
+        [sys.executable, "-c", IMPATIENT + patch + MAIN, *words, "-D", str(place / "images")],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCE), "HOME": str(place)}, timeout=60,
     )  # fmt: skip
     os.close(theirs)
     os.set_blocking(ours, False)
     shown = os.read(ours, 1 << 16).decode()
     os.close(ours)
     assert done.returncode == 0, shown
+    return shown, done.stdout.decode()
+
+
+def test_progress(victim: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    shown, last = on_a_terminal(tmp_path, SLOW_DISK, "dump", "-t", str(victim.pid))
     assert re.search(rf"\rbringing the images to the disk: {TIME}", shown), shown
-    assert shown.endswith("\r") and done.stdout.decode().startswith("dumped 1 task")
+    assert shown.endswith("\r") and last.startswith("dumped 1 task")
+    assert victim.wait(10) == -signal.SIGKILL
+    shown, last = on_a_terminal(tmp_path, SLOW_MEMORY, "restore", "-d")
+    found = re.findall(rf"\rreading memory: (\d+)\.\d MiB of (\d+)\.\d MiB, {SIZE}/s, {TIME} left", shown)
+    assert found and 24 <= int(found[-1][0]) <= int(found[-1][1]) < 100, shown
+    assert shown.endswith("\r") and last.startswith("restored 1 task")
+    os.kill(victim.pid, signal.SIGKILL)
+    wait_end(victim.pid, 10)

@@ -9,10 +9,13 @@ the restored job in the same terminal nor SIGTERM ends the tool before it.  The 
 import os
 import select
 
+from torpor import log
 from torpor import signals as signal
 from torpor.cli.say import Voice, count
+from torpor.kernel.procfs import read_all
 from torpor.options import Options
-from torpor.progress import duration
+from torpor.progress import Progress, duration
+from torpor.restore import Watcher, restore
 
 
 def run(options: Options, voice: Voice) -> int:
@@ -22,9 +25,8 @@ def run(options: Options, voice: Voice) -> int:
         plan = describe(options)
         voice.result("\n".join(plan), {"plan": plan, "images": options.images_dir})
         return 0
-    from torpor.restore import restore
-
-    result = restore(options, sibling=options.restore_sibling)
+    with Meter() as meter:
+        result = restore(options, options.restore_sibling, meter if meter.visible else None)
     facts = {"pid": result.pid, "tasks": result.tasks, "seconds": result.seconds, "images": options.images_dir}
     where = options.images_dir.rstrip("/") + "/"
     lines = [f"restored {count(result.tasks, 'task')} in {duration(result.seconds)} ← {where} (root {result.pid})"]
@@ -37,6 +39,44 @@ def run(options: Options, voice: Voice) -> int:
     if not options.restore_detached:
         wait(result.pid)
     return 0
+
+
+class Meter(Watcher):
+    """A line of progress on the terminal, which is taken away before the restored tree may write there."""
+
+    def __init__(self) -> None:
+        self.visible = log.level > log.NOTHING and os.isatty(2)
+        self._progress: Progress | None = None
+        self._pids: list[int] = []
+
+    def stage(self, size: int, pids: list[int]) -> None:
+        self.close()
+        if size:
+            self._progress, self._pids = Progress("reading memory", size), pids
+
+    def tick(self) -> None:
+        if self._progress is not None:
+            done = min(sum(map(resident, self._pids)), self._progress.total)
+            self._progress.add(done - self._progress.done)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
+
+    def __enter__(self) -> "Meter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has; 0: it is not there, or not yet."""
+    try:
+        return int(read_all(f"/proc/{pid}/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
 
 
 def wait(pid: int) -> None:

@@ -82,6 +82,10 @@ class AddressSpaces:
         """A place that nothing uses: no area of the whole tree, nor what the first task begins with."""
         return layout.find_hole(size, [*self._occupied, *more], native().user_end)
 
+    def bytes_stored(self) -> int:
+        """Of private memory; what a child shares with its parent counts for both."""
+        return sum(run.length for space in self.spaces.values() for run in space.runs())
+
     # -- before children are forked ---------------------------------------------------------------------------------
     def fill_before_fork(self, task: "RestoreTask") -> "Work":
         """Make the private areas what they were; the task's executor is up at `hole`."""
