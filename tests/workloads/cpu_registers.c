@@ -217,7 +217,8 @@ enum { vector_bytes = 32 * 16 };
 #define SPUN (BITS(0, 14) & ~(BITS(1, 1) | BITS(13, 13))) /* r13 is the base, r1 for the loop */
 #define CALLED (BITS(6, 12) | BITS(14, 14))
 static const struct special specials[] = {
-	{16, "program mask", 0x2a000000, 0x0f000000}, {17, "FPC", 0x88880002, ~0ul}, {18, "access registers 2 and 3", 0x1122334455667788, ~0ul},
+	{16, "program mask", 0x2a000000, 0x0f000000}, {16, "condition code", 0x2a000000, 0x30000000, .lost_by_calls = true},
+	{17, "FPC", 0x88880002, ~0ul}, {18, "access registers 2 and 3", 0x1122334455667788, ~0ul},
 	{19, "access registers 14 and 15", 0x99aabbcc12345678, ~0ul}};
 __asm__(ASM_OFFSETS(WORD)
 	".text; .machine z13\n"
@@ -251,17 +252,20 @@ __asm__(ASM_OFFSETS(WORD)
 
 static __thread uint64_t local; /* reached through the register of thread-local storage */
 
+/* Names everything that is wrong: what CRIU loses (TAR of ppc64le) excuses nothing else. */
 static void check(const struct hold *hold, unsigned long kept, const char *who)
 {
 	for (unsigned i = 0; i < 8 * sizeof kept && i < 40; i++)
 		if (kept >> i & 1)
-			CHECK(hold->after[i] == hold->before[i], "%s: register %u is %lx, was %lx", who, i, hold->after[i], hold->before[i]);
+			EXPECT(hold->after[i] == hold->before[i], "%s: register %u is %lx, was %lx", who, i, hold->after[i], hold->before[i]);
 	for (size_t i = 0; i < sizeof specials / sizeof *specials; i++)
-		CHECK((specials[i].lost_by_calls && kept == CALLED) || !((hold->after[specials[i].index] ^ specials[i].value) & specials[i].bits),
-		      "%s: %s is %lx, was %lx", who, specials[i].name, hold->after[specials[i].index], specials[i].value);
-	for (size_t i = 0; i < vector_bytes / 8; i++)
-		CHECK(hold->vectors_after[i] == hold->vectors[i], "%s: vector registers, word %zu, are %" PRIx64 ", were %" PRIx64, who, i,
-		      hold->vectors_after[i], hold->vectors[i]);
+		EXPECT((specials[i].lost_by_calls && kept == CALLED) || !((hold->after[specials[i].index] ^ specials[i].value) & specials[i].bits),
+		       "%s: %s is %lx, was %lx", who, specials[i].name, hold->after[specials[i].index], specials[i].value);
+	size_t same = 0;
+	while (same < vector_bytes / 8 && hold->vectors_after[same] == hold->vectors[same])
+		same++;
+	EXPECT(same == vector_bytes / 8, "%s: vector registers, from word %zu on, are %" PRIx64 ", were %" PRIx64, who, same,
+	       hold->vectors_after[same], hold->vectors[same]);
 }
 
 static void fill(struct hold *hold, unsigned seed)
@@ -288,7 +292,7 @@ int main(void)
 		spin(&holds[1]);
 		CHECK(local == 77 && thread_pointer == __builtin_thread_pointer(), "thread-local storage is elsewhere");
 		check(&holds[1], SPUN, "spinning");
-		_exit(0);
+		_exit(wl_wrong);
 	}
 	while (!((volatile struct hold *)holds)[1].spinning)
 		usleep(1000);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* SVE and SME of aarch64: vectors, predicates and FFR of a process that spins, another one's in streaming mode; the array
- * ZA and TPIDR2 of both, one with vector lengths of its own; ZA also across a system call. */
+/* SVE of aarch64, and SME where the kernel has it (none of Debian's): vectors, predicates and FFR of a process that spins,
+ * another one's in streaming mode; the array ZA and TPIDR2 of both, one with vector lengths of its own; ZA also across a
+ * system call. */
 /* wl: */
 #include "wl.h"
 #ifdef __aarch64__
