@@ -68,6 +68,13 @@ def mark_of(result: Result | None) -> str:
     return {"passed": "r" if refused else "+", "skipped": "-"}.get(result["outcome"], "F")
 
 
+def why(result: Result) -> str:
+    """The reason for its sign, where that wants one."""
+    prefix = {"r": "refused: ", "-": "cannot run here: "}.get(mark_of(result))
+    lines = result["output"].splitlines()
+    return next((line.removeprefix(prefix) for line in lines if line.startswith(prefix)), "") if prefix else ""
+
+
 def main() -> int:
     columns = [(arch, kernel) for arch in TARGETS for kernel in KERNELS]
     known = {column: results(*column) for column in columns}
@@ -83,10 +90,9 @@ def main() -> int:
         lines.append(f"| {workload.name} | {about(workload)} | {' | '.join(marks)} |")
         for (arch, kernel), result in found.items():
             if result is not None and mark_of(result) in ("r", "-"):
-                why = re.sub(r"^(refused|cannot run here): ", "", result["output"].strip().splitlines()[0])
-                words.setdefault(f"{workload.name}: {why}", []).append(f"{arch} {kernel}")
+                words.setdefault(f"{workload.name}: {why(result)}", []).append(f"{arch} {kernel}")
     lines += ["", "## Refused, or not to be had", ""]
-    lines += [f"- {why} ({', '.join(where)})" for why, where in words.items()]
+    lines += [f"- {reason} ({', '.join(where)})" for reason, where in words.items()]
     lines += [
         "",
         "## In numbers",

@@ -2,7 +2,9 @@
 """Tests in guests run only when asked for: ``-m vm`` (they fetch hundreds of megabytes the first time).
 
 All cases of one architecture and kernel run in one boot (vmlab/session.py); two guests (``TORPOR_VM_JOBS``) run at a
-time, from the beginning of the run on.  A line tells of each that has come to its end; the summary counts per kernel.
+time, from the beginning of the run on.  A line tells of each that has come to its end; the summary counts per kernel,
+and has what tests want to be read when they have passed, too (``record_property("said", ...)``): what came through a
+change of the kernel, and how often the power failed.
 """
 
 import re
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 from vmlab import VmError
 from vmlab.session import Guests, Key
+from vmlab.summary import said
 
 
 class Checked:
@@ -49,6 +52,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         for where, counts in sorted(per_kernel.items()):
             numbers = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
             terminalreporter.line(f"{where:14} {numbers}")
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
+    if lines := list(said(reports)):
+        terminalreporter.section("what guests have shown")
+        for line in lines:
+            terminalreporter.line(line)
     guests = config.stash.get(GUESTS, None)
     if guests is None:
         return

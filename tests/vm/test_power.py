@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -81,7 +81,7 @@ def go_on(power: Series, name: str, planned: list[tuple[str, str]]) -> Series:
 
 
 @pytest.mark.vm
-def test_power(saved: SavedGuest) -> None:
+def test_power(saved: SavedGuest, record_property: Callable[[str, object], None]) -> None:
     number = max(int(os.environ.get("TORPOR_POWER_FAILURES", "20")), 1)
     seed = int(os.environ.get("TORPOR_POWER_SEED", str(time.time_ns() % 10**9)))
     print(f"seed {seed}; the guest was there and saved after {saved.seconds:.0f} s")
@@ -100,7 +100,7 @@ def test_power(saved: SavedGuest) -> None:
     for power in done:
         counts.update(power.counts)
         where.update(power.where)
-    print(f"seed {seed}: {report(counts, where, time.monotonic() - begun)}")
+    record_property("said", f"seed {seed}: {report(counts, where, time.monotonic() - begun)}")
     assert not [problem for power in done for problem in power.problems]
     assert counts["complete, restored"] or number < 5
     if number >= ALL_PHASES:
@@ -108,12 +108,12 @@ def test_power(saved: SavedGuest) -> None:
 
 
 @pytest.mark.vm
-def test_power_without_fsync(saved: SavedGuest) -> None:
+def test_power_without_fsync(saved: SavedGuest, record_property: Callable[[str, object], None]) -> None:
     """If Torpor waited for no disk, checkpoints would be lost that it had called finished, and this would show it."""
     power = series(saved, 1, "disk-unsynced", sync=False)
     begun = time.monotonic()
     for _ in range(2):
         print(power.fail("phase", BETWEEN))
     print(power.look())
-    print(report(power.counts, power.where, time.monotonic() - begun))
+    record_property("said", report(power.counts, power.where, time.monotonic() - begun))
     assert power.counts["finished, lost"]

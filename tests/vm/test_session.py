@@ -23,7 +23,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Made], li
     The answer is the list of boots, each with its cases."""
     monkeypatch.setattr(session, "cache_dir", lambda: tmp_path)
 
-    def use(guest: Made) -> list[list[str]]:
+    def use(guest: Made, output: str = "console") -> list[list[str]]:
         boots: list[list[str]] = []
 
         def run(_target: object, _version: str, argv: Sequence[str], **more: Any) -> machine.Outcome:
@@ -36,7 +36,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Made], li
                 more["heard"](result)
 
             dead = guest(cases, heard)
-            return machine.Outcome(None if dead else 0, results, "console", 1.0, 1.0, frozenset(dead))
+            return machine.Outcome(None if dead else 0, results, output, 1.0, 1.0, frozenset(dead))
 
         monkeypatch.setattr(machine, "run", run)
         return boots
@@ -92,6 +92,19 @@ def test_a_guest_that_never_comes_to_a_case(made: Any) -> None:
     found = boot_of("a", "b").run()
     assert {result["outcome"] for result in found.values()} == {"failed"}
     assert len(boots) == 1
+
+
+def test_what_a_kernel_says_of_harm_is_told(made: Any) -> None:
+    """The case passes, but whoever reads the summary has to know."""
+
+    def guest(cases: list[str], heard: Callable[[dict[str, Any]], object]) -> set[str]:
+        heard(passed(cases[0]))
+        return set()
+
+    boots = made(guest, "@@HARM BUG: scheduling while atomic\nconsole")
+    boot = boot_of("a", "b")
+    assert len(boot.run()) == len(boots) == 2
+    assert str(boot).endswith("; the kernel said: BUG: scheduling while atomic; BUG: scheduling while atomic")
 
 
 def test_modules_share_a_boot_and_each_end_is_told(made: Any) -> None:

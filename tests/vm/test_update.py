@@ -4,7 +4,7 @@ restored from it under another, there and back.  And the host is another, whose 
 boot; guest/update.py and guest/hosts.py are what happens in it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,8 +48,9 @@ SECONDS = 400
 class Disk:
     """A disk that one guest after the other lives on."""
 
-    def __init__(self, target: Target, path: Path) -> None:
+    def __init__(self, target: Target, path: Path, record_property: Callable[[str, object], None]) -> None:
         self.target, self.path, self.files = target, path, dict(programs.sources())
+        self._record = record_property
 
     def boot(self, kernel: str, script: str, step: str, *extra: str) -> None:
         if not self.path.exists():
@@ -62,16 +63,17 @@ class Disk:
         where = f"{self.target.arch} {kernel} {' '.join(extra)} {step}"
         if outcome.status != 0:
             pytest.fail(f"{where}: {machine.describe_failure(outcome)}", pytrace=False)
-        print(f"{where} ({outcome.seconds:.0f} s):")
-        for name, figure in outcome.results[-1]["output"].items():
-            print(f"  {name}: {figure}")
+        shown = outcome.results[-1]["output"]
+        self._record(
+            "said", f"{where}: " + "; ".join(f"{name}: {' '.join(str(shown[name]).split())}" for name in shown)
+        )
 
 
 @pytest.fixture
-def traveller(request: pytest.FixtureRequest) -> Iterator[Disk]:
+def traveller(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Iterator[Disk]:
     arch = request.node.callspec.params.get("arch", "x86_64")
     with machine.scratch_directory(f"update-{arch}-") as scratch:
-        yield Disk(TARGETS[arch], scratch / "disk")
+        yield Disk(TARGETS[arch], scratch / "disk", record_property)
 
 
 @pytest.mark.vm

@@ -8,6 +8,7 @@ need another machine.  Every result is written down when it comes, so that a run
 import json
 import os
 import queue
+import re
 import threading
 import time
 from collections import Counter
@@ -60,6 +61,7 @@ class Boot:
         self.key = key
         self.cases: dict[str, Key] = {}
         self.found: dict[str, Result] = {}
+        self.harm: list[str] = []  # that came to the kernel, in its words: the next case got another boot
         self.boots = 0
         self.seconds = self.cpu = 0.0
 
@@ -70,6 +72,7 @@ class Boot:
         return (
             f"{self.where}, {modules}: {outcomes} in {self.seconds:.0f} s "
             f"({self.cpu:.0f} s of processor time, {self.boots} boots)"
+            + (f"; the kernel said: {'; '.join(self.harm)}" if self.harm else "")
         )
 
     @property
@@ -115,6 +118,7 @@ class Boot:
             disk=0 if exchange else 2048, memory=MEMORY, heard=self._heard,
             archives=[criu.archive(TARGETS[arch])] if exchange else [],
         )  # fmt: skip
+        self.harm += re.findall(r"@@HARM (.*)", outcome.output)
         self.boots += 1
         self.seconds += outcome.seconds
         self.cpu += outcome.cpu
