@@ -14,6 +14,8 @@ from torpor.arch import MODULES
 from torpor.arch.base import Arch, Registers
 from torpor.errors import Refusal
 from torpor.images.schema.core import CoreEntry
+from torpor.images.schema.core_ppc64 import UserPpc64TmRegsEntry
+from torpor.images.schema.core_s390 import UserS390GsCbEntry, UserS390RiEntry
 from torpor.kernel.inside import UNSEEN, SeenCall, parse_call
 
 ARCHES: dict[str, Arch] = {name: import_module(f"torpor.arch.{name}").ARCH for name in sorted(set(MODULES.values()))}
@@ -123,6 +125,52 @@ def test_aarch64_refuses_vectors_that_the_cpu_does_not_have(template: bytes | No
     arch.with_extras(found, {0x405: _sve(32, 64, False)}, here)  # nothing is in them
     same = Registers(found.general, {**found.others, 0x405: _sve(32, 32, False)})
     assert arch.with_extras(found, {0x405: _sve(32, 64, True)}, same).others[0x405] == _sve(32, 64, True)
+
+
+# No machine was at hand that has these, nor does QEMU: a thread that uses them is refused.
+UNTRIED = {
+    "transaction": ("ppc64le", {}, "inside a memory transaction"),
+    "guarded storage": ("s390x", {0x30B: bytes(31) + b"\1"}, "guarded storage"),
+    "guarded storage, broadcast": ("s390x", {0x30C: bytes(31) + b"\1"}, "guarded storage"),
+    "runtime instrumentation": ("s390x", {0x30D: bytes(63) + b"\1"}, "runtime instrumentation"),
+    "guarded control stack": ("aarch64", {0x410: struct.pack("<3Q", 1, 0, 0x7000)}, "a guarded control stack"),
+}
+
+
+@pytest.mark.parametrize("what", UNTRIED)
+def test_what_nobody_could_try_is_refused_at_dump(what: str) -> None:
+    name, sets, words = UNTRIED[what]
+    arch, unused = ARCHES[name], sample(name)
+    if name == "ppc64le":
+        general = list(struct.unpack("<48Q", unused.general))
+        general[33] &= ~(3 << 33)  # MSR
+        unused = Registers(struct.pack("<48Q", *general), unused.others)
+        general[33] |= 1 << 33  # suspended
+        used = Registers(struct.pack("<48Q", *general), unused.others)
+    else:
+        used = Registers(unused.general, {**unused.others, **sets})
+        unused = Registers(unused.general, {**unused.others, **{which: bytes(len(sets[which])) for which in sets}})
+    arch.extras(unused)
+    with pytest.raises(Refusal) as error:
+        arch.extras(used)
+    assert words in error.value.why
+
+
+@pytest.mark.parametrize("field", ["tmstate", "gs_cb", "gs_bc", "ri_cb"])
+def test_what_nobody_could_try_is_refused_at_restore(field: str) -> None:
+    """In images of CRIU's, from a machine that has it."""
+    name = "ppc64le" if field == "tmstate" else "s390x"
+    arch, registers, core = ARCHES[name], sample(name), CoreEntry(mtype=0)
+    arch.to_core(core, registers, 0)
+    arch.from_core(core, registers)
+    if core.ti_ppc64 is not None:
+        core.ti_ppc64.tmstate = UserPpc64TmRegsEntry(gpregs=core.ti_ppc64.gpregs)
+    elif core.ti_s390 is not None:
+        held = UserS390RiEntry(ri_on=1, regs=[1] * 8) if field == "ri_cb" else UserS390GsCbEntry(regs=[1] * 4)
+        setattr(core.ti_s390, field, held)
+    with pytest.raises(Refusal) as error:
+        arch.from_core(CoreEntry.decode(core.encode()), registers)
+    assert ("memory transaction" if name == "ppc64le" else "guarded storage or runtime") in error.value.why
 
 
 @pytest.mark.parametrize("name", FOREIGN)
