@@ -95,7 +95,7 @@ TARGETS: dict[str, Target] = {
             "s390x",
             "s390x",
             "qemu-system-s390x",
-            "qemu-system-misc",
+            "qemu-system-s390x",
             ("-M", "s390-ccw-virtio", "-cpu", "max"),
             "ttysclp0",
             "s390x-linux-gnu",

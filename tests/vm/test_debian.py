@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said where something is missing that guests need: vmlab/debian.py, tools/setup."""
+
+from pathlib import Path
+
+import pytest
+from vmlab import VmError
+from vmlab.debian import mirror, require
+from vmlab.targets import TARGETS
+
+SETUP = Path(__file__).resolve().parents[2] / "tools/setup"
+
+
+def test_programs_that_are_missing_are_named_by_their_packages() -> None:
+    with pytest.raises(VmError, match=r"apt-get install --no-install-recommends another one$"):
+        require(("no-such-program", "one"), ("sh", "dash"), ("nor-this-one", "another"))
+
+
+def test_setup_installs_what_is_asked_for() -> None:
+    wanted = SETUP.read_text().replace("(", " ").split()
+    assert [target.arch for target in TARGETS.values() if f"{target.qemu}={target.qemu_package}" not in wanted] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("Debian bookworm http://mirror.invalid/debian/", "http://mirror.invalid/debian"),
+        ("Debian bookworm-security http://mirror.invalid/debian-security/", None),
+        ("Ubuntu noble http://mirror.invalid/ubuntu/", None),
+    ],
+)
+def test_where_apt_knows_no_mirror_of_debian_one_has_to_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, found: str | None
+) -> None:
+    apt = tmp_path / "apt-get"
+    apt.write_text(f"#!/bin/sh\necho '{line}'\n")
+    apt.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("TORPOR_DEBIAN_MIRROR", raising=False)
+    if found:
+        assert mirror() == found
+        return
+    with pytest.raises(VmError, match="name one in TORPOR_DEBIAN_MIRROR"):
+        mirror()
+    monkeypatch.setenv("TORPOR_DEBIAN_MIRROR", "http://other.invalid/debian/")
+    assert mirror() == "http://other.invalid/debian"
