@@ -92,6 +92,13 @@ def test_registers_survive_the_core_message(name: str) -> None:
     assert (back.general, dict(back.others), clear_child_tid) == (registers.general, dict(registers.others), 0xBEEF)
 
 
+def test_ppc64le_says_in_msr_that_an_image_has_vector_registers() -> None:
+    """CRIU, restoring it, leaves them out otherwise."""
+    arch, core = ARCHES["ppc64le"], CoreEntry(mtype=0)
+    arch.to_core(core, Registers(bytes(SIZES["ppc64le"]), sample("ppc64le").others), 0)
+    assert core.ti_ppc64 is not None and core.ti_ppc64.gpregs.msr == 1 << 25 | 1 << 23
+
+
 def test_s390x_moves_vector_registers_only_to_where_they_are() -> None:
     """Before z13 there are none: a thread that holds something in them is refused, others are not."""
     arch, held = ARCHES["s390x"], sample("s390x")

@@ -252,17 +252,20 @@ __asm__(ASM_OFFSETS(WORD)
 
 static __thread uint64_t local; /* reached through the register of thread-local storage */
 
+/* Names everything that is wrong: what CRIU loses (TAR of ppc64le) excuses nothing else. */
 static void check(const struct hold *hold, unsigned long kept, const char *who)
 {
 	for (unsigned i = 0; i < 8 * sizeof kept && i < 40; i++)
 		if (kept >> i & 1)
-			CHECK(hold->after[i] == hold->before[i], "%s: register %u is %lx, was %lx", who, i, hold->after[i], hold->before[i]);
+			EXPECT(hold->after[i] == hold->before[i], "%s: register %u is %lx, was %lx", who, i, hold->after[i], hold->before[i]);
 	for (size_t i = 0; i < sizeof specials / sizeof *specials; i++)
-		CHECK((specials[i].lost_by_calls && kept == CALLED) || !((hold->after[specials[i].index] ^ specials[i].value) & specials[i].bits),
-		      "%s: %s is %lx, was %lx", who, specials[i].name, hold->after[specials[i].index], specials[i].value);
-	for (size_t i = 0; i < vector_bytes / 8; i++)
-		CHECK(hold->vectors_after[i] == hold->vectors[i], "%s: vector registers, word %zu, are %" PRIx64 ", were %" PRIx64, who, i,
-		      hold->vectors_after[i], hold->vectors[i]);
+		EXPECT((specials[i].lost_by_calls && kept == CALLED) || !((hold->after[specials[i].index] ^ specials[i].value) & specials[i].bits),
+		       "%s: %s is %lx, was %lx", who, specials[i].name, hold->after[specials[i].index], specials[i].value);
+	size_t same = 0;
+	while (same < vector_bytes / 8 && hold->vectors_after[same] == hold->vectors[same])
+		same++;
+	EXPECT(same == vector_bytes / 8, "%s: vector registers, from word %zu on, are %" PRIx64 ", were %" PRIx64, who, same,
+	       hold->vectors_after[same], hold->vectors[same]);
 }
 
 static void fill(struct hold *hold, unsigned seed)
@@ -289,7 +292,7 @@ int main(void)
 		spin(&holds[1]);
 		CHECK(local == 77 && thread_pointer == __builtin_thread_pointer(), "thread-local storage is elsewhere");
 		check(&holds[1], SPUN, "spinning");
-		_exit(0);
+		_exit(wl_wrong);
 	}
 	while (!((volatile struct hold *)holds)[1].spinning)
 		usleep(1000);

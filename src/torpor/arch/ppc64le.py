@@ -221,12 +221,13 @@ class Ppc64le(Arch):
 
         r = _words(registers.general)
         vmx = registers.others[NT_PPC_VMX]
+        # By the two bits of MSR CRIU knows at a restore that the image has VMX and VSX registers.
         core.mtype = self.march
         core.ti_ppc64 = ThreadInfoPpc64(
             clear_tid_addr=clear_child_tid,
             gpregs=UserPpc64RegsEntry(
-                gpr=r[:32], nip=r[NIP], msr=r[MSR], orig_gpr3=r[ORIG_R3], ctr=r[CTR], link=r[LINK], xer=r[XER],
-                ccr=r[CCR], trap=r[TRAP],
+                gpr=r[:32], nip=r[NIP], msr=r[MSR] | _MSR_VEC | _MSR_VSX, orig_gpr3=r[ORIG_R3], ctr=r[CTR],
+                link=r[LINK], xer=r[XER], ccr=r[CCR], trap=r[TRAP],
             ),
             fpstate=UserPpc64FpstateEntry(fpregs=list(struct.unpack("<33Q", registers.others[NT_PRFPREG]))),
             vrstate=UserPpc64VrstateEntry(
