@@ -3,7 +3,7 @@
 had taken but not flushed, some or all is lost (`vmlab.volatile`).  When the guest is back, every checkpoint that Torpor
 had finished is complete, all complete ones restore, and whatever is not complete is recognised as such.
 
-``TORPOR_POWER_FAILURES`` says how many (20 without it, each about ten seconds of a processor); ``TORPOR_POWER_SEED``
+``TORPOR_POWER_FAILURES`` says how many (50 without it, each a few seconds of a processor); ``TORPOR_POWER_SEED``
 repeats the choices of a series: how far the guest has come by then is not the same twice.
 """
 
@@ -82,7 +82,7 @@ def go_on(power: Series, name: str, planned: list[tuple[str, str]]) -> Series:
 
 @pytest.mark.vm
 def test_power(saved: SavedGuest, record_property: Callable[[str, object], None]) -> None:
-    number = max(int(os.environ.get("TORPOR_POWER_FAILURES", "20")), 1)
+    number = max(int(os.environ.get("TORPOR_POWER_FAILURES", "50")), 1)
     seed = int(os.environ.get("TORPOR_POWER_SEED", str(time.time_ns() % 10**9)))
     print(f"seed {seed}; the guest was there and saved after {saved.seconds:.0f} s")
     begun, planned = time.monotonic(), plan(seed, number)
