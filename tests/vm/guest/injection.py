@@ -39,7 +39,7 @@ LONG = 2.5  # seconds a victim sleeps: long enough that a sleep begun anew half-
 HALF = 1.2
 EARLY = 0.3  # how much earlier than one that is begun anew when the victim is let go it must end
 FUTEX_WAIT, FUTEX_WAKE = 0, 1
-AT_ONCE = 5
+AT_ONCE = 3
 
 
 class Timespec(ctypes.Structure):
