@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from faults.victim import HERE, SOURCE, Command, compiled, dump
-from harness.events import tree_of
+from harness.events import children_of, tree_of
 
 PATIENCE_S = 20.0
 SEGMENT_PAGES = 3000 + os.getpid() % 1000  # nobody else is likely to make one of this size meanwhile
@@ -63,7 +63,7 @@ class Checkpoint:
     # -- what there is ------------------------------------------------------------------------------------------------
     def is_gone(self) -> bool:
         self._reap()
-        return not self.living()
+        return not self.living() and not self._adopted()
 
     def living(self) -> list[int]:
         """Its tasks that are there: of our descendants, as we adopt orphans, or of the program's name; another process
@@ -75,8 +75,13 @@ class Checkpoint:
         """Every task of it is there."""
         return len(self.living()) == len(self.pids)
 
+    def _adopted(self) -> list[int]:
+        """Its tasks of which we are the parent now, also one that a look at the tree missed (proc_pid_children(5))."""
+        name = Path(self.program[0]).name[:15]
+        return [pid for pid in children_of(os.getpid()) if _name(pid) == name]
+
     def _reap(self) -> None:
-        for pid in self.pids:
+        for pid in {*self.pids, *self._adopted()}:
             try:
                 os.waitpid(pid, os.WNOHANG)
             except ChildProcessError:
