@@ -11,6 +11,10 @@ import os
 import time
 
 from torpor import log
+from torpor.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Self
 
 INTERVAL = 0.2  # seconds between two lines
 PATIENCE = 0.5  # seconds of work before the first one: what is done sooner needs no line
@@ -96,4 +100,23 @@ class Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
+        self.close()
+
+
+class Meter:
+    """One line for stages that come one after the other; `visible`: whether anybody would see it."""
+
+    def __init__(self) -> None:
+        self.visible = log.level > log.NOTHING and os.isatty(2)
+        self._progress: Progress | None = None
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.close()

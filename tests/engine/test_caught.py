@@ -104,6 +104,19 @@ def hold(pid: int) -> None:
     os.waitpid(pid, stops.WALL)
 
 
+def dies_holding(pid: int) -> None:
+    """An engine that dies while it holds the first thread is rescued from: the process says nothing of it."""
+    with child(lambda: hold(pid)) as dying:
+        rescue = Rescue(dying)
+        rescue.ledger.read_seizing(pid)
+        rescue.before_release()
+        assert rescue.hold.caught == {pid}
+        os.kill(dying, signal.SIGKILL)
+        rescue.run()
+    wait_for(pid, "S")
+    assert not select.select([said[pid]], [], [], 0.05)[0], os.read(said[pid], 100)
+
+
 def pending(pid: int, number: int = signal.SIGSTOP) -> list[bool]:
     """Of each thread, whether it has been sent that signal."""
     found = []
@@ -139,15 +152,7 @@ def test_has_taken_no_stop_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         with victim("os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))") as pid:
             for _ in range(4):
-                with child(lambda: hold(pid)) as dying:
-                    rescue = Rescue(dying)
-                    rescue.ledger.read_seizing(pid)
-                    rescue.before_release()
-                    assert rescue.hold.caught == {pid}
-                    os.kill(dying, signal.SIGKILL)
-                    rescue.run()
-                wait_for(pid, "S")
-                assert not select.select([said[pid]], [], [], 0.05)[0], os.read(said[pid], 100)
+                dies_holding(pid)
                 assert pending(pid) == [False, False]
     finally:
         os.sched_setaffinity(0, before)
@@ -159,15 +164,7 @@ def test_learns_nothing(monkeypatch: pytest.MonkeyPatch, does: str) -> None:
     monkeypatch.setattr(Ledger, "read", lambda _: None)  # we keep no journal
     with victim(does) as pid:
         for _ in range(4):
-            with child(lambda: hold(pid)) as dying:
-                rescue = Rescue(dying)
-                rescue.ledger.read_seizing(pid)
-                rescue.before_release()
-                assert rescue.hold.caught == {pid}
-                os.kill(dying, signal.SIGKILL)
-                rescue.run()
-            wait_for(pid, "S")
-            assert not select.select([said[pid]], [], [], 0.05)[0], os.read(said[pid], 100)
+            dies_holding(pid)
             assert pending(pid) == pending(pid, signal.SIGCONT) == [False, False]
 
 

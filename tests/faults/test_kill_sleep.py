@@ -14,7 +14,6 @@ import pytest
 
 from faults.victim import status, tracer
 from harness import killing, warm
-from harness.events import become_subreaper
 from torpor.kernel.syscall import NR
 
 if os.geteuid():
@@ -55,7 +54,6 @@ def asleep(name: str, said: Path) -> Iterator[int]:
 
 @pytest.mark.parametrize("name", ["nanosleep", "futex"])
 def test_sleeps_on(name: str, tmp_path: Path) -> None:
-    become_subreaper()
     warm.import_all()
     with asleep(name, tmp_path / "said") as pid:
         code, steps, words = killing.dump(pid, tmp_path / "whole", 0)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from harness import killing, warm
-from harness.events import become_subreaper
 from harness.modes import KILLED, MODES, run_case
 from harness.tools import TORPOR_WARM
 from harness.workload import DIRECTORY, Workload
@@ -19,7 +18,6 @@ if os.geteuid():
 
 @pytest.fixture(scope="module", autouse=True)
 def _warm() -> None:
-    become_subreaper()
     warm.import_all()
 
 

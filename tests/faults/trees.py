@@ -69,7 +69,7 @@ class Checkpoint:
         """Its tasks that are there: of our descendants, as we adopt orphans, or of the program's name; another process
         may have got such a PID."""
         ours = tree_of(os.getpid())
-        return [pid for pid in self.pids if pid in ours or _name(pid) == Path(self.program[0]).name[:15]]
+        return [pid for pid in self.pids if pid in ours or self._is_named(pid)]
 
     def stands(self) -> bool:
         """Every task of it is there."""
@@ -77,8 +77,10 @@ class Checkpoint:
 
     def _adopted(self) -> list[int]:
         """Its tasks of which we are the parent now, also one that a look at the tree missed (proc_pid_children(5))."""
-        name = Path(self.program[0]).name[:15]
-        return [pid for pid in children_of(os.getpid()) if _name(pid) == name]
+        return [pid for pid in children_of(os.getpid()) if self._is_named(pid)]
+
+    def _is_named(self, pid: int) -> bool:
+        return _name(pid) == Path(self.program[0]).name[:15]
 
     def _reap(self) -> None:
         for pid in {*self.pids, *self._adopted()}:

@@ -3,16 +3,15 @@
 
 import os
 
-from torpor import log
 from torpor.cli.say import Voice, count
 from torpor.dump import Watcher, dump
 from torpor.options import Options
-from torpor.progress import Progress, duration, quantity
+from torpor.progress import Meter, Progress, duration, quantity
 from torpor.typed import Any, Mapping
 
 
 def run(options: Options, voice: Voice) -> int:
-    with Meter() as meter:
+    with Shown() as meter:
         result = dump(options, meter if meter.visible else None)
     where = options.images_dir.rstrip("/") + "/"
     facts: dict[str, Any] = {
@@ -39,13 +38,12 @@ def run(options: Options, voice: Voice) -> int:
     return 0
 
 
-class Meter(Watcher):
+class Shown(Meter, Watcher):
     """A line of progress on the terminal.  It is drawn without waiting for the terminal, by a process for which the
     tree does not wait, so it may be drawn while the tree is frozen, too: whoever serves the terminal."""
 
     def __init__(self) -> None:
-        self.visible = log.level > log.NOTHING and os.isatty(2)
-        self._progress: Progress | None = None
+        super().__init__()
         self._dir_fd = -1
 
     def stage(self, name: str, value: Any, dir_fd: int) -> None:
@@ -68,17 +66,6 @@ class Meter(Watcher):
                 except FileNotFoundError:
                     pass
         return done
-
-    def close(self) -> None:
-        if self._progress is not None:
-            self._progress.close()
-            self._progress = None
-
-    def __enter__(self) -> "Meter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def kinds(found: Mapping[str, tuple[int, float]]) -> str:

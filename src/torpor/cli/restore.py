@@ -9,23 +9,20 @@ the restored job in the same terminal nor SIGTERM ends the tool before it.  The 
 import os
 import select
 
-from torpor import log
 from torpor import signals as signal
 from torpor.cli.say import Voice, count
 from torpor.kernel.procfs import read_all
 from torpor.options import Options
-from torpor.progress import Progress, duration
-from torpor.restore import Watcher, restore
+from torpor.progress import Meter, Progress, duration
+from torpor.restore import Watcher, describe, restore
 
 
 def run(options: Options, voice: Voice) -> int:
     if options.dry_run:
-        from torpor.restore import describe
-
         plan = describe(options)
         voice.result("\n".join(plan), {"plan": plan, "images": options.images_dir})
         return 0
-    with Meter() as meter:
+    with Shown() as meter:
         result = restore(options, options.restore_sibling, meter if meter.visible else None)
     facts = {"pid": result.pid, "tasks": result.tasks, "seconds": result.seconds, "images": options.images_dir}
     where = options.images_dir.rstrip("/") + "/"
@@ -41,12 +38,11 @@ def run(options: Options, voice: Voice) -> int:
     return 0
 
 
-class Meter(Watcher):
+class Shown(Meter, Watcher):
     """A line of progress on the terminal, which is taken away before the restored tree may write there."""
 
     def __init__(self) -> None:
-        self.visible = log.level > log.NOTHING and os.isatty(2)
-        self._progress: Progress | None = None
+        super().__init__()
         self._pids: list[int] = []
 
     def stage(self, size: int, pids: list[int]) -> None:
@@ -58,17 +54,6 @@ class Meter(Watcher):
         if self._progress is not None:
             done = min(sum(map(resident, self._pids)), self._progress.total)
             self._progress.add(done - self._progress.done)
-
-    def close(self) -> None:
-        if self._progress is not None:
-            self._progress.close()
-            self._progress = None
-
-    def __enter__(self) -> "Meter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def resident(pid: int) -> int:
