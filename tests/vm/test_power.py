@@ -104,6 +104,7 @@ def test_power(saved: SavedGuest, record_property: Callable[[str, object], None]
     assert not [problem for power in done for problem in power.problems]
     assert counts["complete, restored"] or number < 5
     if number >= ALL_PHASES:
+        assert counts["broken, recognised"]
         assert all(where[phase] for phase in PHASES)
 
 

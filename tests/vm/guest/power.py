@@ -82,19 +82,21 @@ def start() -> None:
         os.execv("/usr/bin/python3.11", ["python3.11", "-ISB", "/t/power.py", "live"])
     if pid != PID:
         sys.exit(f"the program has PID {pid}")
-    wait_for(lambda: int(_status().partition(b"SigCgt:")[2].split()[0], 16) >> (signal.SIGUSR1 - 1) & 1)
+    wait_for("the program has begun", lambda: int(_of("SigCgt"), 16) >> (signal.SIGUSR1 - 1) & 1)
 
 
-def _status() -> bytes:
-    with open(f"/proc/{PID}/status", "rb") as file:
-        return file.read()
+def _of(name: str) -> str:
+    """A line of the program's /proc/PID/status."""
+    with open(f"/proc/{PID}/status") as file:
+        return file.read().partition(f"\n{name}:")[2].partition("\n")[0].strip()
 
 
-def wait_for(condition: Callable[[], object]) -> None:
+def wait_for(what: str, condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
         if time.monotonic() > deadline:
-            sys.exit("the program does not do what it should")
+            state = _of("State") if os.path.exists(f"/proc/{PID}") else "there is none"
+            sys.exit(f"waited a minute, in vain, until {what}; the program: {state}")
         time.sleep(0.005)
 
 
@@ -104,18 +106,24 @@ def ask(number: int) -> dict[str, int]:
         os.unlink(ANSWER)
     write(NUMBER, str(number))
     os.kill(PID, signal.SIGUSR1)
-    wait_for(lambda: os.path.exists(ANSWER))
+    wait_for("the program has answered", lambda: os.path.exists(ANSWER))
     with open(ANSWER) as file:
         return dict(zip(("number", "count", "wrong"), map(int, file.read().split()), strict=True))
 
 
 def end() -> None:
     os.kill(PID, signal.SIGKILL)
-    wait_for(lambda: not os.path.exists(f"/proc/{PID}"))
+    wait_for("the program has ended", lambda: not os.path.exists(f"/proc/{PID}"))
 
 
-def remove(path: str) -> None:
-    """As rm -r does."""
+def remove(path: str, first: bool = False) -> None:
+    """As rm -r does.  `first`: inventory.img, and that on the disk before the others (docs/questions.md): with
+    data=writeback ext4 gives the blocks of files away that are still there if the power fails now."""
+    if first and os.path.exists(f"{path}/inventory.img"):
+        os.unlink(f"{path}/inventory.img")
+        directory = os.open(path, os.O_RDONLY)
+        os.fsync(directory)
+        os.close(directory)
     for name in os.listdir(path):
         os.unlink(f"{path}/{name}")
     os.rmdir(path)
@@ -132,7 +140,7 @@ def resumed() -> dict[str, object]:
         fcntl.ioctl(file, RNDRESEEDCRNG)
     (device,) = os.listdir(VIRTIO + "/devices")
     write(VIRTIO + "/drivers/virtio_blk/bind", device)
-    wait_for(lambda: os.path.exists("/dev/vda"))
+    wait_for("the disk is there", lambda: os.path.exists("/dev/vda"))
     os.mkdir(DATA)
     if libc.mount(b"/dev/vda", DATA.encode(), b"ext4", 0, str(told["options"]).encode()):
         sys.exit(f"mount: {os.strerror(ctypes.get_errno())}")
@@ -174,7 +182,7 @@ def look() -> None:
             remove(f"{DATA}/{name}")
 
 
-def checkpoint(number: int, replace: bool) -> None:
+def checkpoint(number: int, replace: bool, first: bool) -> None:
     others = newest_last()
     phases.enter(phases.BEGIN)
     name = others[0] if replace and len(others) > 1 else f"checkpoint-{number}"
@@ -187,7 +195,7 @@ def checkpoint(number: int, replace: bool) -> None:
         for other in others:
             say("REMOVING", directory=other)
             phases.enter(phases.REMOVING)
-            remove(f"{DATA}/{other}")
+            remove(f"{DATA}/{other}", first)
     phases.enter(phases.BETWEEN)
 
 
@@ -209,7 +217,7 @@ def main() -> None:
     while True:
         number += 1
         ask(number)
-        checkpoint(number, bool(told["replace"]))
+        checkpoint(number, bool(told["replace"]), "data=writeback" in str(told["options"]))
 
 
 main()
