@@ -142,8 +142,6 @@ BY_NATURE = [
     # Errors are positive after `sc`, negative after `scv`.
     Nature(f"ppc64le: {_AGAIN}", r"core-\d+ ti_ppc64 gpregs gpr 3", lambda ours, theirs: theirs in (4, EINTR)),
     Nature(f"ppc64le: {_AGAIN}", r"core-\d+ ti_ppc64 gpregs nip", lambda ours, theirs: _less(ours, theirs) == 4),
-    Nature("ppc64le: CRIU says in MSR that there are VMX and VSX registers", r"core-\d+ ti_ppc64 gpregs msr",
-           lambda ours, theirs: _less(ours, theirs) == 1 << 25 | 1 << 23),
     Nature("CRIU saves zeros after the end of the auxiliary vector", r"mm-\d+ mm_saved_auxv number",
            lambda ours, theirs: _less(ours, theirs) > 0),
     Nature("CRIU leaves out how often a timer has overrun, and keeps what is the kernel's own",

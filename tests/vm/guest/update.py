@@ -24,6 +24,7 @@ from torpor.images import kinds
 from torpor.images.directory import ImageReader
 from torpor.images.schema.timens import Timespec
 from torpor.kernel import ptrace
+from torpor.memory import vdso
 from torpor.resources import clocks
 
 importlib.import_module("torpor.cli.__main__")  # so that no command has to
@@ -133,6 +134,8 @@ def dump(*options: str) -> None:
     shutil.rmtree(IMAGES, ignore_errors=True)
     os.mkdir(IMAGES, 0o700)
     torpor("dump", "-t", str(ROOT_PID), *options)
+    with open(f"{DATA}/functions", "w") as file:
+        json.dump(vdso_functions(), file)
     figures["uptime at dump"] = round(time.monotonic(), 1)
 
 
@@ -169,15 +172,35 @@ def restore() -> None:
         sys.exit(f"the tree's clock is {ahead:.3f} s ahead of the dump, {now - before:.3f} s after the restore began")
 
 
+def vdso_span(pid: int | str) -> tuple[int, int]:
+    with open(f"/proc/{pid}/maps") as file:
+        (span,) = [line.split()[0] for line in file if "[vdso]" in line]
+    start, end = (int(word, 16) for word in span.split("-"))
+    return start, end
+
+
+def vdso_functions() -> dict[str, int]:
+    """Where in its vDSO this kernel has which function."""
+    start, end = vdso_span("self")
+    with open("/proc/self/mem", "rb") as file:
+        file.seek(start)
+        return {name: symbol.offset for name, symbol in vdso.symbols(file.read(end - start)).items()}
+
+
 def look_at_vdso() -> None:
-    """A busy task is found in the vDSO's text sooner or later: it uses it, wherever it is."""
-    with open(f"/proc/{ROOT_PID}/maps") as file:
-        spans = [line.split()[0] for line in file if "[vdso]" in line]
-    (start, end) = (int(word, 16) for word in spans[0].split("-"))
+    """A busy task is found in the vDSO's text sooner or later: it uses it, wherever it is.  Where the kernel before had
+    its functions elsewhere, their old addresses are not in this one's."""
+    start, end = vdso_span(ROOT_PID)
+    with open(f"{DATA}/functions") as file:
+        before, here = json.load(file), vdso_functions()
     with open(f"/proc/{ROOT_PID}/auxv", "rb") as file:
         words = list(struct.iter_unpack("2L", file.read()))
     remembered = dict(words)[33]  # AT_SYSINFO_EHDR
     figures["vDSO"] = "where it was" if remembered == start else f"redirected from {remembered:#x} to {start:#x}"
+    moved = sorted(name for name in before if here.get(name) != before[name])
+    figures["functions elsewhere"] = f"{len(moved)} of {len(before)}"
+    if moved and remembered == start:
+        sys.exit(f"the kernel before had {moved} elsewhere, and nothing is redirected")
     busy = ROOT_PID + 1
     ptrace.seize(busy, 0)
     for tries in range(1, 20001):
