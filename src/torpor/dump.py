@@ -245,6 +245,10 @@ def _look(session: "Dump") -> None:
     alive = foresee(session, session.options.tree)
     ask.allow_descriptors(len(alive))
     prepare_pages(session.images, alive)
+    if alive:
+        ask.rehearse(session, alive[0])
+    if session.costs is not None:
+        session.costs.kinds.clear()  # nobody has stood still for it
 
 
 def _save(session: "Dump", clock: _Clock, report: "Report") -> "list[AddressSpace]":

@@ -10,12 +10,13 @@ from torpor import dump_files
 from torpor import signals as signal
 from torpor.engine.descriptors import raise_limit, shortage
 from torpor.engine.executor import CannotInstall, Executor
-from torpor.engine.program import Program
+from torpor.engine.program import Program, batches
 from torpor.engine.stepper import Stepper
 from torpor.engine.team import Answers, ThreadTeam
 from torpor.engine.thaw import thaw, thaw_somehow
 from torpor.engine.waiting import check_cancelled, forget_cancellation
 from torpor.errors import DumpFailed, TaskGone, TorporError
+from torpor.kernel.maps import read_maps
 from torpor.kernel.proc import INFINITY, parse_stat
 from torpor.kernel.procfs import read_all
 from torpor.memory import segments as shared
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from torpor.resources.context import Dump
 
 STOPPING_S = 5.0  # until every task has come to its stop
+REHEARSED = 1 << 16  # bytes of questions
 AT_ONCE = 32  # tasks that run programs at the same time
 
 
@@ -39,6 +41,19 @@ def allow_descriptors(number: int) -> None:
     short = shortage(number, 2 * min(number, AT_ONCE), raise_limit())
     if short is not None:
         raise DumpFailed(f"cannot dump {number} tasks", *short, code="no-descriptors")
+
+
+def rehearse(dump: "Dump", task: DumpTask) -> None:
+    """Before the freeze: some of what will be done with this task while it stands still.  What is the same by then is
+    looked up (its areas, its limits, what it is asked), and the rest goes faster: Python takes half as long when it has
+    run the same code before.  A process of 4 MB stands still for 4 ms, not 5."""
+    try:
+        task.areas = read_maps(task.leader.tid)
+        program = _questions(dump, task, Asked(dump.state["attributes"]), AddressSpace(task))
+    except OSError:
+        return  # it has ended
+    for batch in batches(program, task.leader.arch.word, REHEARSED):
+        batch.encode(0, task.leader.arch)
 
 
 def install(dump: "Dump") -> None:

@@ -100,7 +100,7 @@ class PosixTimers(Attribute):
     def ask(self, task: "DumpTask", program: Program) -> list[_Asked]:
         asked = []
         timers = sorted(parse_timers(read_all(f"/proc/{task.pid}/timers")))
-        if not timers:
+        if not timers or task.running:
             return []
         if len(task.threads) > 1:
             task.thread_timers = [timer.id for timer in timers if timer.clock == THREAD_CLOCK]
