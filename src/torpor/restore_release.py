@@ -64,9 +64,27 @@ def load_registers(tasks: "Iterable[RestoreTask]", registers: "dict[int, Registe
             for which, data in (*registers[tid].others.items(), *call.items()):
                 if which == thread.arch.thread_area:
                     continue  # the thread has set it itself
+                if which in thread.arch.unproven:
+                    _set_unproven(task, thread, which, data)
+                    continue
                 thread.set_regset(which, data)
             ptrace.set_regset(tid, NT_PRSTATUS, general)
             ptrace.set_signal_mask(tid, task.core.tc.blk_sigset if core.blk_sigset is None else core.blk_sigset)
+
+
+def _set_unproven(task: "RestoreTask", thread: "Tracee", which: int, data: bytes) -> None:
+    """Registers that no machine was at hand for.  Raises Refusal: this one has none, or they are not as they were."""
+    what = thread.arch.unproven[which]
+    try:
+        thread.set_regset(which, data)
+        if ptrace.get_regset(thread.tid, which) == data:
+            return
+        why = f"its {what} is not as it was when it had been set"
+    except OSError as error:
+        why = f"it uses {what}, which this machine does not take: {os.strerror(error.errno or 0)}"
+    raise task.refusal(
+        why, "restore it on the machine that it comes from, or run the program without", code="cpu-feature"
+    )
 
 
 def _inside(task: "RestoreTask", thread: "Tracee", core: "ThreadCoreEntry", general: bytes) -> "reenter.Inside | None":

@@ -87,8 +87,11 @@ class Arch:
     untag_mask = (1 << 64) - 1  # what /proc/PID/status shows of a task for which no bits of addresses are ignored
     # NT_* numbers that not every CPU has, in words
     register_names: Mapping[int, str] = {}  # noqa: RUF012
+    # NT_* numbers, in words, that nobody could try: a restore that sets one looks whether it is there then
+    unproven: Mapping[int, str] = {}  # noqa: RUF012
     thread_area = 0  # NT_* number under which the word of PTRACE_GET_THREAD_AREA is kept (arm: the thread pointer)
     call_stop_keeps_all = True  # False: some of the registers that are set in a system-call stop are lost
+    transactions = False  # `in_transaction` may be so
     single_step = True  # PTRACE_SINGLESTEP can be relied on
     call_before_stop = False  # `resumed` needs to know which call the task was in before it was stopped
     images_tell = True  # how a call was interrupted (`interruption`); False: `arch.interrupted` has to guess
@@ -171,6 +174,10 @@ class Arch:
     def is_live(self, which: int, data: bytes) -> bool:
         """Whether one of the `volatile` register sets holds anything: then it has to be put back after a program."""
         return True
+
+    def in_transaction(self, general: bytes) -> bool:
+        """Whether a thread is inside a memory transaction, in which no program can be run."""
+        return False
 
     def jump(self, target: int) -> bytes:
         """Code that goes on at `target` from the first instruction of a function, whose arguments it leaves alone."""

@@ -118,6 +118,7 @@ class Ppc64le(Arch):
     extra = (NT_PPC_TAR, NT_PPC_PPR)
     optional = (NT_PPC_DSCR,)
     vdso_names = ("[vdso]", "[vvar]")
+    transactions = True
 
     def enter_call(self, general: bytes, gadget: int, nr: int, args: Sequence[int]) -> bytes:
         r = _words(general)
@@ -189,6 +190,9 @@ class Ppc64le(Arch):
         r[R3] = ERESTARTNOHAND if r[TRAP] & ~0xF == _TRAP_SC else -ERESTARTNOHAND & _M64
         return _GENERAL.pack(*r)
 
+    def in_transaction(self, general: bytes) -> bool:
+        return bool(_words(general)[MSR] & _MSR_TRANSACTION)
+
     def pc(self, general: bytes) -> int:
         return int(struct.unpack_from("<Q", general, 8 * NIP)[0])
 
@@ -241,7 +245,7 @@ class Ppc64le(Arch):
         if any(control := registers.others.get(NT_PPC_DSCR, b"")) and control != _usual_stream_control():
             raise Refusal("a thread", "it has set DSCR, the data stream control register, which only itself can do",
                           "run the program without", code="dscr")  # fmt: skip
-        if _words(registers.general)[MSR] & _MSR_TRANSACTION:
+        if self.in_transaction(registers.general):
             raise Refusal("a thread", "it is inside a memory transaction", "try again in a moment", code="transaction")
         return super().extras(registers)
 

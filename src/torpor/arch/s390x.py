@@ -15,7 +15,6 @@ import struct
 
 from torpor.arch.base import EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, Arch, Call, Registers
 from torpor.arch.numbers import FROM_424, numbers
-from torpor.errors import Refusal
 from torpor.typed import TYPE_CHECKING, Callable, Mapping, Sequence
 
 if TYPE_CHECKING:
@@ -70,11 +69,8 @@ _UCONTEXT = _FRAME + 8 + 128
 _REGISTERS, _MASK, _VECTORS = _UCONTEXT + 40, _UCONTEXT + 384, _UCONTEXT + 512
 _UC_VXRS = 2
 
-_UNTRIED = {
-    NT_S390_GS_CB: "guarded storage",
-    NT_S390_GS_BC: "guarded storage",
-    NT_S390_RI_CB: "runtime instrumentation",
-}
+_VECTORS_SETS = (NT_S390_VXRS_LOW, NT_S390_VXRS_HIGH)  # before z13 there are none
+_PSW_RI = 1 << 39  # runtime instrumentation is on
 
 
 def _words(general: bytes) -> list[int]:
@@ -94,8 +90,14 @@ class S390x(Arch):
     instruction = b"\x0a\x00"
     instruction_alignment = 2
     regsets = (NT_PRFPREG,)
-    optional = (NT_S390_VXRS_LOW, NT_S390_VXRS_HIGH)  # before z13 there are none
-    extra = (NT_S390_GS_CB, NT_S390_GS_BC, NT_S390_RI_CB)  # there only for threads that use them
+    optional = (*_VECTORS_SETS, NT_S390_GS_CB, NT_S390_GS_BC)  # the last two only for threads that use them
+    volatile = (NT_S390_RI_CB,)  # so is this one, which any instruction changes
+    # QEMU emulates neither, and no machine was at hand: written by arch/s390/kernel/ptrace.c of Linux 6.12 alone.
+    unproven = {  # noqa: RUF012
+        NT_S390_GS_CB: "guarded storage",
+        NT_S390_GS_BC: "guarded storage, which waits for a broadcast",
+        NT_S390_RI_CB: "runtime instrumentation",
+    }
     vdso_names = ("[vdso]", "[vvar]")
     single_step = False
 
@@ -201,14 +203,16 @@ class S390x(Arch):
         state = registers.general[: _GENERAL.size - 8] + registers.others[NT_PRFPREG]  # without orig_gpr2
         frame[_REGISTERS : _REGISTERS + len(state)] = state
         struct.pack_into(">Q", frame, _MASK, mask)
-        vectors = (registers.others.get(which, b"") for which in self.optional)
+        vectors = (registers.others.get(which, b"") for which in _VECTORS_SETS)
         return bytes(frame) + b"".join(vectors).ljust(128 + 256, b"\0") + bytes(128), address
 
     def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
         from torpor.images.schema.core_s390 import (
             ThreadInfoS390,
             UserS390FpregsEntry,
+            UserS390GsCbEntry,
             UserS390RegsEntry,
+            UserS390RiEntry,
             UserS390VxrsHighEntry,
             UserS390VxrsLowEntry,
         )
@@ -225,25 +229,22 @@ class S390x(Arch):
             fpregs=UserS390FpregsEntry(fpc=control, fprs=floats),
         )  # fmt: skip
         if NT_S390_VXRS_LOW in registers.others:
-            low, high = (registers.others[which] for which in self.optional)
+            low, high = (registers.others[which] for which in _VECTORS_SETS)
             core.ti_s390.vxrs_low = UserS390VxrsLowEntry(regs=list(struct.unpack(">16Q", low)))
             core.ti_s390.vxrs_high = UserS390VxrsHighEntry(regs=list(struct.unpack(">32Q", high)))
 
-    def extras(self, registers: Registers) -> dict[int, bytes]:
-        # No machine was at hand to try these on: QEMU emulates neither.
-        for which, what in _UNTRIED.items():
-            if any(registers.others.get(which, b"")):
-                raise Refusal(
-                    "a thread", f"it uses {what}, which Torpor does not restore yet", "run the program without"
-                )
-        return {}
+        if any(guarded := registers.others.get(NT_S390_GS_CB, b"")):
+            core.ti_s390.gs_cb = UserS390GsCbEntry(regs=list(struct.unpack(">4Q", guarded)))
+        if any(broadcast := registers.others.get(NT_S390_GS_BC, b"")):
+            core.ti_s390.gs_bc = UserS390GsCbEntry(regs=list(struct.unpack(">4Q", broadcast)))
+        if any(instrumented := registers.others.get(NT_S390_RI_CB, b"")):
+            on = bool(r[PSW_MASK] & _PSW_RI)
+            core.ti_s390.ri_cb = UserS390RiEntry(ri_on=on, regs=list(struct.unpack(">8Q", instrumented)))
 
     def from_core(self, core: "CoreEntry", template: Registers) -> tuple[Registers, int]:
         info = self.thread_info(core, core.ti_s390)
         g, f = info.gpregs, info.fpregs
         self.expect(len(g.gprs) == 16 and len(g.acrs) == 16 and len(f.fprs) == 16, "wrong number of registers")
-        if info.gs_cb is not None or info.gs_bc is not None or info.ri_cb is not None:
-            self.refuse("the program uses guarded storage or runtime instrumentation", "")
         others = dict(template.others)
         others[NT_PRFPREG] = struct.pack(">I4x16Q", f.fpc, *f.fprs)
         for which, entry, count in ((NT_S390_VXRS_LOW, info.vxrs_low, 16), (NT_S390_VXRS_HIGH, info.vxrs_high, 32)):
@@ -254,7 +255,14 @@ class S390x(Arch):
                         self.lacks("the vector facility")
                     continue
                 others[which] = struct.pack(f">{count}Q", *entry.regs)
-        general = _GENERAL.pack(g.psw_mask, g.psw_addr, *g.gprs, *g.acrs, g.orig_gpr2)
+        for which, block, count in (
+            (NT_S390_GS_CB, info.gs_cb, 4), (NT_S390_GS_BC, info.gs_bc, 4), (NT_S390_RI_CB, info.ri_cb, 8),
+        ):  # fmt: skip
+            if block is not None:
+                self.expect(len(block.regs) == count, f"wrong number of words for {self.unproven[which]}")
+                others[which] = struct.pack(f">{count}Q", *block.regs)
+        on = _PSW_RI if info.ri_cb is not None and info.ri_cb.ri_on else 0
+        general = _GENERAL.pack(g.psw_mask | on, g.psw_addr, *g.gprs, *g.acrs, g.orig_gpr2)
         return Registers(general, others), info.clear_tid_addr
 
 

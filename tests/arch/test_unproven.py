@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registers that no machine at hand has, nor QEMU: what Torpor does with them is tried on others that this one has."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import torpor
+from torpor.arch import native
+from torpor.errors import Refusal
+from torpor.kernel import ptrace
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+UNPROVEN = {native().regsets[0]: "what was put there"}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> tuple[int, Path]:
+    """Of a process that has ended."""
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True, stdin=subprocess.DEVNULL) as victim:
+        torpor.dump(victim.pid, tmp_path, manage_cgroups="ignore")
+    return victim.pid, tmp_path
+
+
+def restore(images: Path) -> int:
+    return torpor.restore(images, restore_sibling=True, manage_cgroups="ignore").pid
+
+
+def test_they_are_restored(monkeypatch: pytest.MonkeyPatch, images: tuple[int, Path]) -> None:
+    monkeypatch.setattr(native(), "unproven", UNPROVEN)
+    pid = restore(images[1])
+    assert pid == images[0]
+    os.kill(pid, signal.SIGKILL)
+    assert os.waitpid(pid, 0) == (pid, signal.SIGKILL)
+
+
+def test_a_restore_that_finds_others_is_undone(monkeypatch: pytest.MonkeyPatch, images: tuple[int, Path]) -> None:
+    read = ptrace.get_regset
+    (which,) = UNPROVEN
+
+    def get_regset(tid: int, number: int) -> bytes:
+        found = read(tid, number)
+        return found[:-1] + bytes([found[-1] ^ 1]) if number == which else found
+
+    monkeypatch.setattr(native(), "unproven", UNPROVEN)
+    monkeypatch.setattr(ptrace, "get_regset", get_regset)
+    with pytest.raises(Refusal, match="what was put there is not as it was"):
+        restore(images[1])
+    assert not os.path.exists(f"/proc/{images[0]}")
+
+
+def test_a_machine_without_them_is_named(monkeypatch: pytest.MonkeyPatch, images: tuple[int, Path]) -> None:
+    write = ptrace.set_regset
+    (which,) = UNPROVEN
+
+    def set_regset(tid: int, number: int, data: bytes) -> None:
+        if number == which:
+            raise OSError(19, "No such device")
+        write(tid, number, data)
+
+    monkeypatch.setattr(native(), "unproven", UNPROVEN)
+    monkeypatch.setattr(ptrace, "set_regset", set_regset)
+    with pytest.raises(Refusal, match="uses what was put there, which this machine does not take: No such device"):
+        restore(images[1])
+    assert not os.path.exists(f"/proc/{images[0]}")
+
+
+SPINNER = "import os\nos.write(1, b'.')\nwhile True: pass"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_transaction_fails_before_anything_is_run_inside(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: bool
+) -> None:
+    """A thread is taken for one in a transaction: until it has left the instruction where it was stopped, or always."""
+    seen = tmp_path / "seen"
+
+    def in_transaction(general: bytes) -> bool:
+        at = f"{native().pc(general):x}"
+        before = seen.read_text().split() if seen.exists() else []
+        seen.write_text(" ".join([*before, at]))
+        return not ends or at == (before or [at])[0]
+
+    monkeypatch.setattr(native(), "transactions", True)
+    monkeypatch.setattr(native(), "in_transaction", in_transaction)
+    (tmp_path / "images").mkdir()
+    reader, writer = os.pipe()
+    command = ["/usr/bin/python3", "-c", SPINNER]
+    victim = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, stdout=writer)
+    os.close(writer)
+    try:
+        assert os.read(reader, 1) == b"."
+        torpor.dump(victim.pid, tmp_path / "images", leave_running=True, manage_cgroups="ignore")
+        looks = seen.read_text().split()
+        if ends:
+            assert looks[-1] != looks[0] and set(looks[:-1]) == {looks[0]} and len(looks) > 1
+        else:
+            assert len(looks) > 1000 and len(set(looks)) > 10
+        assert victim.poll() is None
+    finally:
+        victim.kill()
+        victim.wait()
+        os.close(reader)
