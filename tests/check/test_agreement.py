@@ -12,11 +12,8 @@ from harness.workload import Skipped, Workload, all_workloads
 ROOT = Path(__file__).resolve().parents[2]
 # Workloads that only the dump refuses, and the words for it in docs/checking.md.
 LEFT_TO_THE_DUMP = {
-    "attr_io_flusher_thread": "a thread of its own has",
-    "attr_mce_thread": "a thread of its own has",
-    "attr_mempolicy_thread": "a thread of its own has",
-    "attr_personality_thread": "a thread of its own has",
-    "attr_tsc_thread": "a thread of its own has",
+    "attr_io_flusher_thread": "is an I/O flusher",
+    "attr_mempolicy_thread": "memory policy of its own",
     "mem_data_limit": "a limit of memory that it has reached",
     "sk_backlog_data": "that nobody has accepted yet",
     "sk_udp_senders": "chosen senders",

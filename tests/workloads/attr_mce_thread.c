@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 /* A thread with a policy for memory errors of its own. */
-/* wl: refused=has_another_policy_for_memory_errors */
 #include "thread.h"
 
 static int change(void) { return prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_LATE, 0, 0) ? errno : 0; }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 /* A thread with a personality of its own. */
-/* wl: refused=has_another_personality */
 #include "thread.h"
 
 #include <sys/personality.h>

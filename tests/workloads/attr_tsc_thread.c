@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 /* A thread that may not read the time stamp counter, though the others may. */
-/* wl: refused=has_another_time_stamp_counter */
 #include "thread.h"
 
 static int change(void) { return prctl(PR_SET_TSC, PR_TSC_SIGSEGV) ? errno : 0; }

@@ -72,10 +72,14 @@ class Personality(Attribute):
         return program.call("personality", ASK)
 
     def save_thread(self, task: "DumpTask", thread: "Tracee", answer: "Result", core: "CoreEntry") -> None:
-        """Threads get the leader's."""
+        """A thread starts with its maker's."""
         if answer.value != task.process_extras["personality"]:
-            why = f"its thread {thread.tid} has another personality (personality(2)) than the first"
-            raise task.refusal(why, "end that thread first")
+            extras.of_thread(task, thread.tid).personality = answer.value
+
+    def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
+        extra = task.extras.threads.get(tid)
+        if extra is not None and extra.personality is not None:
+            program.call("personality", extra.personality)
 
     def check(self, task: "RestoreTask", restore: "Restore") -> None:
         task.extras = extras.load(restore, task.pid)

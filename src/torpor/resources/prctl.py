@@ -241,7 +241,7 @@ class LoginUid(Attribute):
 class _Switch(NamedTuple):
     """A setting of a process: its field in TaskExtraEntry, what asks and sets it, and what is not worth storing.
 
-    `of_threads`: what it is called where each thread has its own, which begins as that of the thread that makes it.
+    `of_threads`: each thread has its own, which begins as that of the thread that makes it (ThreadExtraEntry).
     """
 
     field: str
@@ -249,18 +249,18 @@ class _Switch(NamedTuple):
     set: tuple[int, ...]  # the value comes after it
     default: int
     by_pointer: bool = False
-    of_threads: str = ""
+    of_threads: bool = False
 
 
 SWITCHES = (
     _Switch("memory_merge", (PR_GET_MEMORY_MERGE, 0, 0, 0, 0), (PR_SET_MEMORY_MERGE,), 0),
-    _Switch("tsc", (PR_GET_TSC,), (PR_SET_TSC,), PR_TSC_ENABLE, True, "time stamp counter (PR_SET_TSC)"),
+    _Switch("tsc", (PR_GET_TSC,), (PR_SET_TSC,), PR_TSC_ENABLE, True, True),
     _Switch(
         "mce_kill",
         (PR_MCE_KILL_GET, 0, 0, 0, 0),
         (PR_MCE_KILL, PR_MCE_KILL_SET),
         PR_MCE_KILL_DEFAULT,
-        of_threads="policy for memory errors (PR_MCE_KILL)",
+        of_threads=True,
     ),
 )
 SPECULATION = (
@@ -318,12 +318,16 @@ class Switches(Attribute):
         return [(switch, *_ask(switch, program)) for switch in SWITCHES if switch.of_threads]
 
     def save_thread(self, task: "DumpTask", thread: "Tracee", answer: Any, core: "CoreEntry") -> None:
-        """Threads get the leader's."""
         for switch, result, space in answer:
-            expected = task.process_extras.get(switch.field, switch.default)
-            if result.value >= 0 and _value(task, result, space) != expected:
-                why = f"its thread {thread.tid} has another {switch.of_threads} than the first"
-                raise task.refusal(why, "end that thread first")
+            value = _value(task, result, space) if result.value >= 0 else None
+            if value not in (None, task.process_extras.get(switch.field, switch.default)):
+                setattr(extras.of_thread(task, thread.tid), switch.field, value)
+
+    def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
+        extra = task.extras.threads.get(tid)
+        for switch in SWITCHES if extra is not None else ():
+            if switch.of_threads and (value := getattr(extra, switch.field)) is not None:
+                _set(switch, value, program)
 
     def check(self, task: "RestoreTask", restore: "Restore") -> None:
         extra = extras.load(restore, task.pid).process
@@ -339,7 +343,7 @@ class Switches(Attribute):
         for switch in SWITCHES:
             value = getattr(extra, switch.field)
             if value is not None:
-                program.call("prctl", *switch.set, value, *[0] * (4 - len(switch.set)))
+                _set(switch, value, program)
         for field, which, _ in SPECULATION:
             value = getattr(extra, field)
             if value is not None and value & PR_SPEC_PRCTL:
@@ -386,6 +390,10 @@ def _ask(switch: _Switch, program: "Program") -> "tuple[Result, Pointer | None]"
     space = program.space(4) if switch.by_pointer else None
     pointer = (space,) if space is not None else ()
     return program.call("prctl", *switch.get, *pointer, may_fail=True), space
+
+
+def _set(switch: _Switch, value: int, program: "Program") -> None:
+    program.call("prctl", *switch.set, value, *[0] * (4 - len(switch.set)))
 
 
 def _value(task: "DumpTask", result: "Result", space: "Pointer | None") -> int:

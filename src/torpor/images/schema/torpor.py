@@ -39,6 +39,10 @@ class ThreadExtraEntry(Message):
     interrupted: int | None = optional(9, UINT32, default=None)
     call: int | None = optional(10, UINT32, default=None)
     slice_ns: int | None = optional(11, UINT64, default=None)  # sched_runtime of a fair policy, if not the usual
+    # What is another than the first thread's:
+    personality: int | None = optional(12, UINT32, default=None)
+    tsc: int | None = optional(13, UINT32, default=None)  # PR_GET_TSC
+    mce_kill: int | None = optional(14, UINT32, default=None)  # PR_MCE_KILL_GET
 
 
 class TaskExtraEntry(Message):
