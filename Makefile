@@ -12,7 +12,7 @@ demo: .venv/ready-demo
 test: .venv/ready-test
 	$(PYTHON) -m pytest $(PYTEST_ARGS)
 
-# Other architectures and kernels, in QEMU: an hour on two processors; fetches hundreds of megabytes the first time.
+# Other architectures and kernels, in QEMU: half an hour on two processors; fetches hundreds of megabytes the first time.
 # One of them: make test-vm ARCH=s390x KERNEL=6.12 TESTS=read
 test-vm: .venv/ready-vm
 	$(PYTHON) -m pytest -m vm tests/vm -k "test$(if $(ARCH), and [$(ARCH)-)$(if $(KERNEL), and $(KERNEL)-)$(if $(TESTS), and ($(TESTS)))" $(PYTEST_ARGS)
