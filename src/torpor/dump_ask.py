@@ -47,11 +47,13 @@ def rehearse(dump: "Dump", task: DumpTask) -> None:
     """Before the freeze: some of what will be done with this task while it stands still.  What is the same by then is
     looked up (its areas, its limits, what it is asked), and the rest goes faster: Python takes half as long when it has
     run the same code before.  A process of 4 MB stands still for 4 ms, not 5."""
+    if task.status is None:
+        return  # it has ended
     try:
         task.areas = read_maps(task.leader.tid)
         program = _questions(dump, task, Asked(dump.state["attributes"]), AddressSpace(task))
-    except OSError:
-        return  # it has ended
+    except (OSError, TaskGone):
+        return
     for batch in batches(program, task.leader.arch.word, REHEARSED):
         batch.encode(0, task.leader.arch)
 
