@@ -15,7 +15,6 @@ LEFT_TO_THE_DUMP = {
     "attr_io_flusher_thread": "is an I/O flusher",
     "attr_mempolicy_thread": "memory policy of its own",
     "mem_data_limit": "a limit of memory that it has reached",
-    "sk_backlog_data": "that nobody has accepted yet",
     "sk_udp_senders": "chosen senders",
 }
 

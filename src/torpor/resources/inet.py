@@ -274,9 +274,8 @@ def _listening(seen: "SeenFile", dump: "Dump") -> int:
     if facts is None:
         return 0
     if facts.rqueue and not dump.options.skip_in_flight and not dump.options.tcp_close:
-        raise seen.refusal(
-            f"{facts.rqueue} connections wait to be accepted", "try again, or use --skip-in-flight (they are lost)"
-        )
+        waiting = f"{facts.rqueue} connections wait" if facts.rqueue > 1 else "a connection waits"
+        raise seen.refusal(f"{waiting} to be accepted", "try again, or use --skip-in-flight (what waits is lost)")
     if facts.signed:
         raise seen.refusal("it wants signed connections (TCP_MD5SIG), whose keys Torpor does not restore",
                            "take the keys away first, or close it")  # fmt: skip

@@ -63,7 +63,7 @@ class Unix(Described):
                 unix_queue.refuse_urgent(sock, seen)
 
     def examined(self, dump: "Dump") -> None:
-        """Is every peer in the tree?"""
+        """Is every peer in the tree, and has nobody sent what only accept(2) brings out?"""
         known: dict[int, tuple[SeenFile, UnixSocket]] = dump.state.get("unix examined", {})
         for seen, facts in known.values():
             strangers = [ino for ino in facts.backlog if ino not in known]
@@ -81,6 +81,10 @@ class Unix(Described):
                         "dump that process too (with a common parent), or close the connection first",
                     )
                 )
+            for client, its in (known[ino] for ino in facts.backlog if ino in known):
+                if its.wqueue:
+                    why = "it has sent data over a connection that nobody has accepted yet"
+                    dump.refuse(client.refusal(why, "try again when it was accepted"))
 
     def save(self, seen: "SeenFile", dump: "Dump") -> FileEntry:
         facts = _facts(seen, dump)
@@ -168,7 +172,6 @@ class Unix(Described):
         self._rights(dump)
         self.examined(dump)
         known: dict[int, tuple[SeenFile, UnixSkEntry]] = dump.state.get("unix seen", {})
-        listed: dict[int, UnixSocket] = dump.state.get("unix", {})
         for listener, _ in list(known.values()):
             own = extra(dump, listener.id)
             own.waiting = [ino for ino in own.waiting if ino in known]
@@ -176,10 +179,6 @@ class Unix(Described):
             if ino not in known:
                 continue
             seen, entry = known[ino]
-            if listed[ino].wqueue:
-                raise seen.refusal(
-                    "it has sent data over a connection that nobody has accepted yet", "try again when it was accepted"
-                )
             entry.peer = listener_ino
             extra(dump, seen.id).peer_gone = extra(dump, seen.id).peer_name = None
 
