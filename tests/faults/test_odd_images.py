@@ -12,6 +12,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from torpor.images.container import encode_entries, start_of
 from torpor.images.directory import MAX_IMAGE, ImageReader
 from torpor.images.pages import PAGE_SIZE
 from torpor.images.schema.constants import TaskState
+from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.pstree import PstreeEntry
 from torpor.options import Options
 
@@ -177,3 +179,34 @@ def test_a_zombies_thread(spoilt: Path) -> None:
     data = [start_of(kinds.PSTREE), *encode_entries([*entries, other])]
     (spoilt / kinds.PSTREE.file_name()).write_bytes(b"".join(data))
     assert codes(looked_at(spoilt)) == []
+
+
+def changed_files(spoilt: Path, change: Callable[[FileEntry], bool]) -> ImagesReport:
+    """With the first entry of files.img that could be changed; it must be told by one thing that is in the way."""
+    with ImageReader.open(str(spoilt)) as images:
+        entries = [deepcopy(entry) for entry in images.entries(kinds.FILES)]
+    assert any(change(entry) for entry in entries)
+    data = [start_of(kinds.FILES), *encode_entries(entries)]
+    (spoilt / kinds.FILES.file_name()).write_bytes(b"".join(data))
+    report = looked_at(spoilt)
+    assert codes(report) == ["bad-image"], report.obstacles
+    return report
+
+
+def test_a_fifo_without_its_file(spoilt: Path) -> None:
+    def change(entry: FileEntry) -> bool:
+        if entry.fifo is not None:
+            entry.fifo.regf_id = None
+        return entry.fifo is not None
+
+    assert "its file None is missing" in str(changed_files(spoilt, change).obstacles)
+
+
+@pytest.mark.parametrize("field,value", [("pid", 1 << 31), ("signum", 65), ("signum", 1 << 31), ("pid_type", 3)])
+def test_an_impossible_owner(spoilt: Path, field: str, value: int) -> None:
+    def change(entry: FileEntry) -> bool:
+        if entry.pipe is not None:
+            setattr(entry.pipe.fown, field, value)
+        return entry.pipe is not None
+
+    assert "an impossible receiver" in str(changed_files(spoilt, change).obstacles)

@@ -75,8 +75,9 @@ def is_pending(pid: int, number: int) -> bool:
 
 
 def is_stop_pending(pid: int) -> bool:
-    """Whether somebody has sent SIGSTOP: nobody has taken it yet, or a thread stands in the stop in which it would have
-    been told to the engine (its exit code is the signal's number then)."""
+    """Whether somebody has sent SIGSTOP: nobody has taken it yet, a thread that had been let go has taken it and has
+    stopped, or one stands in the stop in which it would have been told to the engine (its exit code is the signal's
+    number then)."""
     stop = 1 << signal.SIGSTOP - 1
     try:
         status = parse_status(read_all(f"/proc/{pid}/status"))
@@ -84,4 +85,6 @@ def is_stop_pending(pid: int) -> bool:
     except (OSError, TorporError):
         return False
     pending = bool((status.pending | status.shared_pending) & stop)
-    return pending or any(stat.state == "t" and stat.exit_code == signal.SIGSTOP for stat in stats)
+    return pending or any(
+        stat.state == "T" or (stat.state == "t" and stat.exit_code == signal.SIGSTOP) for stat in stats
+    )

@@ -15,7 +15,7 @@ import fcntl
 import os
 import struct
 
-from torpor.errors import RestoreFailed
+from torpor.errors import ImageError, RestoreFailed
 from torpor.images import kinds
 from torpor.images.frozen import freeze
 from torpor.images.schema.fown import FownEntry
@@ -37,6 +37,7 @@ O_ASYNC = os.O_ASYNC
 
 _OWNER = struct.Struct("=ii")
 _IDS = struct.Struct("=II")
+_SIGNALS = 64
 _NOTHING = bytes(_OWNER.size)
 NOBODY = FownEntry(uid=0, euid=0, signum=0, pid_type=0, pid=0)  # one for all
 freeze(NOBODY)
@@ -55,6 +56,12 @@ def save_owner(fd: int) -> FownEntry:
     kind, pid = _OWNER.unpack(owner)
     uid, euid = _IDS.unpack(ids) if pid else (0, 0)
     return FownEntry(uid=uid, euid=euid, signum=signum, pid_type=kind, pid=pid)
+
+
+def check_owner(id: int, owner: FownEntry) -> None:
+    """Whether there can be such an owner.  Raises ImageError."""
+    if owner.pid >= 1 << 31 or owner.signum > _SIGNALS or owner.pid_type not in _RECEIVERS:
+        raise ImageError(f"files.img, file {id}", "its signals have an impossible receiver")
 
 
 def set_owner(fd: int, owner: FownEntry) -> None:
@@ -98,8 +105,12 @@ class Described(FileKind):
         if flags & O_ASYNC:
             program.call("fcntl", number, F_SETFL, flags & (SETTABLE | O_ASYNC))
 
+    def owner(self, entry: "FileEntry") -> FownEntry:
+        owner: FownEntry = getattr(entry, self.field).fown
+        return owner
+
     def last(self, entry: "FileEntry", fd: int, restore: "Restore") -> None:
-        owner = getattr(entry, self.field).fown
+        owner = self.owner(entry)
         if owner.pid or owner.signum:
             set_owner(fd, owner)
 

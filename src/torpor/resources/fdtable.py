@@ -21,6 +21,7 @@ from torpor.images import kinds
 from torpor.images.schema.fdinfo import FdinfoEntry, FileEntry
 from torpor.resources import extras, registry
 from torpor.resources.base import FileKind
+from torpor.resources.description import Described, check_owner
 from torpor.typed import TYPE_CHECKING, Iterable
 
 if TYPE_CHECKING:
@@ -49,8 +50,11 @@ class Files:
         restore = self.restore
         for entry in restore.files.values():
             try:
-                self.kinds[entry.id] = kind = _kind(entry)
+                kind = _kind(entry)
                 kind.check(entry, restore)
+                if isinstance(kind, Described):
+                    check_owner(entry.id, kind.owner(entry))
+                self.kinds[entry.id] = kind
             except TorporError as error:
                 restore.problem(error)
         wanted: list[int] = []
@@ -124,7 +128,7 @@ class Files:
                 entry = self.restore.files.get(id)
                 if entry is None:
                     raise ImageError("files.img is incomplete", f"file {id} is not there")
-                kind = self.kinds.get(id)  # None: of no known kind, which has been told
+                kind = self.kinds.get(id)  # None: of no known kind, or mangled, which has been told
                 for need in kind.needs(entry, self.restore) if kind is not None else ():
                     if state.get(need) == 1:
                         raise ImageError("files.img is mangled", f"files {id} and {need} need each other")
