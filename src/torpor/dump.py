@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torpor.engine.process import Report
     from torpor.memory.dump import AddressSpace
     from torpor.options import Options
-    from torpor.resources.context import Dump
+    from torpor.resources.context import Dump, DumpTask
 
 PF_KTHREAD = 0x200000
 DYING_S = 1.0  # that a task which somebody ends may take, on a busy machine
@@ -202,15 +202,16 @@ def _dump(options: "Options", dir_fd: int, report: "Report") -> DumpResult:
     images = ImageWriter(dir_fd)
     session = Dump(options, images)
     session.state["guardian"] = guardian
+    clock = _Clock()
     try:
         _look(session)
         guardian.await_ready()
-        clock = _Clock()
         memory = _save(session, clock, report)
     except BaseException as error:
+        lost = [] if clock.frozen else _lost(error, session)  # now: then some end by themselves
         _undo(session)
         guardian.finish()
-        if isinstance(error, Exception) and (told := _in_words(error, session)):
+        if isinstance(error, Exception) and (told := _in_words(error, session, lost)):
             raise told from error
         raise
     # From here on nothing is undone: the images are the tree.
@@ -322,7 +323,7 @@ def _undo(session: "Dump") -> None:
     session.images.discard()
 
 
-def _in_words(error: Exception, session: "Dump") -> TorporError | None:
+def _in_words(error: Exception, session: "Dump", lost: "list[DumpTask]") -> TorporError | None:
     """What to say of a failure instead of what was raised; None: that says it."""
     from torpor.engine.waiting import Cancelled
 
@@ -335,7 +336,7 @@ def _in_words(error: Exception, session: "Dump") -> TorporError | None:
     # What is being ended loses its memory a moment before it is a zombie.
     until = time.monotonic() + (DYING_S if isinstance(error, ProcessLookupError) else 0)
     while True:
-        if gone := _gone(session):  # then whatever was read of it was nonsense
+        if gone := _gone(lost):  # then whatever was read of it was nonsense
             return gone
         if time.monotonic() >= until:
             break
@@ -343,10 +344,20 @@ def _in_words(error: Exception, session: "Dump") -> TorporError | None:
     return _explain(error, session) if isinstance(error, OSError) else None
 
 
-def _gone(session: "Dump") -> TorporError | None:
+def _lost(error: BaseException, session: "Dump") -> "list[DumpTask]":
+    """Tasks whose end may have been the cause of a failure.  What a look at a task found is nonsense only when that
+    gives up what it has; a system call fails as soon as the task is killed."""
+    from torpor.engine.stops import is_ending
+
+    if not isinstance(error, (Refusal, OSError)) or isinstance(error, ProcessLookupError):
+        return list(session.tasks.values())
+    return [task for task in session.tasks.values() if any(is_ending(thread.tid) for thread in task.threads)]
+
+
+def _gone(tasks: "list[DumpTask]") -> TorporError | None:
     from torpor.engine.stops import has_ended
 
-    for task in session.tasks.values():
+    for task in tasks:
         tids = [thread.tid for thread in task.threads] or [task.pid]  # a leader may have ended before the others
         if not task.zombie and all(has_ended(tid) for tid in tids):
             return TaskGone(f"{task.subject} was ended by somebody else while it was dumped", remedy="try again")

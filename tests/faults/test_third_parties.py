@@ -5,6 +5,8 @@ import os
 import resource
 import signal
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -111,6 +113,41 @@ def test_is_killed_meanwhile(steps: int, tmp_path: Path) -> None:
                 assert "ended" in text and "a bug" not in text and "Traceback" not in text, f"step {step}: {text}"
                 assert not (tmp_path / "inventory.img").exists()
     assert failed
+
+
+def test_a_child_that_ends_after_a_refusal_hides_nothing(tmp_path: Path) -> None:
+    """The refused tree goes on, and a child of it ends, before Torpor says what was in the way."""
+    script = """if True:
+        import os, socket
+        if os.fork():
+            os.wait()
+            os._exit(0)
+        listener, client = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+        listener.bind(b"")
+        listener.listen()
+        client.connect(listener.getsockname())
+        client.send(b"x")
+        print(os.getpid(), flush=True)
+        os.read(0, 1)
+        os._exit(0)
+    """
+    running = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+    with running:
+        assert running.stdin and running.stdout
+        child = int(running.stdout.readline())
+
+        def end_it() -> None:
+            _until("it does not stop", lambda: states(child) == {"t"})
+            os.write(running.stdin.fileno(), b"x")
+
+        thread = threading.Thread(target=end_it)
+        thread.start()
+        code, text = dump(running.pid, tmp_path, "-R")
+        thread.join()
+        assert running.wait(10) == 0
+        assert code == 1 and "nobody has accepted yet" in text, text
 
 
 def test_child_is_killed_meanwhile(steps: int, tmp_path: Path) -> None:

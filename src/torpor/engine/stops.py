@@ -13,7 +13,7 @@ import time
 from torpor import signals as signal
 from torpor.errors import TorporError
 from torpor.kernel import ptrace
-from torpor.kernel.proc import parse_stat
+from torpor.kernel.proc import PF_EXITING, Stat, parse_stat
 from torpor.kernel.procfs import read_all
 from torpor.typed import NamedTuple
 
@@ -85,10 +85,21 @@ def wait_leader(pid: int) -> Stop:
 
 def has_ended(tid: int) -> bool:
     """Whether a task is a zombie, or not even that."""
+    stat = _stat(tid)
+    return stat is None or stat.state in "ZX"
+
+
+def is_ending(tid: int) -> bool:
+    """Whether a task has ended, or has begun to: it gives up its memory and files then."""
+    stat = _stat(tid)
+    return stat is None or stat.state in "ZX" or bool(stat.flags & PF_EXITING)
+
+
+def _stat(tid: int) -> Stat | None:
     try:
-        return parse_stat(read_all(f"/proc/{tid}/stat")).state in "ZX"
+        return parse_stat(read_all(f"/proc/{tid}/stat"))
     except (OSError, TorporError):
-        return True
+        return None
 
 
 def peek_group_stop(tid: int) -> bool | None:
