@@ -18,11 +18,12 @@ import pytest
 from harness.events import child
 from torpor.arch import s390x, x86_64
 from torpor.arch.base import Arch
-from torpor.engine import caught, stops, timelimit
+from torpor.engine import caught, journal, stops, timelimit
 from torpor.engine import rescue as rescuing
 from torpor.engine.holding import Hold
 from torpor.engine.ledger import Ledger
 from torpor.engine.rescue import Rescue
+from torpor.engine.seizing import OPTIONS
 from torpor.engine.thaw import thaw_somehow
 from torpor.engine.tracee import Tracee
 from torpor.kernel import ptrace
@@ -99,7 +100,7 @@ def seized(pid: int) -> Hold:
 
 def hold(pid: int) -> None:
     """Seize and stop the first thread of another process, as an engine would that has let the others go already."""
-    ptrace.seize(pid, 0)
+    ptrace.seize(pid, OPTIONS)
     ptrace.interrupt(pid)
     os.waitpid(pid, stops.WALL)
 
@@ -115,6 +116,15 @@ def dies_holding(pid: int) -> None:
         rescue.run()
     wait_for(pid, "S")
     assert not select.select([said[pid]], [], [], 0.05)[0], os.read(said[pid], 100)
+
+
+def step(pid: int) -> None:
+    """The same, between two calls that it steps in that thread."""
+    journal.note("seizing", pid)
+    hold(pid)
+    tracee = Tracee(pid, pid)
+    tracee.block_signals()
+    tracee.step("getpid")
 
 
 def pending(pid: int, number: int = signal.SIGSTOP) -> list[bool]:
@@ -165,6 +175,23 @@ def test_learns_nothing(monkeypatch: pytest.MonkeyPatch, does: str) -> None:
     with victim(does) as pid:
         for _ in range(4):
             dies_holding(pid)
+            assert pending(pid) == pending(pid, signal.SIGCONT) == [False, False]
+
+
+def test_is_stepped() -> None:
+    """SIGSTOP for a thread that was being stepped ends calls of the others, too, which the engine had let go."""
+    with victim() as pid:
+        for _ in range(4):
+            journal.open_journal()
+            with child(lambda: step(pid)) as dying:
+                rescue = Rescue(dying)
+                rescue.before_release()
+                assert rescue.hold.pids == {pid} and not rescue.hold.caught
+                os.kill(dying, signal.SIGKILL)
+                rescue.run()
+            journal.close_journal()
+            wait_for(pid, "S")
+            assert not select.select([said[pid]], [], [], 0.05)[0], os.read(said[pid], 100)
             assert pending(pid) == pending(pid, signal.SIGCONT) == [False, False]
 
 

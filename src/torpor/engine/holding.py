@@ -76,18 +76,26 @@ class Hold:
             for tid in held
             if tid not in ledger.threads and caught.is_in_ended_call(pid, self._seen_before(tid, until))
         ]
-        if not waiting:
-            return
         if pid not in self.pids:
-            if caught.would_be_told(pid):
+            if not waiting or caught.would_be_told(pid):
                 return
             self._begin(pid)
         if native().call_before_stop:  # the others are going to be stopped by that as well
             for tid in set(tids) - held:
                 ledger.calls[tid] = _seen(tid)
-        self.caught.add(pid)
+        if waiting:
+            self.caught.add(pid)
         for tid in waiting:
             _send(pid, tid, signal.SIGSTOP)
+
+    def has_stopped(self, pid: int) -> bool:
+        """Whether a process that is found stopped is so by us alone: whatever call that has ended is to be made again.
+
+        SIGSTOP for one thread stops all, also those that the engine had let go, or put back without detaching: these
+        are back in their calls by then.  (On s390x /proc/TID/syscall shows a call of the engine's for the latter.)
+        """
+        others = self.to_be_stopped | self.ledger.stopped | self.ledger.halted
+        return pid in self.caught or pid in self.pids - others
 
     def end(self, pid: int, held: Iterable[Tracee] = ()) -> None:
         """Take back what we have stopped a process by.  While all its threads are `held`, so that none that was let go

@@ -70,7 +70,7 @@ class Rescue:
             process = self._freeze(pid)
             if not process.threads:
                 return
-            if pid in self.hold.caught:
+            if self.hold.has_stopped(pid):
                 for tracee in process.threads.values():
                     tracee.group_stop = 0  # it was we who stopped it
                     tracee.call_before = self.ledger.calls.get(tracee.tid, tracee.call_before)
