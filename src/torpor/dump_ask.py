@@ -12,6 +12,7 @@ from torpor.engine.descriptors import raise_limit, shortage
 from torpor.engine.executor import CannotInstall, Executor
 from torpor.engine.program import Program, batches
 from torpor.engine.stepper import Stepper
+from torpor.engine.stops import is_ending
 from torpor.engine.team import Answers, ThreadTeam
 from torpor.engine.thaw import thaw, thaw_somehow
 from torpor.engine.waiting import check_cancelled, forget_cancellation
@@ -54,6 +55,10 @@ def rehearse(dump: "Dump", task: DumpTask) -> None:
         program = _questions(dump, task, Asked(dump.state["attributes"]), AddressSpace(task))
     except (OSError, TaskGone):
         return
+    except TorporError:
+        if is_ending(task.leader.tid):  # its files in /proc are empty
+            return
+        raise
     for batch in batches(program, task.leader.arch.word, REHEARSED):
         batch.encode(0, task.leader.arch)
 

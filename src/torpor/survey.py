@@ -16,14 +16,15 @@ from torpor import dump_collect as collect
 from torpor import dump_files
 from torpor.engine.freeze import FrozenProcess
 from torpor.engine.seizing import in_execve
+from torpor.engine.stops import is_ending
 from torpor.engine.tracee import Tracee
 from torpor.engine.waiting import check_cancelled
-from torpor.errors import Refusal, TaskGone
+from torpor.errors import Refusal, TaskGone, TorporError
 from torpor.kernel import fdinfo
 from torpor.kernel.maps import Area, kind, parse_vm_flags, read_maps
-from torpor.kernel.proc import PF_EXITING, parse_pids, parse_stat
+from torpor.kernel.proc import parse_pids, parse_stat
 from torpor.kernel.process import compare_files, pidfd_open, pidfd_open_thread
-from torpor.kernel.procfs import LARGE, read_all, read_link
+from torpor.kernel.procfs import LARGE, ParseError, read_all, read_link
 from torpor.kernel.status import parse_status, parse_thread_status
 from torpor.memory import areas as vma
 from torpor.memory.dump import AddressSpace
@@ -82,6 +83,8 @@ class Looking:
                                        "run as root, or with CAP_SYS_PTRACE", code="no-rights"))  # fmt: skip
         elif isinstance(error, OSError) and error.errno in _VANISHED:
             pass
+        elif isinstance(error, ParseError) and self.task is not None and ending(self.task):
+            pass  # its files in /proc are empty
         elif error is not None and not isinstance(error, TaskGone):
             return False
         if self.task is not None and len(refusals) > self.before and ending(self.task):
@@ -152,7 +155,7 @@ def foresee(dump: Dump, root: int) -> list[DumpTask]:
             modules |= _foresee_files(task)
         except (OSError, TaskGone):
             pass
-        except Refusal:
+        except TorporError:
             if not ending(task):
                 raise
     dump.state.pop("own cgroups", None)
@@ -164,11 +167,7 @@ def foresee(dump: Dump, root: int) -> list[DumpTask]:
 def ending(task: DumpTask) -> bool:
     """Whether a task that runs is about to end, or has ended.  It has left its namespaces and cgroups by then, so what
     a look at it found says nothing."""
-    try:
-        stat = parse_stat(read_all(f"/proc/{task.pid}/task/{task.leader.tid}/stat"))
-    except OSError:
-        return True
-    return stat.state in ZOMBIE or bool(stat.flags & PF_EXITING)
+    return is_ending(task.leader.tid)
 
 
 def _foresee_files(task: DumpTask) -> set[str]:
