@@ -76,8 +76,7 @@ def tasks(dump: "Dump", tree: "FrozenTree") -> None:
                 data = read_all(f"/proc/{pid}/task/{thread.tid}/status")
             task.thread_statuses[thread.tid] = parse_thread_status(data)
         task.status = parse_status(leaders, task.thread_statuses[task.leader.tid])
-        if native().transactions:
-            _fail_transactions(task, native().in_transaction)
+        _fail_transactions(task)
         # Through the PID of a leader that has ended, nothing can be fetched.
         tid = task.leader.tid
         task.pidfd = pidfd_open(tid) if tid == pid else pidfd_open_thread(tid, task.subject)
@@ -195,10 +194,11 @@ def _inside(text: Area) -> "Callable[[bytes], bool]":
     return lambda general: text.start <= native().pc(general) < text.end
 
 
-def _fail_transactions(task: DumpTask, inside: "Callable[[bytes], bool]") -> None:
+def _fail_transactions(task: DumpTask) -> None:
     """To be stopped has doomed a thread's memory transaction: it fails with the next instruction, as any may, and the
     thread goes on where it has provided for that.  Inside, no program can be run.  (Documentation/arch/powerpc/
     transactional_memory.rst; no machine was at hand to try it.  What is in one still is refused: `Arch.extras`.)"""
+    inside = native().in_transaction
     for thread in task.threads if not task.leader.group_stop else ():
         if inside(thread.general) and not _is_deaf(task, thread):
             _step_out(thread, inside)

@@ -85,7 +85,6 @@ def test_a_transaction_fails_before_anything_is_run_inside(
         seen.write_text(" ".join([*before, at]))
         return not ends or at == (before or [at])[0]
 
-    monkeypatch.setattr(native(), "transactions", True)
     monkeypatch.setattr(native(), "in_transaction", in_transaction)
     (tmp_path / "images").mkdir()
     reader, writer = os.pipe()

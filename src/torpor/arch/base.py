@@ -91,7 +91,6 @@ class Arch:
     unproven: Mapping[int, str] = {}  # noqa: RUF012
     thread_area = 0  # NT_* number under which the word of PTRACE_GET_THREAD_AREA is kept (arm: the thread pointer)
     call_stop_keeps_all = True  # False: some of the registers that are set in a system-call stop are lost
-    transactions = False  # `in_transaction` may be so
     single_step = True  # PTRACE_SINGLESTEP can be relied on
     call_before_stop = False  # `resumed` needs to know which call the task was in before it was stopped
     images_tell = True  # how a call was interrupted (`interruption`); False: `arch.interrupted` has to guess

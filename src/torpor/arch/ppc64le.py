@@ -118,7 +118,6 @@ class Ppc64le(Arch):
     extra = (NT_PPC_TAR, NT_PPC_PPR)
     optional = (NT_PPC_DSCR,)
     vdso_names = ("[vdso]", "[vvar]")
-    transactions = True
 
     def enter_call(self, general: bytes, gadget: int, nr: int, args: Sequence[int]) -> bytes:
         r = _words(general)

@@ -69,7 +69,7 @@ _UCONTEXT = _FRAME + 8 + 128
 _REGISTERS, _MASK, _VECTORS = _UCONTEXT + 40, _UCONTEXT + 384, _UCONTEXT + 512
 _UC_VXRS = 2
 
-_VECTORS_SETS = (NT_S390_VXRS_LOW, NT_S390_VXRS_HIGH)  # before z13 there are none
+_VECTOR_SETS = (NT_S390_VXRS_LOW, NT_S390_VXRS_HIGH)  # before z13 there are none
 _PSW_RI = 1 << 39  # runtime instrumentation is on
 
 
@@ -90,7 +90,7 @@ class S390x(Arch):
     instruction = b"\x0a\x00"
     instruction_alignment = 2
     regsets = (NT_PRFPREG,)
-    optional = (*_VECTORS_SETS, NT_S390_GS_CB, NT_S390_GS_BC)  # the last two only for threads that use them
+    optional = (*_VECTOR_SETS, NT_S390_GS_CB, NT_S390_GS_BC)  # the last two only for threads that use them
     volatile = (NT_S390_RI_CB,)  # so is this one, which any instruction changes
     # QEMU emulates neither, and no machine was at hand: written by arch/s390/kernel/ptrace.c of Linux 6.12 alone.
     unproven = {  # noqa: RUF012
@@ -203,7 +203,7 @@ class S390x(Arch):
         state = registers.general[: _GENERAL.size - 8] + registers.others[NT_PRFPREG]  # without orig_gpr2
         frame[_REGISTERS : _REGISTERS + len(state)] = state
         struct.pack_into(">Q", frame, _MASK, mask)
-        vectors = (registers.others.get(which, b"") for which in _VECTORS_SETS)
+        vectors = (registers.others.get(which, b"") for which in _VECTOR_SETS)
         return bytes(frame) + b"".join(vectors).ljust(128 + 256, b"\0") + bytes(128), address
 
     def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
@@ -229,10 +229,9 @@ class S390x(Arch):
             fpregs=UserS390FpregsEntry(fpc=control, fprs=floats),
         )  # fmt: skip
         if NT_S390_VXRS_LOW in registers.others:
-            low, high = (registers.others[which] for which in _VECTORS_SETS)
+            low, high = (registers.others[which] for which in _VECTOR_SETS)
             core.ti_s390.vxrs_low = UserS390VxrsLowEntry(regs=list(struct.unpack(">16Q", low)))
             core.ti_s390.vxrs_high = UserS390VxrsHighEntry(regs=list(struct.unpack(">32Q", high)))
-
         if any(guarded := registers.others.get(NT_S390_GS_CB, b"")):
             core.ti_s390.gs_cb = UserS390GsCbEntry(regs=list(struct.unpack(">4Q", guarded)))
         if any(broadcast := registers.others.get(NT_S390_GS_BC, b"")):
