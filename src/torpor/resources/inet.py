@@ -81,7 +81,9 @@ class Inet(Described):
         unread: list[SeenFile] = dump.state.get("inet:unread", [])
         if unread:
             others = f" and {len(unread) - 1:,} more" if len(unread) > 1 else ""
-            lost = "datagrams that it has not read yet are lost, and errors, as on a busy network"
+            lost = (
+                "datagrams that it has not read yet will be missing after a restore, and errors, as on a busy network"
+            )
             dump.warn(f"{unread[0].subject}{others}: {lost}")
 
     def settle(self, dump: "Dump") -> None:

@@ -253,7 +253,7 @@ def refuse_locks(subject: str, info: "FdInfo") -> None:
         raise Refusal(
             subject,
             f"a file lock ({lock.kind}, {lock.access.lower()}) is held through it, which Torpor does not dump yet",
-            "have the program give up its locks first (an open database mostly holds one: close it)",
+            "have the program give up its locks first (an open database has one, and a daemon on its PID file)",
             code="file-lock",
         )
 
