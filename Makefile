@@ -28,10 +28,9 @@ test-hard: .venv/ready-test
 	TORPOR_KILLS=200 TORPOR_RESTORE_KILLS=100 TORPOR_MUTATIONS=10000 TORPOR_RESTORED_MUTATIONS=300 TORPOR_CUTS=all \
 		$(PYTHON) -m pytest tests/faults $(PYTEST_ARGS)
 
-# Against the `criu` that is there, or the one that tests/peer-criu sets up.
+# Against $CRIU, the `criu` that is there, or the one that tests/peer-criu sets up.
 bench: .venv/ready-test
-	command -v "$${CRIU:-criu}" >/dev/null || tests/peer-criu >/dev/null
-	$(PYTHON) -m bench
+	CRIU=$${CRIU:-$$(command -v criu || tests/peer-criu)} $(PYTHON) -m bench
 
 lint: .venv/ready-demo
 	$(PYTHON) -m ruff format --check .

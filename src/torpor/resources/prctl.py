@@ -254,7 +254,7 @@ class _Switch(NamedTuple):
 
 SWITCHES = (
     _Switch("memory_merge", (PR_GET_MEMORY_MERGE, 0, 0, 0, 0), (PR_SET_MEMORY_MERGE,), 0),
-    _Switch("tsc", (PR_GET_TSC,), (PR_SET_TSC,), PR_TSC_ENABLE, True, True),
+    _Switch("tsc", (PR_GET_TSC,), (PR_SET_TSC,), PR_TSC_ENABLE, by_pointer=True, of_threads=True),
     _Switch(
         "mce_kill",
         (PR_MCE_KILL_GET, 0, 0, 0, 0),
