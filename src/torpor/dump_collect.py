@@ -187,7 +187,7 @@ def _leave_vdso(dump: "Dump", spaces: dict[int, AddressSpace]) -> None:
             assert text is not None
             inside = _inside(text)
             if inside(thread.general) and not _is_deaf(task, thread):
-                _step_out(thread, inside)
+                _step_out(task, thread, inside)
 
 
 def _inside(text: Area) -> "Callable[[bytes], bool]":
@@ -201,7 +201,7 @@ def _fail_transactions(task: DumpTask) -> None:
     inside = native().in_transaction
     for thread in task.threads if not task.leader.group_stop else ():
         if inside(thread.general) and not _is_deaf(task, thread):
-            _step_out(thread, inside)
+            _step_out(task, thread, inside)
 
 
 def _is_deaf(task: DumpTask, thread: "Tracee") -> bool:
@@ -210,7 +210,7 @@ def _is_deaf(task: DumpTask, thread: "Tracee") -> bool:
     return bool((thread.mask | task.status.ignored) >> (signal.SIGTRAP - 1) & 1)
 
 
-def _step_out(thread: "Tracee", inside: "Callable[[bytes], bool]") -> None:
+def _step_out(task: DumpTask, thread: "Tracee", inside: "Callable[[bytes], bool]") -> None:
     """One instruction after the other, until its registers say that it is out."""
     number = 0  # a signal that came meanwhile is delivered: its handler is out of it, too
     try:
@@ -231,6 +231,10 @@ def _step_out(thread: "Tracee", inside: "Callable[[bytes], bool]") -> None:
             raise
     thread.forget()
     thread.capture()
+    # What was delivered waits no more.
+    task.thread_statuses[thread.tid] = parse_thread_status(read_all(f"/proc/{task.pid}/task/{thread.tid}/status"))
+    leader = task.leader.tid
+    task.status = parse_status(read_all(f"/proc/{leader}/status"), task.thread_statuses[leader])
 
 
 def _table_owners(dump: "Dump", task: DumpTask) -> "list[Tracee]":

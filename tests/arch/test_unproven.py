@@ -4,14 +4,19 @@
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 import torpor
+from torpor import dump_collect
 from torpor.arch import native
 from torpor.errors import Refusal
+from torpor.images import kinds
+from torpor.images.directory import ImageReader
 from torpor.kernel import ptrace
+from torpor.kernel.procfs import read_all
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -104,3 +109,47 @@ def test_a_transaction_fails_before_anything_is_run_inside(
         victim.kill()
         victim.wait()
         os.close(reader)
+
+
+HANDLER = """if True:
+    import os, signal
+    signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b"H"))
+    os.write(1, b".")
+    while True: pass
+"""
+
+
+def test_a_signal_that_is_delivered_on_the_way_is_pending_no_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It comes before the thread's status is read, and is delivered by the first step."""
+    sent = tmp_path / "sent"
+    said = os.open(tmp_path / "said", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    victim = subprocess.Popen(
+        ["/usr/bin/python3", "-c", HANDLER], start_new_session=True, stdin=subprocess.DEVNULL, stdout=said
+    )
+    looks: list[bytes] = []
+
+    def in_transaction(general: bytes) -> bool:
+        looks.append(general)
+        return len(looks) < 300
+
+    def read_status(path: str, *more: int) -> bytes:
+        if path.endswith("/status") and not sent.exists():
+            sent.touch()
+            os.kill(victim.pid, signal.SIGUSR1)
+        return read_all(path, *more)
+
+    monkeypatch.setattr(native(), "in_transaction", in_transaction)
+    monkeypatch.setattr(dump_collect, "read_all", read_status)
+    while not os.pread(said, 1, 0):
+        time.sleep(0.001)
+    (tmp_path / "images").mkdir()
+    torpor.dump(victim.pid, tmp_path / "images", manage_cgroups="ignore")
+    victim.wait()
+    monkeypatch.undo()
+    with ImageReader.open(str(tmp_path / "images")) as images:
+        core = images.one(kinds.CORE, victim.pid)
+    os.close(said)
+    assert sent.exists() and core.tc is not None and core.thread_core is not None
+    assert not core.tc.signals_s.signals and not core.thread_core.signals_p.signals
