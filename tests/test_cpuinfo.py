@@ -243,6 +243,8 @@ def test_check(tmp_path: Path) -> None:
     error = json.loads(done.stdout)["error"]
     assert error["code"] == "cpu-feature" and "avx512_4fmaps" in error["why"]
     assert run("cpuinfo", "check", "-D", tmp_path, "--cpu-cap=fpu").returncode == 0
+    os.truncate(tmp_path / "cpuinfo.img", 8)
+    assert "cpuinfo.img is mangled: it has no entry" in run("cpuinfo", "check", "-D", tmp_path).stderr
     (tmp_path / "cpuinfo.img").unlink()
     assert "there is no cpuinfo.img" in run("cpuinfo", "check", "-D", tmp_path).stderr
 

@@ -212,15 +212,16 @@ def _is_deaf(task: DumpTask, thread: "Tracee") -> bool:
 
 def _step_out(task: DumpTask, thread: "Tracee", inside: "Callable[[bytes], bool]") -> None:
     """One instruction after the other, until its registers say that it is out."""
-    number = 0  # a signal that came meanwhile is delivered: its handler is out of it, too
+    number, left = 0, STEPS  # a signal that came meanwhile is delivered: its handler is out of it, too
     try:
-        for _ in range(STEPS):
+        while left > 0 or number:
+            left -= 1
             ptrace.step(thread.tid, number)
             stop = stops.wait(thread.tid)
             thread.stopped = stop.kind is not Kind.ENDED
             if not thread.stopped:
                 raise TaskGone(f"task {thread.tid} was ended by somebody else while Torpor worked on it")
-            number = stop.signal if stop.kind is Kind.SIGNAL and stop.signal != signal.SIGTRAP else 0
+            number = stop.signal if stop.kind is Kind.SIGNAL and not _is_step(stop) else 0
             if stop.kind is Kind.GROUP_STOP:
                 thread.group_stop = stop.signal
                 break
@@ -235,6 +236,10 @@ def _step_out(task: DumpTask, thread: "Tracee", inside: "Callable[[bytes], bool]
     task.thread_statuses[thread.tid] = parse_thread_status(read_all(f"/proc/{task.pid}/task/{thread.tid}/status"))
     leader = task.leader.tid
     task.status = parse_status(read_all(f"/proc/{leader}/status"), task.thread_statuses[leader])
+
+
+def _is_step(stop: stops.Stop) -> bool:
+    return stop.signal == signal.SIGTRAP and ptrace.is_own_trap(stop.tid)
 
 
 def _table_owners(dump: "Dump", task: DumpTask) -> "list[Tracee]":

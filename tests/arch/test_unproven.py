@@ -2,6 +2,7 @@
 """Registers that no machine at hand has, nor QEMU: what Torpor does with them is tried on others that this one has."""
 
 import os
+import select
 import signal
 import subprocess
 import time
@@ -113,7 +114,8 @@ def test_a_transaction_fails_before_anything_is_run_inside(
 
 HANDLER = """if True:
     import os, signal
-    signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b"H"))
+    for number in signal.SIGUSR1, signal.SIGTRAP:
+        signal.signal(number, lambda *_: os.write(1, b"H"))
     os.write(1, b".")
     while True: pass
 """
@@ -153,3 +155,38 @@ def test_a_signal_that_is_delivered_on_the_way_is_pending_no_more(
     os.close(said)
     assert sent.exists() and core.tc is not None and core.thread_core is not None
     assert not core.tc.signals_s.signals and not core.thread_core.signals_p.signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTRAP])
+@pytest.mark.parametrize("look", [1, 5])
+def test_a_signal_that_comes_on_the_way_is_delivered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, look: int
+) -> None:
+    """Before the first of five steps, or before the last.  A step is told by a SIGTRAP, too, but that is the kernel's."""
+    looks: list[bytes] = []
+    reader, writer = os.pipe()
+    victim = subprocess.Popen(
+        ["/usr/bin/python3", "-c", HANDLER], start_new_session=True, stdin=subprocess.DEVNULL, stdout=writer
+    )
+    os.close(writer)
+    seen = tmp_path / "seen"
+
+    def in_transaction(general: bytes) -> bool:
+        looks.append(general)
+        seen.write_text(str(len(looks)))
+        if len(looks) == look:
+            os.kill(victim.pid, number)
+        return True
+
+    monkeypatch.setattr(native(), "in_transaction", in_transaction)
+    monkeypatch.setattr(dump_collect, "STEPS", 5)
+    (tmp_path / "images").mkdir()
+    try:
+        assert os.read(reader, 1) == b"."
+        torpor.dump(victim.pid, tmp_path / "images", leave_running=True, manage_cgroups="ignore")
+        assert int(seen.read_text()) >= look
+        assert select.select([reader], [], [], 20)[0] and os.read(reader, 1) == b"H"
+    finally:
+        victim.kill()
+        victim.wait()
+        os.close(reader)

@@ -76,6 +76,14 @@ def test_truncated(checkpoint: Checkpoint, images: Path, pattern: str) -> None:
         refused(checkpoint, images)
 
 
+@pytest.mark.parametrize("pattern", ["core-*", "mm-*", "fs-*", "torpor-[0-9]*"])
+def test_without_its_entry(checkpoint: Checkpoint, images: Path, pattern: str) -> None:
+    """What says of what kind it is, and no more: that is not the same as no image."""
+    path = one_of(images, pattern)
+    os.truncate(path, 8)
+    refused(checkpoint, images, path.name, "has no entry")
+
+
 def _text(path: Path) -> None:
     path.write_text("These are not the images you are looking for.\n")
 

@@ -304,6 +304,8 @@ class ImageReader:
             if found is not None:  # there may be thousands: they are not read
                 raise ImageError(f"{name} is mangled", "it has more than one entry")
             found = entry
+        if found is None and self.exists(kind, id):
+            raise ImageError(f"{name} is mangled", "it has no entry")
         return found
 
     def inventory(self) -> InventoryEntry:

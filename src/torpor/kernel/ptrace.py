@@ -19,7 +19,7 @@ _ptrace.restype = ctypes.c_long
 
 CONT, KILL, SINGLESTEP, DETACH, SYSCALL = 7, 8, 9, 17, 24
 GET_THREAD_AREA = 22
-SETOPTIONS = 0x4200
+SETOPTIONS, GETSIGINFO = 0x4200, 0x4202
 GETREGSET, SETREGSET, SEIZE, INTERRUPT = 0x4204, 0x4205, 0x4206, 0x4207
 LISTEN, PEEKSIGINFO, GETSIGMASK, SETSIGMASK = 0x4208, 0x4209, 0x420A, 0x420B
 GET_SYSCALL_INFO, GET_RSEQ_CONFIGURATION = 0x420E, 0x420F
@@ -121,6 +121,13 @@ def get_signal_mask(tid: int) -> int:
 def set_signal_mask(tid: int, mask: int) -> None:
     struct.pack_into("=Q", _buffer, 0, mask & 0xFFFFFFFFFFFFFFFF)
     request(SETSIGMASK, tid, 8, _buffer_at)
+
+
+def is_own_trap(tid: int) -> bool:
+    """Whether the SIGTRAP that a thread has stopped with is the kernel's, as a step's is; another one was sent to it by
+    somebody (sigaction(2): "si_code")."""
+    request(GETSIGINFO, tid, 0, _buffer_at)
+    return int(struct.unpack_from("=i", _buffer, 8)[0]) > 0
 
 
 def peek_signals(tid: int, shared: bool) -> list[bytes]:
