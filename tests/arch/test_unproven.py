@@ -162,7 +162,7 @@ def test_a_signal_that_is_delivered_on_the_way_is_pending_no_more(
 def test_a_signal_that_comes_on_the_way_is_delivered(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, look: int
 ) -> None:
-    """Before the first of five steps, or before the last.  A step is told by a SIGTRAP, too, but that is the kernel's."""
+    """Before the first of five steps, or before the last.  A step is told by a SIGTRAP, too, but by the kernel's."""
     looks: list[bytes] = []
     reader, writer = os.pipe()
     victim = subprocess.Popen(

@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from vmlab import VmError
+from vmlab import VmError, jobs, machine
 from vmlab.session import Guests, Key
 from vmlab.summary import said
+from vmlab.targets import KERNELS, TARGETS
 
 
 class Checked:
@@ -26,10 +27,13 @@ class Checked:
 
     def check(self, arch: str, kernel: str, module: str, case: str, cpu: str = "") -> str:
         """What the case printed.  Fails the test with what went wrong."""
+        problem = ""
         try:
             result = self._guests.result(Key(arch, kernel, module, cpu), case)
         except VmError as error:
-            pytest.fail(str(error), pytrace=False)
+            problem = str(error)
+        if problem:
+            pytest.fail(problem, pytrace=False)
         text = str(result["output"])
         if result["outcome"] == "failed":
             pytest.fail(f"in the guest:\n{text}", pytrace=False)
@@ -87,6 +91,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     # Those that boot guests of their own come first: the others wait for guests that run meanwhile.
     items.sort(key=_asks_for_a_case)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What could not work, or is not there, is said before the first guest is started."""
+    if "vm" not in session.config.option.markexpr:
+        return
+    if not session.items:
+        known = f"architectures: {' '.join(TARGETS)}; kernels: {' '.join(KERNELS)}"
+        where = "tests: python -m pytest -m vm tests/vm --collect-only -q"
+        raise pytest.UsageError(f"nothing was chosen that runs in a guest ({known}; {where})")
+    try:
+        jobs()
+        with machine.scratch_directory("try-"):
+            pass
+    except VmError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,6 +17,12 @@ def main() -> int:
         sys.stderr.write((__doc__ or "") + "\n")
         return 2
     _, arch, kernel, script, *arguments = sys.argv
+    if arch not in ("all", *TARGETS):
+        sys.stderr.write(f"there is no architecture {arch}; there are {', '.join(TARGETS)}, and all\n")
+        return 2
+    if script != "-" and not Path(script).is_file():
+        sys.stderr.write(f"there is no script {script}\n")
+        return 2
     worst = 0
     for name in TARGETS if arch == "all" else [arch]:
         for version in KERNELS if kernel == "all" else [kernel]:

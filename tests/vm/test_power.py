@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import pytest
-from vmlab import VmError, disk, machine
+from vmlab import VmError, disk, jobs, machine
 from vmlab.powerloss import BETWEEN, PHASES, Series, report
 from vmlab.saved import SavedGuest
 from vmlab.targets import TARGETS
@@ -27,7 +27,6 @@ KERNEL = "6.12"
 TARGET = TARGETS["x86_64"]._replace(board=("-M", "q35", "-cpu", "max,-cx16,-la57,-smap,-pku"))
 MODULES = ("virtio_pci", "crc32c_generic", "crc32c", "ext4")  # the guest itself loads the disk's driver
 MEGABYTES = 96
-JOBS = int(os.environ.get("TORPOR_VM_JOBS", "2"))
 KINDS = ("time", "request", "phase", "early")
 OFTEN = (4, 4, 5, 1)  # of 14 failures
 ALL_PHASES = 42  # failures, after which each phase was chosen at least once
@@ -86,7 +85,7 @@ def test_power(saved: SavedGuest, record_property: Callable[[str, object], None]
     seed = int(os.environ.get("TORPOR_POWER_SEED", str(time.time_ns() % 10**9)))
     print(f"seed {seed}; the guest was there and saved after {saved.seconds:.0f} s")
     begun, planned = time.monotonic(), plan(seed, number)
-    names = [f"disk-{job}" for job in range(min(JOBS, number))]
+    names = [f"disk-{job}" for job in range(min(jobs(), number))]
     with ThreadPoolExecutor(len(names)) as pool:
         runs = [
             pool.submit(go_on, series(saved, seed + job, name), name, planned[job :: len(names)])

@@ -6,7 +6,10 @@ archives of them, `machine` boots one and listens to what it says.  Nothing here
 everything fetched or built lies in ``$TORPOR_VM_CACHE`` (by default ``~/.cache/torpor-vm``).
 """
 
+import contextlib
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -18,4 +21,26 @@ def cache_dir() -> Path:
     """The directory of everything fetched and built."""
     named = os.environ.get("TORPOR_VM_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(named) if named else Path(base) / "torpor-vm"
+    return Path(named).absolute() if named else Path(base) / "torpor-vm"
+
+
+def jobs() -> int:
+    """How many guests may run at a time.  Raises VmError where $TORPOR_VM_JOBS is no number of guests."""
+    named = os.environ.get("TORPOR_VM_JOBS") or "2"
+    if not (named.isascii() and named.isdecimal() and int(named)):
+        raise VmError(f"TORPOR_VM_JOBS is {named!r}; it says how many guests may run at a time, 1 or more")
+    return int(named)
+
+
+@contextlib.contextmanager
+def in_cache() -> Iterator[None]:
+    """Something is made in the cache.  Raises VmError where that fails."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except subprocess.CalledProcessError as error:
+        what = f"{error.cmd[0]} has failed with {error.returncode}"
+    else:
+        return
+    raise VmError(f"{what}; make room in {cache_dir()}, or name another directory in TORPOR_VM_CACHE")

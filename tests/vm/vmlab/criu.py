@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from . import VmError, cache_dir
+from . import VmError, cache_dir, in_cache
 from .cpio import CpioWriter
 from .debian import Archive, unpack
 from .image import locked
@@ -50,6 +50,7 @@ def _tree(packages: list[Path], scratch: Path) -> Path:
     return slim
 
 
+@in_cache()
 def archive(target: Target) -> Path:
     """The cached archive with CRIU for `target`, made first if there is none."""
     if target.arch not in ARCHITECTURES:

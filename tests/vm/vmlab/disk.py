@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import VmError, cache_dir, image
+from . import VmError, cache_dir, image, in_cache
 from .debian import require
 from .targets import Target
 
@@ -44,6 +44,7 @@ def unpack(archive: Path, goal: Path) -> None:
             path.chmod(mode & 0o7777)
 
 
+@in_cache()
 def make(target: Target, path: Path, version: str) -> None:
     """A new disk at `path` with the userland of `target`."""
     require(("mke2fs", "e2fsprogs"))

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from . import VmError, cache_dir, targets
+from . import VmError, cache_dir, in_cache, targets
 from .cpio import CpioWriter
 from .debian import Archive, require, unpack
 from .targets import Target
@@ -152,6 +152,14 @@ def _build_kernel(deb: Path, kernel: Path, modules: Path, work: Path) -> None:
     shutil.copy(glob.glob(str(full / "boot/vmlinu*"))[0], kernel)
 
 
+def _name(path: Path, package: str) -> None:
+    """The last step: where there is a name, there is the whole image."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(package)
+    partial.rename(path)
+
+
+@in_cache()
 def prepare(target: Target, version: str) -> Image:
     """The cached image of `target` with Linux `version`, made first if there is none."""
     require((target.qemu, target.qemu_package), ("depmod", "kmod"), ("dpkg-deb", "dpkg"), ("apt-get", "apt"))
@@ -173,7 +181,7 @@ def prepare(target: Target, version: str) -> Image:
                 package = archive.newest(pattern)
                 (deb,) = archive.fetch((package,))
                 _build_kernel(deb, named.with_suffix(".kernel"), named.with_suffix(".cpio"), work)
-                named.write_text(package)
+                _name(named, package)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return Image(named.with_suffix(".kernel"), named.read_text(), (userland, named.with_suffix(".cpio")))

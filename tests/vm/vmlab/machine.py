@@ -8,6 +8,7 @@ QEMU outlives whoever started it, unless it is told not to: it gets a parent-dea
 that started it ends.  It has a session of its own, so that Ctrl-C reaches only us, who then end it (`end_all`).
 """
 
+import atexit
 import contextlib
 import fcntl
 import functools
@@ -27,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import VmError, cache_dir, image
+from . import VmError, cache_dir, image, in_cache, jobs
 from .cpio import CpioWriter
 from .debian import require
 from .targets import Target
@@ -42,9 +43,14 @@ FASTER = (
     "mitigations=off nokaslr kpti=off init_on_alloc=0 randomize_kstack_offset=off cryptomgr.notests "
     "initcall_blacklist=jent_mod_init,crypto_kdf108_init,init_encrypted,load_system_certificate_list"
 )
-SLOTS = threading.Semaphore(int(os.environ.get("TORPOR_VM_JOBS", "2")))
 _LEAVE_WITH_ME = ("setpriv", "--pdeathsig", "KILL", "--")
 _MARK = re.compile(r"@@(READY|BEGIN|RESULT|EXIT) (.*)")
+
+
+@functools.cache
+def slots() -> threading.Semaphore:
+    """One for each guest that may run."""
+    return threading.Semaphore(jobs())
 
 
 class Outcome(NamedTuple):
@@ -103,9 +109,7 @@ end_all = running.end_all
 def scratch_directory(prefix: str) -> Iterator[Path]:
     """A directory for one guest's files.  Those of runs that were killed are removed first: nobody holds their lock."""
     home = cache_dir() / "scratch"
-    home.mkdir(parents=True, exist_ok=True)
-    with open(home / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with in_cache(), image.locked(home):
         for old in home.iterdir():
             if old.is_dir() and _abandoned(old):
                 shutil.rmtree(old, ignore_errors=True)
@@ -142,9 +146,11 @@ def _make_disk(path: Path, size: int) -> Path:
 
 
 @functools.cache
-def _kept() -> tempfile.TemporaryDirectory[str]:
+def _kept() -> Path:
     """A directory that lives as long as this process."""
-    return tempfile.TemporaryDirectory(prefix="torpor-vm-")
+    until_the_end = contextlib.ExitStack()
+    atexit.register(until_the_end.close)
+    return until_the_end.enter_context(scratch_directory("packed-"))
 
 
 _packing = threading.Lock()
@@ -156,7 +162,7 @@ def _pack(name: str, source: Path) -> Path:
     without executors (arch/blobs): each is built when the first guest of its architecture is."""
     with _packing:
         if (name, source) not in _packed:
-            where = Path(_kept().name, str(len(_packed)))
+            where = _kept() / str(len(_packed))
             goal = where / "tree" / name
             shutil.copytree(source, goal, ignore=shutil.ignore_patterns("__pycache__", "blobs"))
             image.compile_into(goal, "/" + name)
@@ -211,6 +217,7 @@ def command(target: Target, kernel: Path, initrd: Path, *, memory: int = 512, ex
     ]  # fmt: skip
 
 
+@in_cache()
 def prepare(
     target: Target,
     version: str,
@@ -261,7 +268,7 @@ def run(
     limit of its own.
     `heard` gets each result when it comes; "cpu" in it is the processor time, in seconds, that QEMU took for the case.
     """
-    with SLOTS, scratch_directory(f"{target.arch}-{version}-") as directory:
+    with slots(), scratch_directory(f"{target.arch}-{version}-") as directory:
         if disk:
             modules = ["virtio_pci", "virtio_blk", "ext4", *modules]
             drive = f"file={_make_disk(directory / 'disk', disk)},if=virtio,format=raw,cache=unsafe"

@@ -15,7 +15,7 @@ from pathlib import Path
 from harness import crowd
 from harness.workload import DIRECTORY, Workload
 
-from . import VmError, cache_dir, targets
+from . import VmError, cache_dir, in_cache, targets
 from .debian import Archive, require, unpack
 from .image import locked
 from .targets import Target
@@ -58,6 +58,7 @@ def _root(target: Target) -> Path:
     return root
 
 
+@in_cache()
 def build(target: Target, names: Iterable[str]) -> tuple[dict[str, Path], dict[str, str]]:
     """Where each program that the guest needs lies here, by its path there; and the workloads that do not compile."""
     compiler, root = _compiler(target), _root(target)

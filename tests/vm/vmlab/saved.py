@@ -83,7 +83,7 @@ class SavedGuest:
         self.directory = directory
         self._command = machine.prepare(target, version, directory, argv, modules=modules, memory=256)
         monitor = directory / "monitor"
-        with machine.SLOTS:
+        with machine.slots():
             begun = time.monotonic()
             guest = Guest([*self._command, *extra, "-qmp", f"unix:{monitor},server=on,wait=off"])
             try:
@@ -127,7 +127,7 @@ class SavedGuest:
     def resume(self, extra: Sequence[str]) -> Iterator[Guest]:
         """A guest that goes on from there."""
         state = shlex.quote(str(self.directory / "state"))
-        with machine.SLOTS:
+        with machine.slots():
             guest = Guest([*self._command, *extra, "-incoming", f"exec:cat {state}"])
             try:
                 yield guest

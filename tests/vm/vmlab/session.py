@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import VmError, cache_dir, criu, machine, programs
+from . import VmError, cache_dir, criu, in_cache, jobs, machine, programs
 from .image import locked
 from .targets import CPUS, TARGETS
 
@@ -46,6 +46,7 @@ class Key(NamedTuple):
         return cache_dir() / "results" / f"{'-'.join(filter(None, self))}.json"
 
 
+@in_cache()
 def remember(key: Key, case: str, result: Result) -> None:
     with locked(key.file.parent):
         known = json.loads(key.file.read_text()) if key.file.exists() else {}
@@ -146,9 +147,8 @@ class Guests:
             boot = self.boots.setdefault(key.boot, Boot(key.boot))
             if boot.cases.setdefault(case, key) != key:
                 raise ValueError(f"{boot.cases[case].module} and {key.module} both have a case {case}")
-        jobs = int(os.environ.get("TORPOR_VM_JOBS", "2"))
-        self._reserved, self._places = reserved, threading.Semaphore(jobs - reserved)
-        self._pool = ThreadPoolExecutor(jobs)
+        self._reserved, self._places = reserved, threading.Semaphore(jobs() - reserved)
+        self._pool = ThreadPoolExecutor(jobs())
         longest_first = sorted(self.boots.values(), key=lambda boot: -len(boot.cases))
         self._outcomes: dict[Key, Future[dict[str, Result]]] = {
             boot.key: self._pool.submit(self._run, boot) for boot in longest_first
