@@ -243,11 +243,13 @@ def _look(session: "Dump") -> None:
 
     assert session.options.tree is not None
     collect.prepare(session)
+    if session.options.leave_running:
+        from torpor.rehearsal import rehearse
+
+        rehearse(session)
     alive = foresee(session, session.options.tree)
     ask.allow_descriptors(len(alive))
     prepare_pages(session.images, alive)
-    if alive:
-        ask.rehearse(session, alive[0])
     if session.costs is not None:
         session.costs.kinds.clear()  # nobody has stood still for it
 

@@ -10,14 +10,12 @@ from torpor import dump_files
 from torpor import signals as signal
 from torpor.engine.descriptors import raise_limit, shortage
 from torpor.engine.executor import CannotInstall, Executor
-from torpor.engine.program import Program, batches
+from torpor.engine.program import Program
 from torpor.engine.stepper import Stepper
-from torpor.engine.stops import is_ending
 from torpor.engine.team import Answers, ThreadTeam
 from torpor.engine.thaw import thaw, thaw_somehow
 from torpor.engine.waiting import check_cancelled, forget_cancellation
 from torpor.errors import DumpFailed, TaskGone, TorporError
-from torpor.kernel.maps import read_maps
 from torpor.kernel.proc import INFINITY, parse_stat
 from torpor.kernel.procfs import read_all
 from torpor.memory import segments as shared
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from torpor.resources.context import Dump
 
 STOPPING_S = 5.0  # until every task has come to its stop
-REHEARSED = 1 << 16  # bytes of questions
 AT_ONCE = 32  # tasks that run programs at the same time
 
 
@@ -42,25 +39,6 @@ def allow_descriptors(number: int) -> None:
     short = shortage(number, 2 * min(number, AT_ONCE), raise_limit())
     if short is not None:
         raise DumpFailed(f"cannot dump {number} tasks", *short, code="no-descriptors")
-
-
-def rehearse(dump: "Dump", task: DumpTask) -> None:
-    """Before the freeze: some of what will be done with this task while it stands still.  What is the same by then is
-    looked up (its areas, its limits, what it is asked), and the rest goes faster: Python takes half as long when it has
-    run the same code before.  A process of 4 MB stands still for 4 ms, not 5."""
-    if task.status is None:
-        return  # it has ended
-    try:
-        task.areas = read_maps(task.leader.tid)
-        program = _questions(dump, task, Asked(dump.state["attributes"]), AddressSpace(task))
-    except (OSError, TaskGone):
-        return
-    except TorporError:
-        if is_ending(task.leader.tid):  # its files in /proc are empty
-            return
-        raise
-    for batch in batches(program, task.leader.arch.word, REHEARSED):
-        batch.encode(0, task.leader.arch)
 
 
 def install(dump: "Dump") -> None:
@@ -124,9 +102,9 @@ class Asked:
 
 
 def gather(dump: "Dump", memory: list[AddressSpace]) -> Asked:
-    """Let every task tell what only it can tell, and write its pages; look at everything else meanwhile.
+    """Let every task write its pages, and tell what only it can tell; look at everything else meanwhile.
 
-    Some tasks run at a time, all that they have to do in one program each.
+    Some tasks run at a time.  Each begins with its pages, which takes it a while: the questions are made up meanwhile.
     """
     asked = Asked(dump.state["attributes"])
     spaces = {space.task.pid: space for space in memory}
@@ -135,19 +113,22 @@ def gather(dump: "Dump", memory: list[AddressSpace]) -> Asked:
     for at in range(0, len(alive), AT_ONCE):
         check_cancelled()
         some = alive[at : at + AT_ONCE]
-        writers = []
+        writers = {}
         for task in some:
-            program = _questions(dump, task, asked, spaces.get(task.pid))
             if task.pid in spaces:  # else it lives in another's address space
                 pages_id += 1
-                writers.append(spaces[task.pid].write(dump, pages_id, program))
+                writers[task.pid] = spaces[task.pid].write(dump, pages_id)
+        for task in some:
+            program = _questions(dump, task, asked, spaces.get(task.pid))
+            if task.pid in writers:
+                writers[task.pid].then(program)
             else:
                 task.run(program)
         for task in some:
             dump_files.look(dump, task)
             if task.pid in spaces:
                 spaces[task.pid].look(dump)
-        for writer in writers:
+        for writer in writers.values():
             writer.join()
     dump_files.settle(dump)
     shared.store(dump, pages_id + 1)
@@ -193,6 +174,11 @@ def _ask_threads(task: DumpTask, asked: Asked) -> None:
 def cure(dump: "Dump", stop: bool = False) -> None:
     """Take the executors out and let every task go on as it was (or stay stopped, by SIGSTOP)."""
     forget_cancellation()
+    put_back(dump, stop)
+
+
+def put_back(dump: "Dump", stop: bool = False) -> None:
+    """As `cure`, where other work follows, which may be cancelled."""
     for task in dump.tasks.values():
         if task.runner is not None:
             task.runner.remove()
@@ -225,6 +211,11 @@ def _await_stops(tids: list[int]) -> None:
 def cure_all(dump: "Dump", tree: "FrozenTree") -> None:
     """After a failure: put back whatever can be put back, whatever state it is in."""
     forget_cancellation()
+    put_all_back(dump, tree)
+
+
+def put_all_back(dump: "Dump", tree: "FrozenTree") -> None:
+    """As `cure_all`, where other work follows, which may be cancelled."""
     for task in dump.tasks.values():
         try:
             if task.team is not None:

@@ -5,18 +5,16 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 import torpor
 from harness.events import child
-from torpor import dump_ask, dump_collect, survey
+from torpor import survey
 from torpor.check_tree import TreeReport
-from torpor.images.directory import ImageWriter
 from torpor.kernel.procfs import ParseError
 from torpor.options import Options
-from torpor.resources.context import Dump, DumpTask
+from torpor.resources.context import DumpTask
 
 
 @pytest.fixture
@@ -47,21 +45,6 @@ def test_a_task_that_is_ending_is_known() -> None:
     assert survey.ending(task)
     os.waitpid(pid, 0)
     assert survey.ending(task)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_a_task_that_has_ended_is_not_rehearsed(tmp_path: Path) -> None:
-    """/proc/PID/coredump_filter, for one, is empty then."""
-    dir_fd = os.open(tmp_path, os.O_RDONLY)
-    with child() as pid:
-        dump = Dump(Options(tree=pid, images_dir=str(tmp_path)), ImageWriter(dir_fd))
-        dump_collect.prepare(dump)
-        dump_ask.rehearse(dump, seen(pid))
-        task = seen(pid)
-        os.kill(pid, signal.SIGKILL)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        dump_ask.rehearse(dump, task)
-    os.close(dir_fd)
 
 
 def seen(pid: int) -> DumpTask:

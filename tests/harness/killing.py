@@ -2,7 +2,8 @@
 """Dumps whose engine is killed at a moment that is told by counting.
 
 A step is what the engine does to a task (a ptrace request, a write to the task's memory, a message to its executor),
-and what it writes into its journal.  To die before each of them in turn visits every state in which a task can be.
+and what it writes into its journal; but not while it rehearses with a child of its own.  To die before each of them in
+turn visits every state in which a task can be.
 """
 
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 from harness.events import children_of, describe, wait_end
 from harness.warm import WARM, start
+from torpor import rehearsal
 from torpor.engine import journal
 from torpor.engine.tracee import Tracee
 from torpor.kernel import ptrace
@@ -32,12 +34,12 @@ class Steps:
         self.deed, self.tell = deed, tell
         self.front = os.getpid()
         self.process = self.count = 0  # which process that is, and is it the engine?
-        self.is_engine = False
+        self.is_engine = self.rehearsing = False
 
     def step(self) -> None:
         if self.process != os.getpid():
             self.process, self.is_engine = os.getpid(), os.getppid() == self.front
-        if self.is_engine:
+        if self.is_engine and not self.rehearsing:
             self.count += 1
             self.deed(self.count)
 
@@ -48,7 +50,18 @@ class Steps:
 
         return wrapped
 
+    def uncounted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any) -> None:
+            self.rehearsing = True
+            try:
+                function(*arguments)
+            finally:
+                self.rehearsing = False
+
+        return wrapped
+
     def begin(self) -> None:
+        rehearsal.rehearse = self.uncounted(rehearsal.rehearse)
         ptrace.request = self.counted(ptrace.request)
         journal.note = self.counted(journal.note)
         Tracee.write = self.counted(Tracee.write)  # type: ignore[method-assign]

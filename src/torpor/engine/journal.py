@@ -55,6 +55,22 @@ def close_journal() -> None:
     _memory = None
 
 
+def set_aside() -> "tuple[mmap.mmap | None, int]":
+    """From here on a journal is kept that nobody reads, until this one is taken up again."""
+    global _memory, _end
+    kept = _memory, _end
+    if _memory is not None:
+        _memory = mmap.mmap(-1, SIZE >> 10)
+        _end = _LENGTH.size
+    return kept
+
+
+def take_up(kept: "tuple[mmap.mmap | None, int]") -> None:
+    global _memory, _end
+    close_journal()
+    _memory, _end = kept
+
+
 def note(kind: str, *facts: Any) -> None:
     """Write a record."""
     global _end

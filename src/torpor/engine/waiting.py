@@ -96,7 +96,7 @@ def wait_readable(fd: int, on_child: Callable[[], None], timeout: float | None =
     """Wait until `fd` is readable; call `on_child` when some child or tracee changed.  False: timed out."""
     poller = select.poll()
     poller.register(fd, select.POLLIN)
-    if poller.poll(0):
+    if stops.soon(lambda: poller.poll(0) or None):
         return True
     on_child()  # a signal for this child may have been read while another was waited for
     if _signal_fd < 0:

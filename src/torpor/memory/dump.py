@@ -180,10 +180,10 @@ class AddressSpace:
         """Of pages that are stored."""
         return self.writer.bytes if self.writer is not None else 0
 
-    def write(self, dump: "Dump", pages_id: int, program: Program) -> PageWriter:
-        """Frozen: set the task to run `program` and to write its pages.  What is returned is to be joined."""
+    def write(self, dump: "Dump", pages_id: int) -> PageWriter:
+        """Frozen: set the task to write its pages.  What is returned is to be joined."""
         self.writer = PageWriter(dump.images, self.task, pages_id, self.runs)
-        self.writer.start(program)
+        self.writer.start()
         return self.writer
 
     def save_tags(self, images: "ImageWriter") -> "list[TagRunEntry]":

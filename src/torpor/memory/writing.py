@@ -112,19 +112,26 @@ class PageWriter:
         self.rest: list[Batch] = []
         self.fd = self.pagemap.open_pages()
 
-    def start(self, program: Program) -> None:
-        """Frozen: set the task to run `program`, and then to write its pages, by pwritev.  `join` collects."""
+    def start(self) -> None:
+        """Frozen: set the task to write its pages, by pwritev.  `join` collects."""
         runner = self.task.runner
         assert runner is not None
+        program = Program()
         if not isinstance(runner, Executor) or not self._may_write():
             self.left += self.inside
         elif self.inside:
             self._write(runner, program, self.inside)
+        self.then(program)
+
+    def then(self, program: Program) -> None:
+        """Frozen: have the task run `program`, too, before `join` ends: behind its pages, where it writes them."""
+        runner = self.task.runner
         if not isinstance(runner, Executor):
-            runner.run(program)
+            self.task.run(program)
             return
-        first, *self.rest = runner.batches(program)
-        runner.start(first)
+        self.rest += runner.batches(program)
+        if self.rest and not runner.running:
+            runner.start(self.rest.pop(0))
 
     def _write(self, runner: Executor, program: Program, inside: list[Piece]) -> None:
         word = self.task.leader.arch.word
@@ -151,7 +158,7 @@ class PageWriter:
         """Frozen: wait for the task, then copy what it could not write itself."""
         try:
             runner = self.task.runner
-            if isinstance(runner, Executor):
+            if isinstance(runner, Executor) and runner.running:
                 runner.finish()
                 for batch in self.rest:
                     runner.start(batch)
