@@ -19,7 +19,7 @@ from torpor.images.schema.sa import SaEntry
 from torpor.images.schema.torpor import TaskExtraEntry
 from torpor.kernel.proc import INFINITY, Limit
 from torpor.kernel.sched import SCHED_DEADLINE, SCHED_FIFO
-from torpor.resources import names, own, prctl, rlimits, sched, security, signals, threads
+from torpor.resources import names, own, prctl, rlimits, sched, security, signals, switches, threads
 
 
 @pytest.fixture(autouse=True)
@@ -231,12 +231,12 @@ def test_membarrier_registrations_one_by_one() -> None:
 def test_switches_are_set_only_where_they_were() -> None:
     made = task()
     program = Program()
-    prctl.Switches().place(made, program)
-    prctl.Switches().last(made, program)
+    switches.Switches().place(made, program)
+    switches.Switches().last(made, program)
     assert not calls(program)
     made.extras.process = TaskExtraEntry(tsc=2, mce_kill=1, store_bypass=5, mdwe=1, thp_disable=3)
-    prctl.Switches().place(made, program)
-    prctl.Switches().last(made, program)
+    switches.Switches().place(made, program)
+    switches.Switches().last(made, program)
     assert calls(program) == [
         ("prctl", 26, 2, 0, 0, 0),
         ("prctl", 33, 1, 1, 0, 0),

@@ -5,42 +5,29 @@
   set after creds.py is through, the flag when all threads are.
 - dumpable 2 (owned by root) cannot be set; it comes back as 0, which is stricter.
 - loginuid can be written only by the task itself, oom_score_adj from outside; lowering that needs CAP_SYS_RESOURCE.
-- Memory-deny-write-execute cannot be taken off again, and is inherited: it is set last.
-- Everything in `Switches` is inherited by threads and children: the leader sets it before there are any.
 """
 
 import os
 import struct
 
-from torpor.errors import KernelError
-from torpor.kernel.procfs import read_all
 from torpor.kernel.syscall import call
 from torpor.resources import extras, own
 from torpor.resources.base import Attribute
-from torpor.typed import TYPE_CHECKING, Any, NamedTuple
+from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.engine.program import Pointer, Program, Result
     from torpor.engine.tracee import Tracee
     from torpor.images.schema.core import CoreEntry
-    from torpor.resources.context import Dump, DumpTask, Restore, RestoreTask
+    from torpor.resources.context import DumpTask, Restore, RestoreTask
 
 PR_SET_PDEATHSIG, PR_GET_PDEATHSIG, PR_SET_DUMPABLE = 1, 2, 4
-PR_GET_TSC, PR_SET_TSC, PR_TSC_ENABLE = 25, 26, 1
 PR_SET_TIMERSLACK, PR_GET_TIMERSLACK = 29, 30
-PR_MCE_KILL, PR_MCE_KILL_GET, PR_MCE_KILL_SET, PR_MCE_KILL_DEFAULT = 33, 34, 1, 2
 PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
-PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42
-PR_GET_SPECULATION_CTRL, PR_SET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, PR_SPEC_INDIRECT_BRANCH = 52, 53, 0, 1
-PR_SET_MDWE, PR_GET_MDWE = 65, 66
-PR_SET_MEMORY_MERGE, PR_GET_MEMORY_MERGE = 67, 68
-PR_SPEC_PRCTL = 1  # of what PR_GET_SPECULATION_CTRL answers: this task's own setting is in the other bits
 MEMBARRIER_REGISTRATIONS = 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8
 MEMBARRIER_QUERY, MEMBARRIER_REGISTER_GLOBAL = 0, 1 << 2
 MEMBARRIER_PRIVATES = (1 << 3, 1 << 5, 1 << 7)  # private, with core sync, with rseq; to register is the next bit
 MEMBARRIER_PRIVATE, MEMBARRIER_REGISTER_PRIVATE, MEMBARRIER_GET_REGISTRATIONS = 1 << 3, 1 << 4, 1 << 9
-PF_IO_FLUSHER = 0x00080000  # PF_MEMALLOC_NOIO
-DEFAULT_COREDUMP_FILTER = 0x33
 O_WRONLY, AT_FDCWD = 1, -100
 
 
@@ -238,166 +225,4 @@ class LoginUid(Attribute):
             log.warning(f"{task.subject}: its login user (for the audit log) could not be set back: {why}")
 
 
-class _Switch(NamedTuple):
-    """A setting of a process: its field in TaskExtraEntry, what asks and sets it, and what is not worth storing.
-
-    `of_threads`: each thread has its own, which begins as that of the thread that makes it (ThreadExtraEntry).
-    """
-
-    field: str
-    get: tuple[int, ...]
-    set: tuple[int, ...]  # the value comes after it
-    default: int
-    by_pointer: bool = False
-    of_threads: bool = False
-
-
-SWITCHES = (
-    _Switch("memory_merge", (PR_GET_MEMORY_MERGE, 0, 0, 0, 0), (PR_SET_MEMORY_MERGE,), 0),
-    _Switch("tsc", (PR_GET_TSC,), (PR_SET_TSC,), PR_TSC_ENABLE, by_pointer=True, of_threads=True),
-    _Switch(
-        "mce_kill",
-        (PR_MCE_KILL_GET, 0, 0, 0, 0),
-        (PR_MCE_KILL, PR_MCE_KILL_SET),
-        PR_MCE_KILL_DEFAULT,
-        of_threads=True,
-    ),
-)
-SPECULATION = (
-    ("store_bypass", PR_SPEC_STORE_BYPASS, "speculation_store_bypass"),
-    ("indirect_branch", PR_SPEC_INDIRECT_BRANCH, "speculation_indirect_branch"),
-)
-
-
-class Switches(Attribute):
-    """Settings of a process that are rarely other than they begin."""
-
-    covers = frozenset(
-        {"task:memory_merge", "task:tsc", "task:mce_kill", "task:speculation", "task:mdwe", "task:thp_disable",
-         "task:coredump_filter", "task:io_flusher"}
-    )  # fmt: skip
-
-    def examine(self, task: "DumpTask", dump: "Dump") -> None:
-        if task.stat.flags & PF_IO_FLUSHER:
-            dump.refuse(task.refusal("it is an I/O flusher (PR_SET_IO_FLUSHER)", "end the storage daemon first"))
-        statuses = task.thread_statuses
-        expected = statuses[task.leader.tid].credentials.speculation
-        for tid, status in statuses.items():
-            if status.credentials.speculation != expected:
-                why = f"its thread {tid} has speculation controls of its own (PR_SET_SPECULATION_CTRL)"
-                dump.refuse(task.refusal(why, "set them before threads are made"))
-
-    def examine_running(self, task: "DumpTask", dump: "Dump") -> None:
-        if not task.stat.flags & PF_IO_FLUSHER:
-            _refuse_flushers(task, dump)
-
-    def ask(self, task: "DumpTask", program: "Program") -> Any:
-        """Field -> result of the call, and where it put its answer."""
-        assert task.status is not None
-        asked = {switch.field: _ask(switch, program) for switch in SWITCHES}
-        for field, which, shown in SPECULATION:
-            if getattr(task.status, shown).startswith("thread") or "conditional" in getattr(task.status, shown):
-                asked[field] = program.call("prctl", PR_GET_SPECULATION_CTRL, which, 0, 0, 0, may_fail=True), None
-        asked["mdwe"] = program.call("prctl", PR_GET_MDWE, 0, 0, 0, 0, may_fail=True), None
-        asked["thp_disable"] = program.call("prctl", PR_GET_THP_DISABLE, 0, 0, 0, 0, may_fail=True), None
-        return asked, own.number_file(f"/proc/{task.leader.tid}/coredump_filter", 16)
-
-    def save(self, task: "DumpTask", answer: Any, core: "CoreEntry") -> None:
-        asked, coredump_filter = answer
-        defaults = {switch.field: switch.default for switch in SWITCHES}
-        for field, (result, space) in asked.items():
-            if result.value < 0:
-                continue  # this kernel does not have it
-            value = _value(task, result, space)
-            if value != defaults.get(field, 0):
-                task.process_extras[field] = value
-        if coredump_filter not in (None, DEFAULT_COREDUMP_FILTER):
-            task.process_extras["coredump_filter"] = coredump_filter
-
-    def ask_thread(self, task: "DumpTask", program: "Program") -> "list[tuple[_Switch, Result, Pointer | None]]":
-        return [(switch, *_ask(switch, program)) for switch in SWITCHES if switch.of_threads]
-
-    def save_thread(self, task: "DumpTask", thread: "Tracee", answer: Any, core: "CoreEntry") -> None:
-        for switch, result, space in answer:
-            value = _value(task, result, space) if result.value >= 0 else None
-            if value not in (None, task.process_extras.get(switch.field, switch.default)):
-                setattr(extras.of_thread(task, thread.tid), switch.field, value)
-
-    def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
-        extra = task.extras.threads.get(tid)
-        for switch in SWITCHES if extra is not None else ():
-            if switch.of_threads and (value := getattr(extra, switch.field)) is not None:
-                _set(switch, value, program)
-
-    def check(self, task: "RestoreTask", restore: "Restore") -> None:
-        extra = extras.load(restore, task.pid).process
-        if extra.memory_merge and not own.facts().has(own.CAP_SYS_RESOURCE):
-            raise task.refusal(
-                "it lets its memory be merged (PR_SET_MEMORY_MERGE)",
-                "run Torpor with CAP_SYS_RESOURCE",
-                code="no-rights",
-            )
-
-    def place(self, task: "RestoreTask", program: "Program") -> None:
-        extra = task.extras.process
-        for switch in SWITCHES:
-            value = getattr(extra, switch.field)
-            if value is not None:
-                _set(switch, value, program)
-        for field, which, _ in SPECULATION:
-            value = getattr(extra, field)
-            if value is not None and value & PR_SPEC_PRCTL:
-                program.call("prctl", PR_SET_SPECULATION_CTRL, which, value & ~PR_SPEC_PRCTL, 0, 0)
-
-    def last(self, task: "RestoreTask", program: "Program") -> None:
-        extra = task.extras.process
-        disabled = extra.thp_disable
-        if disabled is None:
-            disabled = int(task.mm is not None and bool(task.mm.thp_disabled))
-        if disabled:
-            program.call("prctl", PR_SET_THP_DISABLE, 1, disabled & ~1, 0, 0)
-        if extra.mdwe:
-            program.call("prctl", PR_SET_MDWE, extra.mdwe, 0, 0, 0)
-
-    def outside(self, task: "RestoreTask", restore: "Restore") -> None:
-        wanted = task.extras.process.coredump_filter
-        ours = own.facts().coredump_filter
-        if wanted is None and task.extras.ours:
-            wanted = DEFAULT_COREDUMP_FILTER
-        if wanted is None or ours is None or wanted == ours:
-            return
-        try:
-            fd = os.open(f"/proc/{task.pid}/coredump_filter", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(fd, b"%#x" % wanted)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise KernelError(f"cannot set what a core dump of task {task.pid} holds", error) from None
-
-
-def _refuse_flushers(task: "DumpTask", dump: "Dump") -> None:
-    """Threads that are what the first is not.  (/proc/TID/stat adds up the times of all threads, for each of them.)"""
-    tasks = f"/proc/{task.pid}/task"
-    for tid, stat in task.of_other_threads(lambda tid: read_all(f"{tasks}/{tid}/stat")):
-        if int(stat[stat.rindex(b")") + 2 :].split(b" ", 7)[6]) & PF_IO_FLUSHER:
-            why = f"its thread {tid} is an I/O flusher (PR_SET_IO_FLUSHER)"
-            dump.refuse(task.refusal(why, "end the storage daemon first"))
-            return
-
-
-def _ask(switch: _Switch, program: "Program") -> "tuple[Result, Pointer | None]":
-    space = program.space(4) if switch.by_pointer else None
-    pointer = (space,) if space is not None else ()
-    return program.call("prctl", *switch.get, *pointer, may_fail=True), space
-
-
-def _set(switch: _Switch, value: int, program: "Program") -> None:
-    program.call("prctl", *switch.set, value, *[0] * (4 - len(switch.set)))
-
-
-def _value(task: "DumpTask", result: "Result", space: "Pointer | None") -> int:
-    return result.value if space is None else int(struct.unpack(f"{task.leader.arch.word[0]}i", space.data)[0])
-
-
-ATTRIBUTES = [ParentDeath(), TimerSlack(), Dumpable(), Subreaper(), Membarrier(), OomScore(), LoginUid(), Switches()]
+ATTRIBUTES = [ParentDeath(), TimerSlack(), Dumpable(), Subreaper(), Membarrier(), OomScore(), LoginUid()]

@@ -43,7 +43,7 @@ REFUSED_TYPES = {8: "fd:inotify", 10: "fd:packet", 12: "fd:fanotify", 13: "fd:ne
 
 # Modules with ATTRIBUTES, in the order in which they are placed at restore.
 ATTRIBUTES = (
-    "names", "sched", "creds", "prctl", "threads", "timers", "signals", "rlimits", "security", "cgroup",
+    "names", "sched", "creds", "prctl", "switches", "threads", "timers", "signals", "rlimits", "security", "cgroup",
     "stops", "semaphores",
 )  # fmt: skip
 

@@ -43,6 +43,9 @@ class ThreadExtraEntry(Message):
     personality: int | None = optional(12, UINT32, default=None)
     tsc: int | None = optional(13, UINT32, default=None)  # PR_GET_TSC
     mce_kill: int | None = optional(14, UINT32, default=None)  # PR_MCE_KILL_GET
+    fp_exceptions: int | None = optional(15, UINT32, default=None)  # PR_GET_FPEXC
+    unaligned: int | None = optional(16, UINT32, default=None)  # PR_GET_UNALIGN
+    cpuid: int | None = optional(17, UINT32, default=None)  # ARCH_GET_CPUID
 
 
 class TaskExtraEntry(Message):
@@ -62,6 +65,9 @@ class TaskExtraEntry(Message):
     futex_slots: int | None = optional(12, UINT32, default=None)  # PR_FUTEX_HASH_SET_SLOTS, if it chose them itself
     zombie_uid: int | None = optional(13, UINT32, default=None)  # of a zombie, whose images have no credentials
     zombie_gid: int | None = optional(14, UINT32, default=None)
+    fp_exceptions: int | None = optional(15, UINT32, default=None)  # PR_GET_FPEXC of ppc64le
+    unaligned: int | None = optional(16, UINT32, default=None)  # PR_GET_UNALIGN of ppc64le
+    cpuid: int | None = optional(17, UINT32, default=None)  # ARCH_GET_CPUID of x86
 
 
 class TagRunEntry(Message):
