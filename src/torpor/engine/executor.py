@@ -236,6 +236,9 @@ class Executor:
 
     # -- programs -------------------------------------------------------------------------------------------------
     def run(self, program: Program) -> None:
+        """Behind what the task is at already."""
+        if self.running:
+            self.finish()
         for batch in self.batches(program):
             self.start(batch)
             self.finish()
