@@ -3,13 +3,14 @@
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import torpor
-from harness.events import child, children_of, wait_end
+from harness.events import children_of, wait_end
 from torpor import dump_collect, rehearsal
 from torpor.engine import journal
 from torpor.engine.waiting import check_cancelled
@@ -22,8 +23,9 @@ Deed = Callable[[int], None]
 
 @pytest.fixture
 def victim() -> Iterator[int]:
-    with child() as pid:
-        yield pid
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True, stdin=subprocess.DEVNULL) as process:
+        yield process.pid
+        process.kill()
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def rehearsed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Deed
 
 def dump(pid: int, images: Path, leave_running: bool = True) -> None:
     images.mkdir()
-    torpor.dump(pid, images, leave_running=leave_running, shell_job=True, manage_cgroups="ignore")
+    torpor.dump(pid, images, leave_running=leave_running, manage_cgroups="ignore")
 
 
 def is_unharmed(pid: int) -> bool:
