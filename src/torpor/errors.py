@@ -85,6 +85,7 @@ class ImageError(TorporError):
 _USUAL = {
     "bad-image": "copy the whole directory again from where the dump was made, or use another dump",
     "missing-image": "copy the whole directory again from where the dump was made, with every file in it",
+    "foreign-architecture": "restore on a machine like the one that it comes from",
     "foreign-image": "restore it with the program that made it, on a machine like the one it comes from",
     "bad-value": "this is a bug in Torpor; please report it",
 }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading and checking images before anything is created: what comes from here can be trusted to make sense."""
 
+from torpor.arch import ARCHITECTURES, native
 from torpor.engine.descriptors import shortage
 from torpor.engine.waiting import check_cancelled
 from torpor.errors import ImageError, Refusal
@@ -14,7 +15,7 @@ from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.arch.base import Arch, Registers
-    from torpor.images.schema.core import TaskKobjIdsEntry
+    from torpor.images.schema.core import CoreEntry, TaskKobjIdsEntry
     from torpor.images.schema.inventory import InventoryEntry
     from torpor.resources.context import Restore
 
@@ -43,6 +44,7 @@ def load(restore: "Restore") -> Plan:
             raise twice
         task.restore = restore
         task.cores[entry.pid] = images.one(kinds.CORE, entry.pid)
+        _check_architecture(task.core)  # first: to another machine all else looks mangled
         tc = task.core.tc
         if tc is None or tc.task_state not in (TaskState.ALIVE, TaskState.DEAD, TaskState.STOPPED, TaskState.ZOMBIE):
             raise ImageError(f"{kinds.CORE.file_name(entry.pid)} is mangled", "it does not say how the task was")
@@ -96,6 +98,7 @@ def _load_living(restore: "Restore", task: RestoreTask, inventory: "InventoryEnt
     task.threads.sort(key=lambda tid: tid != task.pid)
     for tid in task.threads[1:]:
         task.cores[tid] = images.one(kinds.CORE, tid)
+        _check_architecture(task.cores[tid])
     for tid, core in task.cores.items():
         if core.thread_core is None and (tid != task.pid or len(task.threads) == 1):
             raise ImageError(f"{kinds.CORE.file_name(tid)} is mangled", "it says nothing of the thread")
@@ -106,6 +109,15 @@ def _load_living(restore: "Restore", task: RestoreTask, inventory: "InventoryEnt
         raise ImageError(f"{kinds.IDS.file_name(task.pid)} is mangled", "a number in it is 0")
     _check_namespaces(task, task.ids, inventory.root_ids)
     task.fs = images.one(kinds.FS, task.pid)
+
+
+def _check_architecture(core: "CoreEntry") -> None:
+    if core.mtype != native().march:
+        theirs = ARCHITECTURES.get(core.mtype, f"number {core.mtype}")
+        raise Refusal(
+            "these images", f"they are of another architecture ({theirs}) than this machine's {native().name}",
+            "restore them on a machine like the one they come from", code="foreign-architecture",
+        )  # fmt: skip
 
 
 def _check_namespaces(task: RestoreTask, ids: "TaskKobjIdsEntry", ours: "TaskKobjIdsEntry | None") -> None:
@@ -158,11 +170,6 @@ def registers(restore: "Restore", arch: "Arch", template: "Registers") -> dict[i
         if task.dead:
             continue
         for tid, core in task.cores.items():
-            if core.mtype != arch.march:
-                raise Refusal(
-                    "these images", f"they are of another architecture ({core.mtype}) than this machine's {arch.name}",
-                    "restore them on a machine like the one they come from", code="foreign-architecture",
-                )  # fmt: skip
             if tid != task.pid or not task.leader_ended:
                 found[tid], _ = arch.from_core(core, template)
                 if arch.extra:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ import pytest
 from faults.trees import Checkpoint
 from faults.victim import run
 from harness.events import Nursery
+from torpor.images import kinds
+from torpor.images.directory import ImageReader, write_small
+from torpor.images.schema.mm import MmEntry
 from torpor.kernel.process import clone3
 
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
@@ -124,7 +128,43 @@ def test_foreign_architecture(checkpoint: Checkpoint, images: Path) -> None:
         assert data[12] == 0x08, "the field mtype comes first"
         data[13] = 2 if data[13] != 2 else 1
         path.write_bytes(data)
-    refused(checkpoint, images, "another architecture")
+    with changed_mm(images) as mm:
+        mm.vmas[-1].end = 1 << 60  # another machine's addresses look impossible here, and are not what is wrong
+    text = refused(checkpoint, images, "another architecture (armv7l)" if os.uname().machine == "x86_64" else "another")
+    assert "mangled" not in text
+
+
+def test_other_byte_order(checkpoint: Checkpoint, images: Path) -> None:
+    """Images of s390x on any other machine, or the other way round: to copy them again would not help."""
+    path = images / "inventory.img"
+    data = path.read_bytes()
+    path.write_bytes(data[3::-1] + data[7:3:-1] + data[8:])
+    text = refused(checkpoint, images, "byte order", "a machine like the one that it comes from")
+    assert "copy" not in text
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86_64's addresses")
+def test_addresses_that_this_cpu_does_not_have(checkpoint: Checkpoint, images: Path) -> None:
+    """Of a CPU with five levels of page tables: tests/vm/test_update.py has a real one."""
+    with changed_mm(images) as mm:
+        stack = next(area for area in mm.vmas if area.flags & 0x100)
+        stack.end += 1 << 55
+        stack.start += 1 << 55
+        mm.vmas.sort(key=lambda area: area.start)
+    if " la57 " in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this CPU has them")
+    text = refused(checkpoint, images, "further up than this machine's programs can have any")
+    assert "mangled" not in text
+
+
+@contextmanager
+def changed_mm(images: Path) -> Iterator[MmEntry]:
+    path = one_of(images, "mm-*")
+    pid = int(path.stem.partition("-")[2])
+    with ImageReader.open(str(images)) as reader:
+        entry = reader.one(kinds.MM, pid)
+        yield entry
+        write_small(reader.dir_fd, kinds.MM, entry, pid)
 
 
 def test_mangled_sizes(checkpoint: Checkpoint, images: Path) -> None:

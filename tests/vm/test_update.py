@@ -38,6 +38,7 @@ JOURNEYS = {
     ("x86_64", "to_less"): ((NEW, "dump"), (OLD, "lacking"), (NEW, "restore")),
     ("x86_64", "with_vectors"): _with_vectors(OLDEST, NEW),
     ("arm", "to_another"): (("cortex-a15", "dump"), ("max", "lacking"), ("cortex-a7", "restore")),  # max is an ARMv8
+    ("x86_64", "far_memory"): ((NEW, "far"), (NEW + ",-la57", "shorter_addresses"), (NEW, "hold")),
     **{(arch, "to_more_and_less"): _there_and_back(*cpus) for arch, cpus in LESS_AND_MORE.items()},
     **{(arch, "with_vectors"): _with_vectors(*LESS_AND_MORE[arch]) for arch in ("aarch64", "s390x")},
 }

@@ -17,6 +17,10 @@ MODULES = {
     "ppc64le": "ppc64le",
     "s390x": "s390x",
 }
+# By core_entry.march, to name those of images that come from elsewhere.
+ARCHITECTURES = {
+    1: "x86_64", 2: "armv7l", 3: "aarch64", 4: "ppc64le", 5: "s390x", 6: "mips", 7: "loongarch64", 8: "riscv64",
+}  # fmt: skip
 _native: "Arch | None" = None
 
 

@@ -62,7 +62,8 @@ class Arch:
     word: str  # struct code of an unsigned machine word, with byte order: "<Q", ">Q", "<I"
     word_size: int
     page_size_hint: int
-    user_end: int  # no area of a program lies beyond
+    user_end: int  # no area of a program lies beyond, but where it has asked for that
+    far_end = 0  # the same where it has; 0: it cannot
     stub_layout: tuple[int, int]  # where stack, vDSO and the like of a program without randomisation may lie
     elf_machine: int
     elf_flags = 0

@@ -108,6 +108,7 @@ class X86_64(Arch):
     word_size = 8
     page_size_hint = 4096
     user_end = 0x7FFFFFFFF000
+    far_end = 0xFFFFFFFFFFF000  # five levels of page tables (LA57)
     stub_layout = (0x7FFF00000000, 0x7FFFFFFFF000)
     elf_machine = 62
     march = 1

@@ -37,10 +37,10 @@ def call(name: str, *args: int) -> int:
     return syscall(NR[name], *args)
 
 
-def map_memory(size: int, protection: int, flags: int, fd: int = -1) -> int:
-    """mmap(2) anywhere, through libc: s390x takes its arguments in memory, 32-bit ARM counts the offset in pages."""
-    at: int | None = _mmap(None, size, protection, flags, fd, 0)
-    if at is None or at == _FAILED:
+def map_memory(size: int, protection: int, flags: int, fd: int = -1, at: int | None = None) -> int:
+    """mmap(2), through libc: s390x takes its arguments in memory, 32-bit ARM counts the offset in pages."""
+    found: int | None = _mmap(at, size, protection, flags, fd, 0)
+    if found is None or found == _FAILED:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    return at
+    return found

@@ -2,13 +2,16 @@
 """One task's address space as the images tell of it, checked, and questions about its areas.  Touches no task."""
 
 import os
+from errno import ENOMEM
 
 from torpor.arch import native
+from torpor.engine.executor import MAP_FIXED_NOREPLACE
 from torpor.errors import ImageError
 from torpor.images import kinds
 from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.pages import PageStore
 from torpor.images.schema.vma import VmaEntry
+from torpor.kernel.syscall import call, map_memory
 from torpor.memory import areas as vma
 from torpor.memory import cow, layout
 from torpor.memory.layout import Span
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 LOWEST = 1 << 16  # vm.mmap_min_addr's default, or more than that, of every architecture
+EVERYWHERE = (1 << 47) - (1 << 16)  # every 64-bit machine has addresses up to here, or makes them as they are used
+TRIAL = vma.MAP_PRIVATE | vma.MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
 AT_PAGESZ = 6
 KEPT_FLAGS = vma.MAP_SHARED | vma.MAP_PRIVATE | vma.MAP_DROPPABLE | vma.MAP_ANONYMOUS | vma.MAP_GROWSDOWN
 KEPT_FLAGS |= vma.MAP_NORESERVE
@@ -36,10 +41,11 @@ class AddressSpace:
         mm = task.mm if task.mm is not None else restore.images.one(kinds.MM, task.pid)
         task.mm = self.mm = mm
         self._check_page_size()
-        self.areas = layout.checked(name, mm, native().user_end)
+        self.areas = layout.checked(name, mm, native().far_end or native().user_end)
         vma.check_kinds(task, self.areas)
         vma.make_undroppable(self.areas)
         self._check_lowest()
+        self._check_highest()
         vma.check_count(task, len(self.areas), vma.most_areas())
         self.private = [area for area in self.areas if vma.is_private_memory(area)]
         self.guards = [(area.start, area.end) for area in mm.vmas if area.status & vma.GUARD]
@@ -75,6 +81,20 @@ class AddressSpace:
                 f"run Torpor with CAP_SYS_RAWIO, or: sysctl vm.mmap_min_addr={lowest}",
                 code="no-rights",
             )
+
+    def _check_highest(self) -> None:
+        """How far addresses reach is a matter of the CPU and of the kernel: it is tried."""
+        last = self.areas[-1].end - PAGE if self.areas else 0
+        if last < EVERYWHERE:
+            return
+        try:
+            call("munmap", map_memory(PAGE, 0, TRIAL, at=last), PAGE)
+        except OSError as error:
+            if error.errno == ENOMEM:
+                raise self.task.refusal(
+                    f"it has memory at {self.areas[-1].start:#x}, further up than this machine's programs can have any",
+                    "restore it on a CPU, and under a kernel, with addresses that long", code="cpu-feature",
+                ) from None  # fmt: skip
 
     def _check_pages(self) -> None:
         """Every stored page lies in a private area of the task's."""

@@ -3,10 +3,12 @@
 
 dump: the busy tree, with --cpu-cap.  hop: it goes on here, whose CPU has all that is asked for, and is dumped again.
 restore: it goes on here, and ends.  surplus: this CPU has registers for which the C library left no room.  lacking:
-this CPU has not all; that is said, and nothing is made.  vectors: dumps a program that holds vector registers.  refuse:
-it cannot be restored here.  hold: here it can.
+this CPU has not all; that is said, and nothing is made.  vectors: dumps a program that holds vector registers; far: one
+that has memory far up.  refuse: it cannot be restored here.  hold: here it can.  Any step of UNLIKE: this CPU does
+something otherwise, for which a restore is refused without any option.
 """
 
+import json
 import os
 import sys
 import time
@@ -23,6 +25,9 @@ LACKING = {
     "armv7l": ("the feature thumbee", ""),
     "ppc64le": ("the feature arch_3_00", ""),
     "s390x": ("the feature vx", "the vector facility"),
+}
+UNLIKE = {
+    "shorter_addresses": "it has memory at 0x4000000000000, further up than this machine's programs can have any",
 }
 INSTRUCTIONS, REGISTERS = LACKING[os.uname().machine]
 
@@ -71,8 +76,14 @@ def main() -> None:
             sys.exit(f"it does not say that there are too many registers: {said}")
         update.figures["said"] = said
         update.nothing_made()
-    elif step == "vectors":
-        update.begin("vectors.py", "holding")
+    elif step in UNLIKE:
+        said = [update.torpor(*words, fails=True) for words in (("check",), ("restore", "-d"))]
+        if UNLIKE[step] not in said[1] or "copy the whole directory" in said[1]:
+            sys.exit(f"it does not say {UNLIKE[step]!r}: {said}")
+        update.figures["said"] = said[1]
+        update.nothing_made()
+    elif step in ("vectors", "far"):
+        update.begin(f"{step}.py", "holding")
         time.sleep(PR_SECONDS)  # it is on its way from the file to the loop
         update.dump()
     elif step == "refuse":
@@ -89,9 +100,10 @@ def main() -> None:
         while not os.path.exists(f"{update.DATA}/result") and time.monotonic() < deadline:
             time.sleep(0.05)
         with open(f"{update.DATA}/result") as file:
-            update.figures["vectors"] = file.read()
-        if update.figures["vectors"] != '{"vectors": []}':
-            sys.exit(f"vector registers have changed: {update.figures['vectors']}")
+            held = json.load(file)
+        update.figures |= held
+        if any(held.values()):
+            sys.exit(f"it is not what it was: {held}")
     update.report(step)
 
 
