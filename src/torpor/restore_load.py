@@ -165,6 +165,8 @@ def check_pids(restore: "Restore", plan: Plan) -> None:
 
 def registers(restore: "Restore", arch: "Arch", template: "Registers") -> dict[int, "Registers"]:
     """All threads' registers, for this CPU.  Raises ImageError, Refusal."""
+    if arch.signs_pointers:
+        _check_signing(restore, arch)
     found = {}
     for task in restore.tasks.values():
         if task.dead:
@@ -177,6 +179,19 @@ def registers(restore: "Restore", arch: "Arch", template: "Registers") -> dict[i
                     stored = {entry.type: entry.data for entry in extra.registers} if extra is not None else {}
                     found[tid] = arch.with_extras(found[tid], stored, template)
     return found
+
+
+def _check_signing(restore: "Restore", arch: "Arch") -> None:
+    """Nobody can see whether signed pointers lie in memory, but on a CPU that signs, return addresses do."""
+    host = restore.images.find(kinds.TORPOR_HOST)
+    theirs = host.signing if host is not None else None
+    ours = arch.signing()
+    if theirs and theirs != ours:
+        restore.problem(Refusal(
+            "these images", f"they come from a CPU that signs pointers by {theirs}, and this one does by "
+            f"{ours or 'nothing that it tells'}: no signed return address would be right any more",
+            "restore them on a CPU that signs alike", code="cpu-feature",
+        ))  # fmt: skip
 
 
 def check_descriptors(restore: "Restore", plan: Plan, limit: int) -> None:

@@ -39,6 +39,8 @@ JOURNEYS = {
     ("x86_64", "with_vectors"): _with_vectors(OLDEST, NEW),
     ("arm", "to_another"): (("cortex-a15", "dump"), ("max", "lacking"), ("cortex-a7", "restore")),  # max is an ARMv8
     ("x86_64", "far_memory"): ((NEW, "far"), (NEW + ",-la57", "shorter_addresses"), (NEW, "hold")),
+    ("aarch64", "signing"): (("max", "dump"), ("max,pauth-impdef=on", "signs_otherwise")),
+    ("aarch64", "shorter_vectors"): (("max,pauth=off", "dump"), ("max,pauth=off,sve-max-vq=1", "shorter_vectors")),
     **{(arch, "to_more_and_less"): _there_and_back(*cpus) for arch, cpus in LESS_AND_MORE.items()},
     **{(arch, "with_vectors"): _with_vectors(*LESS_AND_MORE[arch]) for arch in ("aarch64", "s390x")},
 }

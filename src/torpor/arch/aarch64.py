@@ -116,6 +116,7 @@ class AArch64(Arch):
     call_before_stop = True
     restarts_alike = False
     images_tell = False
+    signs_pointers = True
     optional = (NT_ARM_PACA_KEYS, NT_ARM_PACG_KEYS, NT_ARM_PAC_ENABLED_KEYS)
     volatile = (NT_ARM_SVE, NT_ARM_SSVE)
     # To set SVE's ends streaming mode, a new vector length of SME's forgets the array: in this order only.
@@ -141,6 +142,13 @@ class AArch64(Arch):
             auxiliary.restype, auxiliary.argtypes = c_ulong, (c_ulong,)
             self._tags = os.uname().machine == self.name and bool(auxiliary(_AT_HWCAP2) & _HWCAP2_MTE)
         return self._tags
+
+    def signing(self) -> str:
+        if os.uname().machine != self.name:
+            return ""
+        from torpor.kernel import arm_id
+
+        return arm_id.signing()
 
     def checks_tags(self, registers: Registers) -> bool:
         mode = registers.others.get(NT_ARM_TAGGED_ADDR_CTRL, bytes(8))
@@ -319,10 +327,8 @@ class AArch64(Arch):
     def with_extras(self, registers: Registers, stored: Mapping[int, bytes], template: Registers) -> Registers:
         made = super().with_extras(registers, stored, template)
         for which in (NT_ARM_SVE, NT_ARM_SSVE, NT_ARM_ZA):
-            if which in stored and which in template.others and self.is_lost_without(which, stored[which]):
-                length, most = stored[which][8:10], template.others[which][10:12]
-                if int.from_bytes(length, "little") > int.from_bytes(most, "little"):
-                    self.lacks(f"vectors of {int.from_bytes(length, 'little')} bytes")
+            if which in stored and which in template.others:
+                self._check_length(which, stored[which], template.others[which])
         mode = stored.get(NT_ARM_TAGGED_ADDR_CTRL, b"").ljust(8, b"\0")
         if struct.unpack_from("<Q", mode)[0] & ~_ADDRESSES and not self.tags_memory():
             self.lacks("memory tags (MTE)")
@@ -331,6 +337,24 @@ class AArch64(Arch):
         if len(tls) != len(template.others[NT_ARM_TLS]):
             self.lacks("TPIDR2")
         return Registers(made.general, {**made.others, NT_ARM_TLS: tls})
+
+    def _check_length(self, which: int, stored: bytes, here: bytes) -> None:
+        """The kernel would take the next shorter length, and a program that knows its own would compute wrongly: also
+        while it holds no vectors."""
+        self.expect(len(stored) >= _SVE_HEADER.size, "a register set has no such size")
+        length, most = _SVE_HEADER.unpack_from(stored)[2], _SVE_HEADER.unpack_from(here)[3]
+        given: Sequence[int] = (length,) if length <= most else ()
+        if given and os.uname().machine == self.name:
+            from torpor.kernel import arm_id
+
+            given = arm_id.lengths(arm_id.SVE if which == NT_ARM_SVE else arm_id.SME)
+        if length not in given:
+            name, setting = ("SVE", "sve") if which == NT_ARM_SVE else ("SME", "sme")
+            self.lacks(
+                f"{name} vectors of {length} bytes",
+                "restore it on a CPU that has them; to move to this one, the program has to be started with shorter "
+                f"ones (/proc/sys/abi/{setting}_default_vector_length)",
+            )
 
     def is_lost_without(self, which: int, data: bytes) -> bool:
         if which in (NT_ARM_SVE, NT_ARM_ZA):

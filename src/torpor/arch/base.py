@@ -95,6 +95,7 @@ class Arch:
     single_step = True  # PTRACE_SINGLESTEP can be relied on
     call_before_stop = False  # `resumed` needs to know which call the task was in before it was stopped
     images_tell = True  # how a call was interrupted (`interruption`); False: `arch.interrupted` has to guess
+    signs_pointers = False  # addresses may carry signatures that only an alike CPU takes (`signing`)
     frames_vary = False  # signal frames differ from kernel to kernel (`mended_frames`)
     restarts_alike = True  # `again` makes the kernel itself begin the call again, unless a signal is to be caught first
 
@@ -289,6 +290,11 @@ class Arch:
         """Whether a thread whose register set this is does not come back right on a CPU that does not have it."""
         return any(data)
 
+    def signing(self) -> str:
+        """How this machine's CPU signs pointers, in words that are the same where it does so alike; "": it does not, or
+        does not tell."""
+        return ""
+
     def thread_pointer(self, core: "CoreEntry") -> int | None:
         """What each thread has to give to the call set_tls itself; None where a register set has it."""
         return None
@@ -310,9 +316,9 @@ class Arch:
     def refuse(self, why: str, remedy: str) -> NoReturn:
         raise Refusal("these images", why, remedy)
 
-    def lacks(self, what: str) -> NoReturn:
+    def lacks(self, what: str, remedy: str = "") -> NoReturn:
         """A thread holds something in registers that this CPU lacks."""
         raise Refusal(
             "a thread in these images", f"it uses {what}, which this CPU does not have",
-            "restore it on a CPU that has it", code="cpu-feature",
+            remedy or "restore it on a CPU that has it", code="cpu-feature",
         )  # fmt: skip

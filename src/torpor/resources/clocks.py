@@ -18,6 +18,7 @@ import os
 import time
 
 from torpor import log
+from torpor.arch import native
 from torpor.engine.program import Load32, Program
 from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
@@ -106,6 +107,7 @@ def save(dump: "Dump") -> None:
         release=os.uname().release,
         monotonic_offset=theirs.monotonic,
         boottime_offset=theirs.boottime,
+        signing=native().signing() or None,
     )
     dump.images.write(kinds.TORPOR_HOST, [host])
 

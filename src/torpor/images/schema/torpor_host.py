@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What Torpor stores of the machine that a tree was dumped on, in an image of its own: torpor-host.img.
 
-CRIU ignores it.  Without it, a restore cannot tell whether the machine has been booted since.
+CRIU ignores it.  Without it, a restore cannot tell whether the machine has been booted since, or signs pointers
+otherwise.
 """
 
 from __future__ import annotations
 
-from torpor.images.message import INT64, STRING, Message, required
+from torpor.images.message import INT64, STRING, Message, optional, required
 
 
 class TorporHostEntry(Message):
@@ -16,3 +17,4 @@ class TorporHostEntry(Message):
     release: str = required(2, STRING)  # of the kernel, as uname(2) says
     monotonic_offset: int = required(3, INT64)
     boottime_offset: int = required(4, INT64)
+    signing: str | None = optional(5, STRING, default=None)  # how its CPU signs pointers (aarch64), in words
