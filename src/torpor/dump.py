@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The order in which a tree is dumped.
 
-    look     before the freeze: rights, the target, the images directory; imports of everything that will be needed
+    look     before the freeze: rights, the target, the images directory; imports of everything that will be needed;
+             a rehearsal, where the tree is to go on
     freeze   every thread of every process stops
     collect  what /proc shows; refusals come from here, before anything runs in a task
-    ask      programs in all tasks: what only they can tell
-    files    each open file description once, through our own descriptor
     memory   the tasks write their pages
+    ask      programs in all tasks: what only they can tell
+    files    meanwhile, each open file description once, through our own descriptor
     cure     tasks that go on are let go here: their frozen time ends
     write    all other images
     sync     fsync; inventory.img last
