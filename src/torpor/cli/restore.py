@@ -4,6 +4,9 @@
 Observed on CRIU 4.2.1 in the foreground: it returns when the root task ends, with status 0 however that ended (by exit,
 exit status 7, SIGTERM or SIGKILL); all signals that can be blocked are blocked meanwhile, so that neither Ctrl-C for
 the restored job in the same terminal nor SIGTERM ends the tool before it.  The same here.
+
+As PID 1 of a PID namespace (`unshare -fp --mount-proc torpor restore`) this process is all that keeps the namespace
+alive: the kernel kills everything in it when PID 1 ends.
 """
 
 import os
@@ -11,6 +14,7 @@ import select
 
 from torpor import signals as signal
 from torpor.cli.say import Voice, count
+from torpor.errors import UsageError
 from torpor.kernel.procfs import read_all
 from torpor.options import Options
 from torpor.progress import Meter, Progress, duration
@@ -18,6 +22,12 @@ from torpor.restore import Watcher, describe, restore
 
 
 def run(options: Options, voice: Voice) -> int:
+    if options.restore_detached and os.getpid() == 1:
+        raise UsageError(
+            "cannot restore with -d here",
+            "this process is PID 1 of its PID namespace, and when PID 1 ends, the kernel kills all that is in there",
+            "leave -d out, and it stays for as long as the tree lives (let a shell run it in the background)",
+        )
     if options.dry_run:
         plan = describe(options)
         voice.result("\n".join(plan), {"plan": plan, "images": options.images_dir})
@@ -65,8 +75,23 @@ def resident(pid: int) -> int:
 
 
 def wait(pid: int) -> None:
-    """Until the task ends, whether it is our child or not."""
+    """Until the task ends, whether it is our child or not; as PID 1, until nobody else is left in the namespace."""
     signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    init = os.getpid() == 1
+    if init:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # orphans become our children: the kernel reaps them from now on
+        _reap_all()
+    _await_end(pid)
+    if init:
+        _await_others()
+        return
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass  # another process's child: that one reaps it
+
+
+def _await_end(pid: int) -> None:
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -77,7 +102,21 @@ def wait(pid: int) -> None:
         ended.poll()
     finally:
         os.close(fd)
+
+
+def _await_others() -> None:
+    """Until all others in our PID namespace have ended: one may be a dump that has ended the tree and is to say so."""
+    ended: set[int] = set()
+    while others := {int(name) for name in os.listdir("/proc") if name.isdigit()} - {1} - ended:
+        for pid in others:
+            _await_end(pid)
+        ended |= others  # some may be zombies for long: whoever entered the namespace has its parent outside
+
+
+def _reap_all() -> None:
+    """Those that had ended before."""
     try:
-        os.waitpid(pid, 0)
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
     except ChildProcessError:
-        pass  # another process's child: that one reaps it
+        pass

@@ -17,7 +17,7 @@ from torpor.typed import Iterable, Iterator, NamedTuple
 
 PATIENCE = 2.0  # for what has ended already
 _AWHILE = 0.002
-_ELSEWHERE = "or restore in a PID namespace of its own (unshare -fp --mount-proc)"
+_ELSEWHERE = "or restore in a PID namespace of its own (unshare -fp --mount-proc torpor restore, without -d)"
 
 
 def taken(pids: Iterable[int]) -> Iterator[RestoreFailed]:
