@@ -67,6 +67,18 @@ def test_once_for_a_tree_that_goes_on(rehearsed: Callable[[Deed], Path], victim:
     assert [name for name in kept if str(pid) in name] == [] and f"core-{victim}.img" in kept
 
 
+def test_the_child_inherits_nothing(rehearsed: Callable[[Deed], Path], victim: int, tmp_path: Path) -> None:
+    """What belongs to another task cannot be dumped."""
+    seen = rehearsed(lambda pid: None)
+    fd = os.open(f"/proc/{victim}/mem", os.O_RDONLY)
+    os.set_inheritable(fd, True)
+    try:
+        dump(victim, tmp_path / "images")
+    finally:
+        os.close(fd)
+    assert seen.exists()
+
+
 def test_not_for_one_that_ends(rehearsed: Callable[[Deed], Path], victim: int, tmp_path: Path) -> None:
     seen = rehearsed(lambda pid: None)
     dump(victim, tmp_path / "images", leave_running=False)

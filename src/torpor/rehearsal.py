@@ -45,9 +45,8 @@ def rehearse(dump: Dump) -> None:
     """To be called before the freeze of `dump`, for which `dump_collect.prepare` was called.  Raises Cancelled."""
     rehearsal = _Rehearsal(dump.options, _Nowhere(-1))
     rehearsal.state.update(dump.state)
-    null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in range(3)]
     try:
-        pid = os.posix_spawn(PROGRAM[0], PROGRAM, {}, file_actions=null, setsid=True)
+        pid = _spawn()
     except (OSError, NotImplementedError) as error:
         log.info(f"nothing is rehearsed: {error}")
         return
@@ -62,6 +61,23 @@ def rehearse(dump: Dump) -> None:
         journal.take_up(kept)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+def _spawn() -> int:
+    """The child, which inherits nothing: what Torpor was started with may be refused."""
+    inherited = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and _is_inherited(fd)]
+    files = [
+        *[(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in range(3)],
+        *[(os.POSIX_SPAWN_CLOSE, fd) for fd in inherited],
+    ]
+    return os.posix_spawn(PROGRAM[0], PROGRAM, {}, file_actions=files, setsid=True)
+
+
+def _is_inherited(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False  # of the look itself
 
 
 def _perform(rehearsal: Dump, pid: int) -> None:
