@@ -261,10 +261,10 @@ def test_without_droppable_memory(tmp_path: Path) -> None:
 # -- clocks -----------------------------------------------------------------------------------------------------------
 
 
-def another_boot(tree: Clockwork, jump: int) -> None:
+def another_boot(tree: Clockwork, jump: int, boot_id: str = "another") -> None:
     """As if the dump came from a machine that has been up for `jump` seconds longer."""
     entry = deepcopy(ImageReader(os.open(tree.images, os.O_RDONLY)).one(kinds.TIMENS, 0))
-    change(tree.images, "TORPOR_HOST", None, boot_id="another")
+    change(tree.images, "TORPOR_HOST", None, boot_id=boot_id)
     for clock in (entry.monotonic, entry.boottime):
         clock.tv_sec += jump
     change(tree.images, "TIMENS", 0, monotonic=entry.monotonic, boottime=entry.boottime)
@@ -278,10 +278,12 @@ def test_same_boot(clockwork: Clockwork) -> None:
     clockwork.finish()
 
 
-def test_another_boot(clockwork: Clockwork) -> None:
-    """The clocks go on; the tree, in a time namespace now, is dumped and restored once more."""
+@pytest.mark.parametrize("boot", ["another", "put back"])
+def test_another_boot(clockwork: Clockwork, boot: str) -> None:
+    """The clocks go on; the tree, in a time namespace now, is dumped and restored once more.  A virtual machine that is
+    put back to a snapshot is on the same boot, at an earlier time."""
     clockwork.dump()
-    another_boot(clockwork, JUMP)
+    another_boot(clockwork, JUMP, clocks._boot_id() if boot == "put back" else boot)
     before = time.monotonic()
     then = ImageReader(os.open(clockwork.images, os.O_RDONLY)).one(kinds.TIMENS, 0).monotonic
     clockwork.restore()

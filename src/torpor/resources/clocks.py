@@ -2,6 +2,7 @@
 """The clocks that count from the boot, CLOCK_MONOTONIC and CLOCK_BOOTTIME, as a tree sees them: time_namespaces(7).
 
 - On the boot that a tree was dumped on, they go on by themselves: the time that the tree was away has passed for it.
+  A virtual machine that was put back to an earlier snapshot is on the same boot, but as if it were on another.
 - On any other they say something else, mostly less, and no program expects that.  The tree then gets a time namespace
   in which they go on from where they were at the dump.  Timers and sleeps are in images as the time left; what a
   program computed as a deadline stays right too.
@@ -148,8 +149,21 @@ def check(restore: "Restore") -> None:
 def _wanted(restore: "Restore", id: int, ours: Clocks) -> Clocks | None:
     """Offsets with which the tree's clocks go on; None: the images do not know."""
     host = restore.images.find(kinds.TORPOR_HOST)
+    then = _then(restore, id)
+    here = None  # what they are here, if this is the boot of the dump
     if host is not None and host.boot_id == _boot_id():
-        return Clocks(host.monotonic_offset, host.boottime_offset)
+        here = Clocks(host.monotonic_offset, host.boottime_offset)
+    elif host is None and not id:
+        here = ours
+    if then is None:
+        return here
+    wanted = then.minus(_now().minus(ours))
+    # Ahead of what they are here: this machine, virtual, was put back to an earlier time.
+    return wanted if here is None or max(wanted.minus(here)) > 0 else here
+
+
+def _then(restore: "Restore", id: int) -> Clocks | None:
+    """What the tree's clocks said at the dump."""
     entry = restore.images.find(kinds.TIMENS, id)
     if entry is None:
         if id:
@@ -159,14 +173,10 @@ def _wanted(restore: "Restore", id: int, ours: Clocks) -> Clocks | None:
         max(entry.monotonic.tv_nsec, entry.boottime.tv_nsec) >= SECOND
     ):
         raise ImageError(f"{kinds.TIMENS.file_name(id)} is mangled", "its clocks make no sense")
-    then = Clocks(
+    return Clocks(
         entry.monotonic.tv_sec * SECOND + entry.monotonic.tv_nsec,
         entry.boottime.tv_sec * SECOND + entry.boottime.tv_nsec,
     )
-    wanted = then.minus(_now().minus(ours))
-    if host is None and not id and max(wanted.minus(ours)) <= 0:
-        return ours
-    return wanted
 
 
 def enter(restore: "Restore", first: "Executor") -> None:
