@@ -234,7 +234,7 @@ class _Work:
         from torpor import restore_load
         from torpor.arch import native
         from torpor.memory.restore import AddressSpaces
-        from torpor.resources import registry
+        from torpor.resources import lacking, registry
         from torpor.resources.fdtable import Files
 
         restore = self.restore
@@ -255,6 +255,8 @@ class _Work:
             self.registers = restore_load.registers(restore, native(), self._template)
             if hasattr(self, "spaces"):  # or that is a problem already
                 self.spaces.vdso.check_threads(restore, self.registers)
+            for task in self._living():
+                lacking.check_calls(restore, task, self.registers)
         if restore.options.cpu_cap:
             from torpor import cpuinfo
 

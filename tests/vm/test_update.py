@@ -98,3 +98,14 @@ def test_update_host(traveller: Disk, arch: str, journey: str) -> None:
             traveller.boot("6.12", "hosts.py", step, "-cpu", cpu)
     except VmError as error:
         pytest.fail(str(error), pytrace=False)
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("arch", ["x86_64", "aarch64", "s390x"])
+def test_update_lacking(traveller: Disk, arch: str) -> None:
+    """What the newer kernel alone has is refused by the older one."""
+    try:
+        traveller.boot("6.12", "newer.py", "dump")
+        traveller.boot("6.1", "newer.py", "refuse")
+    except VmError as error:
+        pytest.fail(str(error), pytrace=False)

@@ -111,6 +111,7 @@ class AArch64(Arch):
     SYSCALLS = numbers(_CALLS + FROM_424) | {"memfd_secret": 447}
     instruction = b"\x01\x00\x00\xd4"
     instruction_alignment = 4
+    number_at = X8
     regsets = (NT_PRFPREG, NT_ARM_TLS)
     vdso_names = ("[vdso]", "[vvar]")
     call_before_stop = True

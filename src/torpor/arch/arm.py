@@ -132,6 +132,7 @@ class Arm(Arch):
     SYSCALLS = _table()
     instruction = b"\x00\x00\x00\xef"
     instruction_alignment = 4
+    number_at = R7
     regsets = (NT_ARM_VFP,)
     thread_area = NT_ARM_TLS  # not a regset here; set by the call set_tls, inside the task
     call_stop_keeps_all = False  # the kernel puts back what `ip` was, over what the tracer has set

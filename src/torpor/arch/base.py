@@ -5,6 +5,8 @@ Registers are kept as the kernel gives them: one bytes object per regset.  All f
 return new bytes; engine/ moves them with PTRACE_GETREGSET and PTRACE_SETREGSET.
 """
 
+import struct
+
 from torpor.errors import ImageError, Refusal
 from torpor.typed import TYPE_CHECKING, Callable, Iterator, Mapping, NamedTuple, NoReturn, Sequence, TypeVar
 
@@ -94,6 +96,7 @@ class Arch:
     call_stop_keeps_all = True  # False: some of the registers that are set in a system-call stop are lost
     single_step = True  # PTRACE_SINGLESTEP can be relied on
     call_before_stop = False  # `resumed` needs to know which call the task was in before it was stopped
+    number_at = 0  # which of the general registers, as ptrace has them, holds the number of a system call
     images_tell = True  # how a call was interrupted (`interruption`); False: `arch.interrupted` has to guess
     signs_pointers = False  # addresses may carry signatures that only an alike CPU takes (`signing`)
     frames_vary = False  # signal frames differ from kernel to kernel (`mended_frames`)
@@ -235,6 +238,13 @@ class Arch:
         """Registers with which a call goes on waiting that only the stop has ended (`ends_by_a_stop`); None in any
         other case.  Its time limit, if it has one, begins anew.  For PTRACE_DETACH, as `resumed`."""
         return None
+
+    def waits_in(self, general: bytes, told: bool) -> int:
+        """The number of the call that a thread waits in when it goes on with these registers of an image; -1: in none.
+        `told`: torpor-PID.img says that there is one.  Where `images_tell` is False, it may only look so."""
+        if not told and self.images_tell:
+            return -1
+        return int(struct.unpack_from(self.word, general, self.number_at * self.word_size)[0])
 
     def pc(self, general: bytes) -> int:
         raise NotImplementedError

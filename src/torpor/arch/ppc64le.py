@@ -114,6 +114,7 @@ class Ppc64le(Arch):
     SYSCALLS = numbers(_CALLS + FROM_424)
     instruction = b"\x02\x00\x00\x44"
     instruction_alignment = 4
+    number_at = R0
     regsets = (NT_PRFPREG, NT_PPC_VMX, NT_PPC_VSX)
     extra = (NT_PPC_TAR, NT_PPC_PPR)
     optional = (NT_PPC_DSCR,)

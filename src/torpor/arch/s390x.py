@@ -89,6 +89,7 @@ class S390x(Arch):
     SYSCALLS = numbers(_CALLS + FROM_424)
     instruction = b"\x0a\x00"
     instruction_alignment = 2
+    number_at = R1  # of all that do not stand in the instruction: those above 255
     regsets = (NT_PRFPREG,)
     optional = (*_VECTOR_SETS, NT_S390_GS_CB, NT_S390_GS_BC)  # the last two only for threads that use them
     volatile = (NT_S390_RI_CB,)  # so is this one, which any instruction changes

@@ -158,6 +158,9 @@ class X86_64(Arch):
         args = [r[i] for i in (RDI, RSI, RDX, R10, R8, R9)]
         return Call(r[RAX], args) if code[:2] == self.instruction and r[ORIG_RAX] == _NO_CALL else None
 
+    def waits_in(self, general: bytes, told: bool) -> int:
+        return _signed(_word(general, ORIG_RAX))
+
     def inside_call(self, general: bytes, call: Call, how: int) -> tuple[bytes, Mapping[int, bytes]]:
         r = _words(general)
         r[RAX], r[RIP], r[ORIG_RAX] = -how & _M64, r[RIP] + 2, call.nr

@@ -27,6 +27,9 @@ from torpor.memory import cow, fill, layout, segments, sysv, tags, vdso_place
 from torpor.memory.layout import Span
 from torpor.memory.space import (
     KEPT_FLAGS,
+    MADV_GUARD_INSTALL,
+    PR_SET_VMA,
+    PR_SET_VMA_ANON_NAME,
     PROT_READ,
     PROT_WRITE,
     AddressSpace,
@@ -45,11 +48,10 @@ if TYPE_CHECKING:
 
 STUB: Span = (0, 1 << 21)  # the first task's program
 MAP_FIXED_NOREPLACE = 0x100000
-MADV_DONTNEED, MADV_POPULATE_WRITE, MADV_GUARD_INSTALL = 4, 23, 102
+MADV_DONTNEED, MADV_POPULATE_WRITE = 4, 23
 MLOCK_ONFAULT = 1
 PROT_BTI = 0x10
 PR_SET_MM, PR_SET_MM_MAP = 35, 14
-PR_SET_VMA, PR_SET_VMA_ANON_NAME = 0x53564D41, 0
 PR_SET_THP_DISABLE = 41
 
 

@@ -220,6 +220,12 @@ def check(restore: Restore) -> None:
     sysv.check(restore)
 
 
+def seals_of(restore: Restore, inode_id: int) -> int:
+    """After `check`."""
+    inode = restore.state.get(_INODES, {}).get(inode_id)
+    return inode.seals if inode is not None else 0
+
+
 def check_inode(restore: Restore, inode_id: int) -> None:
     """After `check`: an image names this segment.  Raises ImageError."""
     if inode_id not in restore.state.get(_INODES, (inode_id,)):  # where `check` failed, that has been told
@@ -255,7 +261,7 @@ def _make(restore: Restore, memfd: MemfdInodeEntry) -> int:
     if anonymous:
         fd = _anonymous(memfd.size)
     else:
-        fd = _memfd(memfd.name)
+        fd = new_memfd(memfd.name)
         os.ftruncate(fd, memfd.size)
     if memfd.size:
         _fill_pages(restore, fd, memfd.shmid, memfd.size)
@@ -265,7 +271,7 @@ def _make(restore: Restore, memfd: MemfdInodeEntry) -> int:
     return fd
 
 
-def _memfd(name: str) -> int:
+def new_memfd(name: str) -> int:
     """May be executed, which its mode and seals can forbid later: the other way round cannot be."""
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:

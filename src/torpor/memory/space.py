@@ -16,7 +16,7 @@ from torpor.memory import areas as vma
 from torpor.memory import cow, layout
 from torpor.memory.layout import Span
 from torpor.memory.tags import Tags
-from torpor.resources import own
+from torpor.resources import lacking, own
 from torpor.typed import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ LOWEST = 1 << 16  # vm.mmap_min_addr's default, or more than that, of every arch
 EVERYWHERE = (1 << 47) - (1 << 16)  # every 64-bit machine has addresses up to here, or makes them as they are used
 TRIAL = vma.MAP_PRIVATE | vma.MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
 AT_PAGESZ = 6
+MADV_GUARD_INSTALL, PR_SET_VMA, PR_SET_VMA_ANON_NAME = 102, 0x53564D41, 0
 KEPT_FLAGS = vma.MAP_SHARED | vma.MAP_PRIVATE | vma.MAP_DROPPABLE | vma.MAP_ANONYMOUS | vma.MAP_GROWSDOWN
 KEPT_FLAGS |= vma.MAP_NORESERVE
 _OF_KERNEL = vma.VDSO | vma.VVAR | vma.VSYSCALL
@@ -53,6 +54,7 @@ class AddressSpace:
         extras = restore.images.find(kinds.TORPOR_TASK, task.pid)
         self.extras = extras
         self.accounted = set(extras.accounted) if extras else set()
+        self._check_kernel(restore)
         self.tags = Tags(restore.images, self)
         self._check_pages()
         self.with_pages = touched(self.private, [(r.vaddr, r.vaddr + r.nr_pages * PAGE) for r, _ in self.pages.pieces])
@@ -68,6 +70,23 @@ class AddressSpace:
                 f"it comes from a kernel with pages of {size} bytes, and this one's have {PAGE}",
                 "restore it under a kernel with pages of that size", code="page-size",
             )  # fmt: skip
+
+    def _check_kernel(self, restore: "Restore") -> None:
+        """What this kernel does not have is an error even for no memory at all (mseal, madvise, prctl)."""
+        wanted: dict[tuple[str, tuple[int, ...]], tuple[int, str]] = {}  # by the call: an area that needs it
+        for start, _ in self.guards:
+            wanted["madvise", (0, 0, MADV_GUARD_INSTALL)] = start, "has guard pages (MADV_GUARD_INSTALL)"
+        for area in self.areas:
+            for advice in range(64) if area.madv else ():
+                if (area.madv or 0) >> advice & 1:
+                    wanted["madvise", (0, 0, advice)] = area.start, f"has the advice {advice} (madvise)"
+        for start in self.extras.sealed if self.extras is not None else ():
+            wanted["mseal", (0, 0, 0)] = start, "is sealed (mseal)"
+        for named in self.extras.names if self.extras is not None else ():
+            wanted["prctl", (PR_SET_VMA, PR_SET_VMA_ANON_NAME, 0, 0, 0)] = named.start, "has a name (PR_SET_VMA)"
+        for (name, args), (start, has) in wanted.items():
+            if lacking.error_of(restore, name, *args):
+                restore.problem(lacking.refusal(self.task.subject, f"its memory at {start:#x} {has}"))
 
     def _check_lowest(self) -> None:
         """Memory at address 0, say, as Wine has it: a right of its own, below a line that the administrator draws."""

@@ -22,6 +22,7 @@ from torpor.kernel.ioctls import ior, iow
 from torpor.kernel.polling import poll_events
 from torpor.kernel.process import kcmp_epoll
 from torpor.kernel.syscall import call
+from torpor.resources import lacking
 from torpor.resources.description import Described, extra, extras, save_owner, set_flags
 from torpor.typed import TYPE_CHECKING, Iterator
 
@@ -76,6 +77,10 @@ class Epoll(Described):
     def check(self, entry: FileEntry, restore: "Restore") -> None:
         if entry.epfd is None or len(entry.epfd.tfd) > MAX_TARGETS:
             raise ImageError(f"files.img, file {entry.id}", "an epoll without its entry, or with too many targets")
+        own = extras(restore).get(entry.id)
+        if own is not None and own.epoll_parameters and not _has_parameters():
+            has = "it has parameters for the polling of network devices (EPIOCSPARAMS)"
+            raise lacking.file_refusal(restore, entry.id, "epoll", has)
 
     def make(self, entry: FileEntry, restore: "Restore") -> int:
         assert entry.epfd is not None
@@ -115,6 +120,11 @@ def _parameters(fd: int) -> bytes:
         return fcntl.ioctl(fd, EPIOCGPARAMS, bytes(_PARAMETERS))
     except OSError:
         return b""
+
+
+def _has_parameters() -> bool:
+    with select.epoll() as fresh:
+        return bool(_parameters(fresh.fileno()))
 
 
 def _targets(entry: FileEntry, restore: "Restore") -> Iterator[tuple[EventpollTfdEntry, int, int]]:

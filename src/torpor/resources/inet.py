@@ -19,7 +19,7 @@ from torpor.images.schema.sk_inet import InetSkEntry, IpOptsEntry
 from torpor.images.schema.tcp_stream import TcpOptsEntry
 from torpor.kernel.polling import poll_events
 from torpor.kernel.sockdiag import SockDiag
-from torpor.resources import inet_groups, inet_options, inet_ports, socket_options
+from torpor.resources import inet_groups, inet_options, inet_ports, lacking, socket_options
 from torpor.resources.description import Described, extra, extras, save_owner, set_flags
 from torpor.resources.socket_options import has_peer
 from torpor.typed import TYPE_CHECKING
@@ -161,6 +161,8 @@ class Inet(Described):
         own = extras(restore).get(entry.id)
         if own is not None and not inet_groups.are_possible(own):
             raise ImageError(where, "impossible multicast group")
+        if own is not None and (has := inet_options.lacks(isk.family, isk.type, own)):
+            raise lacking.file_refusal(restore, entry.id, "internet socket", has)
         if isk.proto == TCP and isk.state not in (LISTEN, CLOSE) and not restore.options.tcp_close:
             raise Refusal(
                 where, f"it was connected (state {isk.state})", "restore with --tcp-close: it comes back closed"

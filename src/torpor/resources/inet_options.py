@@ -8,8 +8,8 @@ an option's number there.  Facts: tcp(7), udp(7), ip(7), ipv6(7), socket(7).
 import socket
 import struct
 
-from torpor.errors import KernelError
-from torpor.resources.socket_options import as_int
+from torpor.errors import KernelError, clean
+from torpor.resources.socket_options import as_int, exists
 from torpor.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -163,6 +163,21 @@ def _name(interface: int) -> str:
         raise KernelError(
             f"interface {interface}, by which a socket sends, is gone", error, "close the socket"
         ) from None
+
+
+def lacks(family: int, type: int, own: "TorporFileEntry") -> str:
+    """What a socket has and none can have here, in words; "" if nothing."""
+    with socket.socket(family, type) as fresh:
+        names = _numbers(fresh) | _longs(fresh)
+        for number in (*own.option_numbers, *own.long_options, *own.interface_options):
+            if number in names and not exists(fresh, number >> 16, number & 0xFFFF):
+                return f"it has the option {names[number]}"
+        if own.congestion and type == socket.SOCK_STREAM:
+            try:
+                fresh.setsockopt(TCP, TCP_CONGESTION, own.congestion.encode("ascii", "replace"))
+            except OSError:
+                return f"its congestion control is {clean(own.congestion)}"
+    return ""
 
 
 def restore_early(sock: socket.socket, own: "TorporFileEntry") -> None:

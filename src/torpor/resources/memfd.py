@@ -10,6 +10,7 @@ areas there are of it; here are the descriptions.  Surprising facts:
 - A memfd of hugetlb pages looks the same, but lives on another file system.
 """
 
+import errno
 import fcntl
 import os
 
@@ -18,7 +19,7 @@ from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.memfd import MemfdFileEntry
 from torpor.kernel.maps import shm_device
 from torpor.memory import segments
-from torpor.resources import inode
+from torpor.resources import inode, lacking
 from torpor.resources.description import Described, extras, save_owner, set_flags
 from torpor.resources.pipe import reopen
 from torpor.typed import TYPE_CHECKING
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 MEMFD = 18  # FdTypes
 PREFIX, SUFFIX = "/memfd:", " (deleted)"
 MAX_POSITION = (1 << 63) - 1
+OLD_SEALS = 0x1F  # of Linux 5.1; F_SEAL_EXEC came with 6.3
 
 
 class Memfd(Described):
@@ -70,6 +72,10 @@ class Memfd(Described):
         if own is not None and not inode.are_possible(own):
             raise ImageError(f"torpor-files.img, memfd {entry.id}", "impossible attributes")
         segments.check_inode(restore, memfd.inode_id)
+        seals = segments.seals_of(restore, memfd.inode_id) & ~OLD_SEALS
+        names = own.attribute_names if own is not None else []
+        if (seals or names) and (has := _lacking(seals, names)):
+            raise lacking.file_refusal(restore, entry.id, "memfd", has)
 
     def make(self, entry: FileEntry, restore: "Restore") -> int:
         memfd = entry.memfd
@@ -78,6 +84,23 @@ class Memfd(Described):
         set_flags(fd, memfd.flags)
         os.lseek(fd, memfd.pos, os.SEEK_SET)
         return fd
+
+
+def _lacking(seals: int, names: list[bytes]) -> str:
+    """Which of these a new memfd cannot have here, in words; "" if all."""
+    fd = segments.new_memfd("torpor")
+    has = ""
+    try:
+        for name in names:
+            has = f"it has the extended attribute {os.fsdecode(name)}"
+            os.setxattr(fd, name, b"")
+        has = f"it has seals that are not in every kernel ({seals:#x})"
+        fcntl.fcntl(fd, segments.F_ADD_SEALS, seals)
+    except OSError as error:
+        return has if error.errno in (errno.EOPNOTSUPP, errno.EINVAL) else ""
+    finally:
+        os.close(fd)
+    return ""
 
 
 FILE_KINDS = [Memfd()]

@@ -10,7 +10,7 @@ thread that has not asked for one (Linux 6.12) is the system's, which is Torpor'
 from torpor.errors import ImageError, Refusal
 from torpor.kernel import sched
 from torpor.kernel.sched import SchedAttr
-from torpor.resources import extras, own
+from torpor.resources import extras, lacking, own
 from torpor.resources.base import Attribute
 from torpor.typed import TYPE_CHECKING
 
@@ -72,6 +72,9 @@ class Scheduling(Attribute):
                 raise task.refusal(f"thread {tid} ran under scheduling policy {wanted.policy}")
             if not (-20 <= wanted.nice <= 19 and 0 <= wanted.priority <= 99):
                 raise ImageError(f"the core image of thread {tid} is mangled", "its priority makes no sense")
+            more = task.extras.threads.get(tid)
+            if more is not None and more.slice_ns and not _usual_slice():
+                raise lacking.refusal(task.subject, f"its thread {tid} has a time slice of its own (sched_setattr)")
             if ours.has(own.CAP_SYS_NICE):
                 continue
             if wanted.policy in REAL_TIME and wanted.priority > ours.limits[14].soft:

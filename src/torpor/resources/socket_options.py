@@ -6,6 +6,7 @@ tuning, which SO_BUF_LOCK (5.15) tells and mends.  SO_SNDBUFFORCE goes beyond th
 """
 
 import ctypes
+import errno
 import os
 import socket
 import struct
@@ -40,6 +41,15 @@ _TIMES = struct.Struct("@ll")  # struct timeval
 def opened(fd: int) -> socket.socket:
     """A socket object on a duplicate of `fd`: to be closed by the caller."""
     return socket.socket(fileno=os.dup(fd))
+
+
+def exists(sock: socket.socket, level: int, option: int) -> bool:
+    """Whether this kernel has an option."""
+    try:
+        sock.getsockopt(level, option, 64)
+    except OSError as error:
+        return error.errno not in (errno.ENOPROTOOPT, errno.EOPNOTSUPP)
+    return True
 
 
 def has_peer(sock: socket.socket) -> bool:

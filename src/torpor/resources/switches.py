@@ -217,8 +217,8 @@ def _set(switch: _Switch, value: int, program: "Program") -> None:
 
 
 def _try(restore: "Restore", task: "RestoreTask", words: str, call: str, *args: int) -> None:
-    if lacking.error_of(restore, call, *args) in (errno.EINVAL, errno.ENODEV):
-        raise lacking.refusal(task.subject, words)
+    if lacking.error_in_child(restore, call, *args) in (errno.EINVAL, errno.ENODEV):
+        restore.problem(lacking.refusal(task.subject, words))
 
 
 def _value(task: "DumpTask", result: "Result", space: "Pointer | None") -> int:

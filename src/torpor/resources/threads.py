@@ -12,12 +12,16 @@ and the table of futexes of them all.
 import os
 import struct
 
+from torpor import log
 from torpor.arch import native
 from torpor.errors import ImageError
 from torpor.images.schema.rseq import RseqEntry
+from torpor.kernel.proc import parse_auxv
 from torpor.kernel.process import get_robust_list
+from torpor.kernel.procfs import read_all
+from torpor.resources import lacking
 from torpor.resources.base import Attribute
-from torpor.typed import TYPE_CHECKING
+from torpor.typed import TYPE_CHECKING, Iterable
 
 if TYPE_CHECKING:
     from torpor.engine.program import Pointer, Program, Result
@@ -29,6 +33,8 @@ PR_GET_TID_ADDRESS, PR_SET_TAGGED_ADDR_CTRL = 40, 55
 PR_FUTEX_HASH, PR_FUTEX_HASH_SET_SLOTS, PR_FUTEX_HASH_GET_SLOTS = 78, 1, 2
 ROBUST_LIST_SIZE = 3 * native().word_size  # struct robust_list_head: three words; the kernel takes no other size
 RSEQ_CS_OFFSET = 8  # of rseq_cs in struct rseq
+# How much of that every kernel takes, and how much it keeps up to date, if it does not say otherwise (6.3).
+RSEQ_SIZE, RSEQ_KEPT, AT_RSEQ_FEATURE_SIZE = 32, 20, 27
 _INFOS = (
     "thread_info", "ti_aarch64", "ti_arm", "ti_ppc64", "ti_s390", "ti_riscv64", "ti_loongarch64", "ti_mips",
 )  # fmt: skip
@@ -75,7 +81,16 @@ class ClearChildTid(Attribute):
             program.call("set_tid_address", info.clear_tid_addr)
 
 
+def _rseq_kept(auxiliary: "Iterable[tuple[int, int]]") -> int:
+    """Bytes of an area for rseq(2) that the kernel has promised to keep up to date."""
+    return dict(auxiliary).get(AT_RSEQ_FEATURE_SIZE, RSEQ_KEPT)
+
+
 class Rseq(Attribute):
+    """A kernel before 6.3 does not keep up what came then (node_id, mm_cid).  Few programs use that, and nothing tells
+    which: there is a warning, or no program of today's C library could go back to such a kernel.
+    """
+
     covers = frozenset({"thread:rseq"})
 
     def save_thread(self, task: "DumpTask", thread: "Tracee", answer: None, core: "CoreEntry") -> None:
@@ -83,6 +98,24 @@ class Rseq(Attribute):
         if thread.rseq.pointer:
             core.thread_core.rseq_entry = RseqEntry(
                 rseq_abi_pointer=thread.rseq.pointer, rseq_abi_size=thread.rseq.size, signature=thread.rseq.signature
+            )
+
+    def check(self, task: "RestoreTask", restore: "Restore") -> None:
+        areas = [(tid, core.thread_core.rseq_entry) for tid, core in task.cores.items() if core.thread_core is not None]
+        sizes = {tid: area.rseq_abi_size for tid, area in areas if area is not None and area.rseq_abi_pointer}
+        kept: int = restore.state.get("rseq kept") or restore.state.setdefault(
+            "rseq kept", _rseq_kept(parse_auxv(read_all("/proc/self/auxv")))
+        )
+        for tid, size in sizes.items():
+            if size != RSEQ_SIZE and not RSEQ_KEPT < kept <= size:
+                raise lacking.refusal(task.subject, f"its thread {tid} has an area of {size} bytes for rseq(2)")
+        vector = task.mm.mm_saved_auxv if task.mm is not None else []
+        promised = _rseq_kept(zip(vector[::2], vector[1::2], strict=False))
+        if sizes and promised > kept and not restore.state.setdefault("rseq warned", False):
+            restore.state["rseq warned"] = True
+            log.warning(
+                f"{task.subject}, and perhaps others: a part of its threads' areas for rseq(2) is out of date from now "
+                f"on, as this kernel keeps up {kept} bytes of them, and the program was told of {promised} (mm_cid)"
             )
 
     def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:

@@ -26,8 +26,8 @@ from torpor.images.schema.sk_unix import FilePermsEntry, UnixSkEntry
 from torpor.images.schema.torpor_file import SenderEntry
 from torpor.kernel.polling import poll_events
 from torpor.kernel.sockdiag import CLOSE, ESTABLISHED, LISTEN, SockDiag, UnixSocket
-from torpor.resources import socket_options, unix_names, unix_queue
-from torpor.resources.description import Described, extra, save_owner
+from torpor.resources import lacking, socket_options, unix_names, unix_queue
+from torpor.resources.description import Described, extra, extras, save_owner
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ SOL = socket.SOL_SOCKET
 # SO_TIMESTAMP, SO_TIMESTAMPNS, SO_TIMESTAMPING, SO_RXQ_OVFL, SO_LOCK_FILTER, the new time stamps, SO_PASSPIDFD,
 # SO_PASSRIGHTS, and what they are at first.  Others can be set, too, and mean nothing to a UNIX socket.
 MORE_OPTIONS = {29: 0, 35: 0, 37: 0, 40: 0, 44: 0, 63: 0, 64: 0, 65: 0, 76: 0, 83: 1}
+NEW_OPTIONS = {76: "SO_PASSPIDFD", 83: "SO_PASSRIGHTS"}  # those that not every kernel has
 
 
 class Unix(Described):
@@ -216,6 +217,7 @@ class Unix(Described):
         from torpor.resources import unix_plan, unix_restore
 
         unix_plan.check(entry, restore)
+        _check_options(entry, restore)
         unix_restore.sockets(restore)
 
     def needs(self, entry: FileEntry, restore: "Restore") -> list[int]:
@@ -269,6 +271,17 @@ def _more_options(sock: socket.socket, own: "TorporFileEntry") -> None:
         if value != usual:
             own.option_numbers.append(option)
             own.option_values.append(value & 0xFFFFFFFF)
+
+
+def _check_options(entry: FileEntry, restore: "Restore") -> None:
+    own = extras(restore).get(entry.id)
+    if own is None or entry.usk is None or not own.option_numbers:
+        return
+    with socket.socket(socket.AF_UNIX, entry.usk.type) as fresh:
+        for option in own.option_numbers:
+            if not socket_options.exists(fresh, SOL, option):
+                has = f"it has the option {NEW_OPTIONS.get(option, option)}"
+                raise lacking.file_refusal(restore, entry.id, "UNIX socket", has)
 
 
 def _owner(ino: int) -> str:

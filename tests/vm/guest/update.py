@@ -91,7 +91,14 @@ def state(pid: int) -> str:
 
 
 def torpor(*arguments: str, fails: bool = False) -> str:
-    """Run the command, in a fork, as Python takes seconds to start here; returns what it said on stderr."""
+    """Run the command; returns what it said on stderr."""
+    output, errors = answer(*arguments, fails=fails)
+    print(output, end="")
+    return errors
+
+
+def answer(*arguments: str, fails: bool = False) -> tuple[str, str]:
+    """Run the command, in a fork, as Python takes seconds to start here; returns what it said on stdout and stderr."""
     words = [*arguments, "-D", IMAGES, "-W", DATA, "-o", "log", "-v4"]
     streams = [os.memfd_create(name) for name in ("output", "errors")]
     with open(os.devnull) as nothing:
@@ -100,13 +107,12 @@ def torpor(*arguments: str, fails: bool = False) -> str:
     output, errors = (os.pread(fd, 1 << 20, 0).decode(errors="replace") for fd in streams)
     for fd in streams:
         os.close(fd)
-    print(output, end="")
     if (status != 0) != fails:
         if os.path.exists(log := f"{DATA}/log"):
             with open(log) as file:
                 print(file.read()[-3000:])
-        sys.exit(f"torpor {' '.join(arguments)}: exit status {status}: {errors}")
-    return errors
+        sys.exit(f"torpor {' '.join(arguments)}: exit status {status}: {output}{errors}")
+    return output, errors
 
 
 def begin(program: str = "clockwork.py", sign: str = "counters") -> None:
