@@ -13,13 +13,13 @@ test: .venv/ready-test
 	$(PYTHON) -m pytest $(PYTEST_ARGS)
 
 # Other architectures and kernels, in QEMU: half an hour on two processors; fetches hundreds of megabytes the first time.
-# One of them: make test-vm ARCH=s390x KERNEL=6.12 TESTS=read
+# Some of them: make test-vm ARCH=s390x KERNEL=6.12 TESTS="read or update"
 test-vm: .venv/ready-vm
-	$(PYTHON) -m pytest -m vm tests/vm -k "test$(if $(ARCH), and [$(ARCH)-)$(if $(KERNEL), and $(KERNEL)-)$(if $(TESTS), and ($(TESTS)))" $(PYTEST_ARGS)
+	$(PYTHON) -m pytest -m vm tests/vm --arch "$(ARCH)" --kernel "$(KERNEL)" -k "$(TESTS)" $(PYTEST_ARGS)
 
 # A little of everything on all ten kernels; a few minutes.
 test-vm-subset: .venv/ready-vm
-	$(PYTHON) -m pytest -m vm_subset tests/vm $(PYTEST_ARGS)
+	$(PYTHON) -m pytest -m vm_subset tests/vm --arch "$(ARCH)" --kernel "$(KERNEL)" -k "$(TESTS)" $(PYTEST_ARGS)
 
 # What make test does of harm and nonsense, in full numbers: 200 and 100 kills, 10,000 and 300 mutated checkpoints, and
 # images cut at every length.

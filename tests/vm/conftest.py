@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 import pytest
 from vmlab import VmError, jobs, machine
+from vmlab.choice import choose
 from vmlab.session import Guests, Key
 from vmlab.summary import said
-from vmlab.targets import KERNELS, TARGETS
 
 
 class Checked:
@@ -73,9 +73,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.line(line)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("guests")
+    group.addoption("--arch", default="", help="of the tests in guests only those of this architecture")
+    group.addoption("--kernel", default="", help="of the tests in guests only those that boot this kernel")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "vm: runs in a guest with another kernel or architecture (make test-vm)")
     config.addinivalue_line("markers", "vm_subset: of these, a few minutes' worth (make test-vm-subset)")
+    config.addinivalue_line("markers", "boots(arch, kernel...): its guests, where its parameters do not tell")
+
+
+def _asks_for_guests(config: pytest.Config) -> bool:
+    words = re.findall(r"\w+", config.option.markexpr)
+    return "not" not in words and any(word in ("vm", "vm_subset") for word in words)
 
 
 def _asks_for_a_case(item: pytest.Item) -> bool:
@@ -83,24 +95,28 @@ def _asks_for_a_case(item: pytest.Item) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "vm" not in config.option.markexpr:
-        guests = [item for item in items if item.get_closest_marker("vm")]
-        if guests:
-            items[:] = [item for item in items if item not in set(guests)]
-            config.hook.pytest_deselected(items=guests)
-        return
+    guests = [item for item in items if item.get_closest_marker("vm")]
+    chosen: list[pytest.Item] = []
+    if _asks_for_guests(config):
+        arch, kernel = (config.getoption(name, default="") for name in ("--arch", "--kernel"))
+        try:
+            chosen = choose(guests, arch, kernel, config.option.keyword)
+        except VmError as error:
+            raise pytest.UsageError(str(error)) from None
+    if left_out := set(guests) - set(chosen):
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=list(left_out))
     # Those that boot guests of their own come first: the others wait for guests that run meanwhile.
     items.sort(key=_asks_for_a_case)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What could not work, or is not there, is said before the first guest is started."""
-    if "vm" not in session.config.option.markexpr:
+    if not _asks_for_guests(session.config):
         return
     if not session.items:
-        known = f"architectures: {' '.join(TARGETS)}; kernels: {' '.join(KERNELS)}"
-        where = "tests: python -m pytest -m vm tests/vm --collect-only -q"
-        raise pytest.UsageError(f"nothing was chosen that runs in a guest ({known}; {where})")
+        where = "python -m pytest -m vm tests/vm --collect-only -q lists all"
+        raise pytest.UsageError(f"nothing was chosen that runs in a guest; {where}")
     try:
         jobs()
         with machine.scratch_directory("try-"):

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from vmlab import VmError, image, machine
-from vmlab.targets import KERNELS, TARGETS
+from vmlab.targets import KERNELS, TARGETS, known_kernel, target_named
 
 
 def main() -> int:
@@ -17,29 +17,32 @@ def main() -> int:
         sys.stderr.write((__doc__ or "") + "\n")
         return 2
     _, arch, kernel, script, *arguments = sys.argv
-    if arch not in ("all", *TARGETS):
-        sys.stderr.write(f"there is no architecture {arch}; there are {', '.join(TARGETS)}, and all\n")
+    try:
+        targets = list(TARGETS.values()) if arch == "all" else [target_named(arch)]
+        kernels = KERNELS if kernel == "all" else [known_kernel(kernel)]
+    except VmError as error:
+        sys.stderr.write(f"{error}, and all\n")
         return 2
     if script != "-" and not Path(script).is_file():
         sys.stderr.write(f"there is no script {script}\n")
         return 2
     worst = 0
-    for name in TARGETS if arch == "all" else [arch]:
-        for version in KERNELS if kernel == "all" else [kernel]:
+    for target in targets:
+        for version in kernels:
             start = time.monotonic()
             try:
                 if script == "-":
-                    prepared = image.prepare(TARGETS[name], version)
-                    print(f"{name} {version}: {prepared.release} ({time.monotonic() - start:.1f} s)", flush=True)
+                    prepared = image.prepare(target, version)
+                    print(f"{target.arch} {version}: {prepared.release} ({time.monotonic() - start:.1f} s)", flush=True)
                     continue
                 path = Path(script)
                 outcome = machine.run(
-                    TARGETS[name], version, [f"/s/{path.name}", *arguments], files={f"s/{path.name}": path}, echo=print
+                    target, version, [f"/s/{path.name}", *arguments], files={f"s/{path.name}": path}, echo=print
                 )
             except VmError as error:
-                sys.stderr.write(f"{name} {version}: {error}\n")
+                sys.stderr.write(f"{target.arch} {version}: {error}\n")
                 return 1
-            print(f"{name} {version}: exit status {outcome.status}, {outcome.seconds:.1f} s", flush=True)
+            print(f"{target.arch} {version}: exit status {outcome.status}, {outcome.seconds:.1f} s", flush=True)
             worst = max(worst, 1 if outcome.status is None else outcome.status)
     return worst
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is said where something is missing that guests need: vmlab/debian.py, tools/setup."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,25 @@ def test_programs_that_are_missing_are_named_by_their_packages() -> None:
 
 
 def test_setup_installs_what_is_asked_for() -> None:
-    wanted = SETUP.read_text().replace("(", " ").split()
+    wanted = SETUP.read_text().replace("(", " ").replace(")", " ").split()
     assert [target.arch for target in TARGETS.values() if f"{target.qemu}={target.qemu_package}" not in wanted] == []
+
+
+@pytest.mark.parametrize("own", ["x86_64", "aarch64", "ppc64le", "s390x"])
+def test_setup_installs_what_guests_need_and_no_more(tmp_path: Path, own: str) -> None:
+    """Where nothing is there yet."""
+    for name, says in {"id": "1000", "uname": own, "dirname": str(SETUP.parent)}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {says}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        [SETUP, "vm"], env={"PATH": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1  # there is no compiler
+    packages = set(done.stderr.splitlines()[0].partition("--no-install-recommends ")[2].split())
+    compilers = {f"gcc-{target.triplet.replace('_', '-')}" for arch, target in TARGETS.items() if arch != own}
+    assert {package for package in packages if package.startswith("gcc-")} == compilers
+    assert {target.qemu_package for target in TARGETS.values()} <= packages
+    assert not packages & {"redis-server", "nginx-light", "openjdk-17-jdk-headless"}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The first test of every architecture: programs run inside tasks that sleep, read, wait on a futex, poll and spin.
 
-The cases are in guest/injection.py.  One architecture, kernel or case: ``-k "s390x and 6.12 and read"``.
+The cases are in guest/injection.py.
 """
 
 import re

@@ -8,24 +8,68 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_update import UPDATES
 from vmlab import VmError, cache_dir, image, in_cache, jobs, machine
+from vmlab.targets import TARGETS, target_named
 
 VM = Path(__file__).parent
+FEW = ("test_update.py", "test_power.py", "test_exercised_registers.py")  # all thousands take seconds to collect
+
+
+def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "pytest", "-m", "vm", *(str(VM / file) for file in FEW), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=VM.parents[1], env={**os.environ, **environment}
+    )
 
 
 def words(*arguments: str, **environment: str) -> str:
     """The last words of such a run, which comes to nothing."""
-    command = [sys.executable, "-m", "pytest", "-m", "vm", str(VM), *arguments]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=VM.parents[1], env={**os.environ, **environment}
-    )
+    done = run(*arguments, **environment)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout + done.stderr
-    return done.stderr.strip()
+    said = done.stderr.strip()
+    assert "\n" not in said
+    return said
 
 
-def test_nothing_is_chosen() -> None:
-    said = words("-k", "test and [z80-")
-    assert said.startswith("ERROR: nothing was chosen") and "s390x" in said and "6.12" in said and "\n" not in said
+def chosen(*arguments: str) -> set[str]:
+    """The tests that such a run would be of."""
+    done = run("--collect-only", "-q", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {line.rpartition("::")[2] for line in done.stdout.splitlines() if "::" in line}
+
+
+def test_tests_are_of_the_guests_that_they_boot() -> None:
+    assert chosen("--kernel", "6.12", "-k", "power") == {"test_power", "test_power_without_fsync"}
+    assert chosen("--arch", "armv7", "--kernel", "6.1", "-k", "update or registers") == {
+        "test_update[arm-there_and_back]",
+        "test_register_sets[arm-6.1-registers]",
+    }
+    assert chosen("--kernel", "6.12-64k") == {"test_update[ppc64le-there_and_back]"}
+    assert chosen("--kernel", "6.1", "-k", "update and not arm") == {
+        f"test_update[{arch}-{way}]" for arch, way in UPDATES if arch != "arm"
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--arch", "z80"), "there is no architecture z80; there are x86_64, aarch64, arm, ppc64le, s390x"),
+        (("--kernel", "6"), "there is no kernel 6; there are 6.1, 6.12, 6.12-64k"),
+        (("--arch", "arm64", "--kernel", "6.12-64k"), "no test boots aarch64 6.12-64k"),
+        (("--kernel", "6.1", "-k", "update or power"), "the tests called power do not boot 6.1, but x86_64 6.12"),
+        (("-k", "update or updaet"), "no test that runs in a guest is called updaet"),
+        (("-k", "update and power"), "nothing was chosen that runs in a guest; "),
+    ],
+)
+def test_what_is_not_chosen_is_said(arguments: tuple[str, ...], said: str) -> None:
+    assert words(*arguments).startswith(f"ERROR: {said}")
+
+
+@pytest.mark.parametrize("name", ["amd64", "arm64", "armhf", "armv7", "armv7l", "ppc64el", *TARGETS])
+def test_names_of_architectures(name: str) -> None:
+    own = {"amd64": "x86_64", "arm64": "aarch64", "armhf": "arm", "armv7": "arm", "armv7l": "arm", "ppc64el": "ppc64le"}
+    assert target_named(name).arch == own.get(name, name)
 
 
 def test_the_cache_is_no_directory() -> None:

@@ -24,6 +24,10 @@ LESS_AND_MORE = {
 }
 
 
+def kernels_of(arch: str, way: str) -> tuple[str, ...]:
+    return OWN_WAYS.get((arch, way), WAYS[way])
+
+
 def _there_and_back(less: str, more: str) -> tuple[tuple[str, str], ...]:
     return (less, "dump"), (more, "hop"), (less, "lacking"), (more, "restore")
 
@@ -44,6 +48,8 @@ JOURNEYS = {
     **{(arch, "to_more_and_less"): _there_and_back(*cpus) for arch, cpus in LESS_AND_MORE.items()},
     **{(arch, "with_vectors"): _with_vectors(*LESS_AND_MORE[arch]) for arch in ("aarch64", "s390x")},
 }
+UPDATES = [*((arch, "there_and_back") for arch in TARGETS), ("x86_64", "back_and_there")]
+HOSTS_KERNEL = "6.12"
 LEGS = {3: ("begin", "hop", "end"), 4: ("begin", "refuse", "hop", "end")}
 SECONDS = 400
 
@@ -80,10 +86,12 @@ def traveller(request: pytest.FixtureRequest, record_property: Callable[[str, ob
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize("arch,way", [*((arch, "there_and_back") for arch in TARGETS), ("x86_64", "back_and_there")])
+@pytest.mark.parametrize(
+    "arch,way", [pytest.param(*one, marks=pytest.mark.boots(one[0], *kernels_of(*one))) for one in UPDATES]
+)
 def test_update(traveller: Disk, arch: str, way: str) -> None:
     try:
-        kernels = OWN_WAYS.get((arch, way), WAYS[way])
+        kernels = kernels_of(arch, way)
         for kernel, leg in zip(kernels, LEGS[len(kernels)], strict=True):
             traveller.boot(kernel, "update.py", leg)
     except VmError as error:
@@ -91,11 +99,13 @@ def test_update(traveller: Disk, arch: str, way: str) -> None:
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize("arch,journey", JOURNEYS)
+@pytest.mark.parametrize(
+    "arch,journey", [pytest.param(*one, marks=pytest.mark.boots(one[0], HOSTS_KERNEL)) for one in JOURNEYS]
+)
 def test_update_host(traveller: Disk, arch: str, journey: str) -> None:
     try:
         for cpu, step in JOURNEYS[arch, journey]:
-            traveller.boot("6.12", "hosts.py", step, "-cpu", cpu)
+            traveller.boot(HOSTS_KERNEL, "hosts.py", step, "-cpu", cpu)
     except VmError as error:
         pytest.fail(str(error), pytrace=False)
 

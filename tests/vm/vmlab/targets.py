@@ -12,6 +12,8 @@ after which the flags hold rubbish and Linux 6.12 dies of a double fault in kmal
 
 from typing import NamedTuple
 
+from . import VmError
+
 
 class Target(NamedTuple):
     """One architecture.  `kernels` maps a Linux version to (Debian suite, pattern of the package's name)."""
@@ -107,6 +109,23 @@ TARGETS: dict[str, Target] = {
     )
 }
 KERNELS = ("6.1", "6.12")
+
+
+def target_named(name: str) -> Target:
+    """By Torpor's name of an architecture, or by that of Debian, `uname -m` or CRIU.  Raises VmError."""
+    for target in TARGETS.values():
+        if name in (target.arch, target.debian, target.machine) or (name, target.arch) == ("armv7", "arm"):
+            return target
+    raise VmError(f"there is no architecture {name}; there are {', '.join(TARGETS)}")
+
+
+def known_kernel(name: str) -> str:
+    """The same.  Raises VmError where no architecture has it."""
+    known = list(dict.fromkeys(kernel for target in TARGETS.values() for kernel in target.kernels))
+    if name not in known:
+        raise VmError(f"there is no kernel {name}; there are {', '.join(known)}")
+    return name
+
 
 # What QEMU needs to emulate another CPU than the target's: to sign pointers as the architecture says takes most of the
 # emulator's time, and tags need memory of their own.
