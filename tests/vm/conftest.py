@@ -82,7 +82,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "vm: runs in a guest with another kernel or architecture (make test-vm)")
     config.addinivalue_line("markers", "vm_subset: of these, a few minutes' worth (make test-vm-subset)")
-    config.addinivalue_line("markers", "boots(arch, kernel...): its guests, where its parameters do not tell")
+    config.addinivalue_line("markers", "boots(kernel..., arch=...): its guests, where its parameters do not tell")
 
 
 def _asks_for_guests(config: pytest.Config) -> bool:

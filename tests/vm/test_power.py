@@ -80,7 +80,7 @@ def go_on(power: Series, name: str, planned: list[tuple[str, str]]) -> Series:
 
 
 @pytest.mark.vm
-@pytest.mark.boots(TARGET.arch, KERNEL)
+@pytest.mark.boots(KERNEL, arch=TARGET.arch)
 def test_power(saved: SavedGuest, record_property: Callable[[str, object], None]) -> None:
     number = max(int(os.environ.get("TORPOR_POWER_FAILURES", "50")), 1)
     seed = int(os.environ.get("TORPOR_POWER_SEED", str(time.time_ns() % 10**9)))
@@ -109,7 +109,7 @@ def test_power(saved: SavedGuest, record_property: Callable[[str, object], None]
 
 
 @pytest.mark.vm
-@pytest.mark.boots(TARGET.arch, KERNEL)
+@pytest.mark.boots(KERNEL, arch=TARGET.arch)
 def test_power_without_fsync(saved: SavedGuest, record_property: Callable[[str, object], None]) -> None:
     """If Torpor waited for no disk, checkpoints would be lost that it had called finished, and this would show it."""
     power = series(saved, 1, "disk-unsynced", sync=False)

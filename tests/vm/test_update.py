@@ -49,7 +49,6 @@ JOURNEYS = {
     **{(arch, "with_vectors"): _with_vectors(*LESS_AND_MORE[arch]) for arch in ("aarch64", "s390x")},
 }
 UPDATES = [*((arch, "there_and_back") for arch in TARGETS), ("x86_64", "back_and_there")]
-HOSTS_KERNEL = "6.12"
 LEGS = {3: ("begin", "hop", "end"), 4: ("begin", "refuse", "hop", "end")}
 SECONDS = 400
 
@@ -87,7 +86,7 @@ def traveller(request: pytest.FixtureRequest, record_property: Callable[[str, ob
 
 @pytest.mark.vm
 @pytest.mark.parametrize(
-    "arch,way", [pytest.param(*one, marks=pytest.mark.boots(one[0], *kernels_of(*one))) for one in UPDATES]
+    "arch,way", [pytest.param(*one, marks=pytest.mark.boots(*kernels_of(*one))) for one in UPDATES]
 )
 def test_update(traveller: Disk, arch: str, way: str) -> None:
     try:
@@ -99,18 +98,18 @@ def test_update(traveller: Disk, arch: str, way: str) -> None:
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize(
-    "arch,journey", [pytest.param(*one, marks=pytest.mark.boots(one[0], HOSTS_KERNEL)) for one in JOURNEYS]
-)
+@pytest.mark.boots("6.12")
+@pytest.mark.parametrize("arch,journey", JOURNEYS)
 def test_update_host(traveller: Disk, arch: str, journey: str) -> None:
     try:
         for cpu, step in JOURNEYS[arch, journey]:
-            traveller.boot(HOSTS_KERNEL, "hosts.py", step, "-cpu", cpu)
+            traveller.boot("6.12", "hosts.py", step, "-cpu", cpu)
     except VmError as error:
         pytest.fail(str(error), pytrace=False)
 
 
 @pytest.mark.vm
+@pytest.mark.boots("6.12", "6.1")
 @pytest.mark.parametrize("arch", ["x86_64", "aarch64", "s390x"])
 def test_update_lacking(traveller: Disk, arch: str) -> None:
     """What the newer kernel alone has is refused by the older one."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which of the guests' tests are wanted: ``--arch`` and ``--kernel`` (``make test-vm ARCH=… KERNEL=…``), beside -k.
 
-A test is of the guests that it boots.  Its parameters `arch` and `kernel` say which these are, or else its mark
-``boots(arch, kernel...)``; one that boots several kernels is of each of them.
+A test is of the guests that it boots.  Its parameters `arch` and `kernel` say which these are, or its mark
+``boots(kernel..., arch=...)``; one that boots several kernels is of each of them.
 """
 
 import re
@@ -29,12 +29,14 @@ class Boots(NamedTuple):
 
 
 def boots(item: pytest.Item) -> Boots:
-    marked = item.get_closest_marker("boots")
-    if marked:
-        arch, *kernels = marked.args
-        return Boots(arch, tuple(kernels))
-    given = getattr(item, "callspec").params  # noqa: B009
-    return Boots(given["arch"], (given["kernel"],))
+    told = dict(getattr(getattr(item, "callspec", None), "params", {}))
+    if marked := item.get_closest_marker("boots"):
+        told |= {"kernels": marked.args, **marked.kwargs}
+    elif "kernel" in told:
+        told["kernels"] = (told["kernel"],)
+    if not told.keys() >= {"arch", "kernels"}:
+        raise VmError(f"{item.nodeid} does not say which guests it boots: mark it with boots(kernel..., arch=...)")
+    return Boots(told["arch"], told["kernels"])
 
 
 def choose(items: Sequence[pytest.Item], arch: str, kernel: str, words: str) -> list[pytest.Item]:
