@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import peer
-from torpor import cpuinfo
+from torpor import cpu_compare, cpu_features, cpuinfo
+from torpor.cpu_compare import CPU, FPU, INS, INSTRUCTIONS, different, lacking, surplus
 from torpor.cpu_names import NAMES, names
-from torpor.cpuinfo import CPU, FPU, INS
 from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
 from torpor.images.directory import ImageReader, write_small
@@ -59,43 +60,44 @@ SAME = CpuinfoEntry(x86_entry=[EPYC])
 
 @pytest.mark.parametrize("caps", range(8))
 def test_same_cpu(caps: int) -> None:
-    assert cpuinfo.lacking(SAME, SAME, caps) == []
+    assert lacking(SAME, SAME, caps) == different(SAME, SAME) == []
 
 
 def test_instructions() -> None:
     theirs = with_word(18, 0x10 | FMAPS)
-    assert cpuinfo.lacking(theirs, SAME, INS) == ["avx512_4fmaps instructions"]
-    assert cpuinfo.lacking(theirs, SAME, FPU) == []
-    assert cpuinfo.lacking(SAME, theirs, INS | FPU) == []
-    assert cpuinfo.lacking(SAME, theirs, CPU) == ["the same word 18 (0x10, here 0x18)"]
-    missing = cpuinfo.lacking(SAME, without_avx(), INS)
+    assert lacking(theirs, SAME, INS) == ["avx512_4fmaps instructions"]
+    assert lacking(theirs, SAME, FPU) == []
+    assert lacking(SAME, theirs, INS | FPU) == []
+    assert lacking(SAME, theirs, CPU) == []
+    assert different(SAME, theirs) == ["word 18 is 0x18, there 0x10"]
+    missing = lacking(SAME, without_avx(), INS)
     assert {"avx instructions", "avx2 instructions", "avx512f instructions", "bmi1 instructions"} <= set(missing)
 
 
 def test_extended_registers() -> None:
-    assert cpuinfo.lacking(SAME, without_avx(), FPU) == [
+    assert lacking(SAME, without_avx(), FPU) == [
         "xsave", "osxsave", "xsaveopt", "xsavec", "xgetbv1",
         *(f"component {bit} of the extended registers" for bit in (0, 2, 5, 6, 7)),
         "room for 2432 bytes of extended registers",
     ]  # fmt: skip
-    assert cpuinfo.lacking(without_avx(), SAME, INS | FPU) == []  # more than it had will do
-    assert cpuinfo.surplus(without_avx().x86_entry[0], EPYC) == []  # it had no XSAVE
+    assert lacking(without_avx(), SAME, INS | FPU) == []  # more than it had will do
+    assert surplus(without_avx().x86_entry[0], EPYC) == []  # it had no XSAVE
     less = changed(lambda entry: setattr(entry, "xfeatures_mask", 0x5)).x86_entry[0]
-    assert cpuinfo.surplus(less, EPYC) == [5, 6, 7]
-    assert cpuinfo.surplus(EPYC, less) == cpuinfo.surplus(EPYC, EPYC) == []
+    assert surplus(less, EPYC) == [5, 6, 7]
+    assert surplus(EPYC, less) == surplus(EPYC, EPYC) == []
     keys = changed(lambda entry: setattr(entry, "xfeatures_mask", 0xE5 | 1 << 9)).x86_entry[0]
-    assert cpuinfo.surplus(EPYC, keys) == []  # protection keys are not among what is saved
+    assert surplus(EPYC, keys) == []  # protection keys are not among what is saved
     larger = changed(lambda entry: setattr(entry, "xsave_size", 2696))
-    assert cpuinfo.lacking(SAME, larger, FPU) == []
-    assert cpuinfo.lacking(larger, SAME, FPU) == ["room for 2696 bytes of extended registers"]
-    assert cpuinfo.lacking(SAME, larger, CPU) == ["the same xsave_size (2432, here 2696)"]
+    assert lacking(SAME, larger, FPU) == []
+    assert lacking(larger, SAME, FPU) == ["room for 2696 bytes of extended registers"]
+    assert different(SAME, larger) == ["xsave_size is 2696, there 2432"]
 
 
 def test_the_makers_name_does_not_count() -> None:
     for field, value in (("vendor_id", 1), ("cpu_family", 6), ("model", 1), ("stepping", 0), ("model_id", None)):
         other = changed(lambda entry, field=field, value=value: setattr(entry, field, value))  # type: ignore[misc]
-        assert cpuinfo.lacking(SAME, other, INS | FPU | CPU) == []
-    assert cpuinfo.lacking(with_word(3, 1), SAME, INS | FPU | CPU) == []  # what Linux makes up
+        assert lacking(SAME, other, INS | FPU) == different(SAME, other) == []
+    assert lacking(with_word(3, 1), SAME, INS | FPU) == different(with_word(3, 1), SAME) == []  # what Linux makes up
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_the_makers_name_does_not_count() -> None:
 )
 def test_mangled(theirs: CpuinfoEntry) -> None:
     with pytest.raises(ImageError):
-        cpuinfo.lacking(theirs, SAME, INS)
+        lacking(theirs, SAME, INS)
 
 
 def test_other_architectures() -> None:
@@ -118,15 +120,13 @@ def test_other_architectures() -> None:
     less = CpuinfoEntry(ppc64_entry=[CpuinfoPpc64Entry(endian=1, hwcap=[0b01])])
     big = CpuinfoEntry(ppc64_entry=[CpuinfoPpc64Entry(endian=0, hwcap=[0b11, 0b100])])
     mainframe = CpuinfoEntry(s390_entry=[CpuinfoS390Entry(hwcap=[0b11])])
-    assert cpuinfo.lacking(power, less, INS) == ["the feature true_le", "the feature bit 2 of AT_HWCAP2"]
-    assert cpuinfo.lacking(less, power, INS | FPU) == []
-    assert cpuinfo.lacking(less, power, CPU) == [
-        "the same AT_HWCAP (0x1, here 0x3)", "the same AT_HWCAP2 (0x0, here 0x4)",
-    ]  # fmt: skip
-    assert cpuinfo.lacking(mainframe, mainframe, INS | FPU | CPU) == []
+    assert lacking(power, less, INS) == ["the feature true_le", "the feature bit 2 of AT_HWCAP2"]
+    assert lacking(less, power, INS | FPU) == []
+    assert different(less, power) == ["AT_HWCAP is 0x3, there 0x1", "AT_HWCAP2 is 0x4, there 0x0"]
+    assert lacking(mainframe, mainframe, INS | FPU) == different(mainframe, mainframe) == []
     for theirs, ours in ((power, SAME), (SAME, power), (mainframe, power), (big, power)):
         with pytest.raises(Refusal) as error:
-            cpuinfo.lacking(theirs, ours, INS)
+            lacking(theirs, ours, INS)
         assert error.value.code == "foreign-architecture"
 
 
@@ -135,16 +135,44 @@ def test_arm() -> None:
     sve, aes, sve2 = 1 << 22, 1 << 3, 1 << 1
     large = TorporCpuEntry(machine="aarch64", hwcap=[3 | aes | sve, sve2, 0, 0])
     small = TorporCpuEntry(machine="aarch64", hwcap=[3 | aes, 0])  # of an older kernel, which had fewer words
-    assert cpuinfo.lacking(large, small, INS | FPU) == ["the feature sve", "the feature sve2"]
-    assert cpuinfo.lacking(small, large, INS | FPU) == []
-    assert cpuinfo.lacking(large, large, INS | FPU | CPU) == []
-    assert cpuinfo.lacking(small, large, CPU) == [
-        f"the same AT_HWCAP ({3 | aes:#x}, here {3 | aes | sve:#x})", "the same AT_HWCAP2 (0x0, here 0x2)",
-    ]  # fmt: skip
+    assert lacking(large, small, INS | FPU) == ["the feature sve", "the feature sve2"]
+    assert lacking(small, large, INS | FPU) == []
+    assert lacking(large, large, INS | FPU) == different(large, large) == []
+    assert different(small, large) == [
+        f"AT_HWCAP is {3 | aes | sve:#x}, there {3 | aes:#x}",
+        "AT_HWCAP2 is 0x2, there 0x0",
+    ]
     for theirs, ours in ((TorporCpuEntry(machine="armv7l", hwcap=[1]), small), (SAME, small), (small, SAME)):
         with pytest.raises(Refusal) as error:
-            cpuinfo.lacking(theirs, ours, INS)
+            lacking(theirs, ours, INS)
         assert error.value.code == "foreign-architecture"
+
+
+@pytest.mark.parametrize("machine,caps", [("x86_64", INS), ("s390x", INS), ("s390x", FPU), ("aarch64", FPU)])
+def test_features_by_name(machine: str, caps: int) -> None:
+    more = TorporCpuEntry(machine=machine, features=["facility 1", "facility 61"])
+    less = TorporCpuEntry(machine=machine, features=["facility 1", "facility 2"])
+    assert lacking(more, less, caps) == ["facility 61"]
+    assert lacking(more, more, caps) == different(more, more) == []
+    assert different(more, less) == ["facility 2 is here alone", "facility 61 is there alone"]
+
+
+class _Cpuid:
+    """A CPU's answers to CPUID: Sapphire Rapids' to the first two, the third made up."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def leaf(self, number: int, sub: int = 0) -> tuple[int, int, int, int]:
+        answers = {(7, 0): (self.most, 0, 0, 0), (7, 1): (0x1C30, 0, 0, 1 << 19), (0x24, 0): (0, 2, 0, 0)}
+        return answers.get((number, sub), (0, 0, 0, 0))
+
+
+def test_instructions_beyond_the_words() -> None:
+    cpu: Any = _Cpuid(1)
+    assert cpu_features.x86_instructions(cpu) == ["avx_vnni", "avx512_bf16", "avx10.1", "avx10.2"]
+    cpu = _Cpuid(0)  # the subleaf is not there, whatever is said of it
+    assert cpu_features.x86_instructions(cpu) == []
 
 
 @pytest.mark.parametrize(
@@ -155,9 +183,9 @@ def test_recorded_in_the_image_of_its_architecture(module: str, field: str, monk
     arch = import_module(f"torpor.arch.{module}").ARCH
     monkeypatch.setattr(cpuinfo, "native", lambda: arch)
     recorded = cpuinfo.record()
-    assert getattr(recorded, field)
-    assert cpuinfo.kind() is (kinds.TORPOR_CPU if isinstance(recorded, TorporCpuEntry) else kinds.CPUINFO)
-    assert getattr(recorded, "machine", arch.name) == arch.name
+    assert getattr(recorded[0], field) and cpuinfo.kind() is cpuinfo.image_of(recorded[0])
+    (own,) = [one for one in recorded if isinstance(one, TorporCpuEntry)]
+    assert own.machine == arch.name
     assert arch.name in NAMES
 
 
@@ -179,8 +207,9 @@ def test_names(arch: str, word: int, bits: int, expected: list[str]) -> None:
 @pytest.mark.parametrize(
     "words,caps",
     [
-        ((), 5), (("all",), 7), (("none",), 0), (("ins",), 4), (("fpu,ins",), 5), (("all,^cpu",), 5), (("^ins",), 3),
-        (("cpu", "fpu"), 3), (("all", "none"), 7), (("^all",), 0),
+        ((), 5), (("all",), 7), (("none",), 0), (("ins",), 4), (("fpu,ins",), 5), (("all,^cpu",), 5), (("^ins",), 1),
+        (("cpu", "fpu"), 3), (("all", "none"), 0), (("ins,none",), 0), (("none,ins",), 4), (("ins", "^none"), 4),
+        (("^all",), 0), (("^cpu",), 5), (("^fpu",), 4),
     ],
 )  # fmt: skip
 def test_capabilities(words: tuple[str, ...], caps: int) -> None:
@@ -216,7 +245,7 @@ def test_this_cpu(tmp_path: Path) -> None:
     assert (entry.cpu_family, entry.model) == (int(facts["cpu family"]), int(facts["model"]))
     assert entry.model_id == facts["model name"]
     flags = set(facts["flags"].split())
-    names = dict(word.split()[::-1] for text in cpuinfo._INSTRUCTIONS.values() for word in _pairs(text))
+    names = dict(word.split()[::-1] for text in INSTRUCTIONS.values() for word in _pairs(text))
     shown = {name for name in _named(entry) if name in names}
     assert flags & names.keys() <= shown
 
@@ -227,15 +256,20 @@ def _pairs(text: str) -> list[str]:
 
 
 def _named(entry: CpuinfoX86Entry) -> set[str]:
-    return set(cpuinfo._named(cpuinfo._INSTRUCTIONS, entry.capability, [0] * len(entry.capability)))
+    return set(cpu_compare._named(INSTRUCTIONS, entry.capability, [0] * len(entry.capability)))
 
 
 @pytest.mark.skipif(not X86, reason="x86's features")
 def test_check(tmp_path: Path) -> None:
     entry = this_cpu(tmp_path)
     assert (tmp_path / "cpuinfo.img").stat().st_mode & 0o777 == 0o600
-    for caps in ("", "--cpu-cap", "--cpu-cap=cpu", "--cpu-cap=none"):
-        assert run("cpuinfo", "check", "-D", tmp_path, *([caps] if caps else [])).returncode == 0
+    for caps, words in (
+        ("=ins,fpu", "has all instructions and registers"), ("=fpu", "has all registers"), ("", "is the same"),
+        ("=cpu", "is the same"), ("=none", "Nothing was compared"), ("=ins,none", "Nothing was compared"),
+    ):  # fmt: skip
+        done = run("cpuinfo", "check", "-D", tmp_path, f"--cpu-cap{caps}")
+        assert done.returncode == 0 and words in done.stdout, done
+    assert run("cpuinfo", "check", "-D", tmp_path).returncode == 0
     entry.x86_entry[0].capability[18] |= FMAPS
     write(tmp_path, entry)
     done = run("cpuinfo", "check", "-D", tmp_path, "--json")
@@ -243,10 +277,40 @@ def test_check(tmp_path: Path) -> None:
     error = json.loads(done.stdout)["error"]
     assert error["code"] == "cpu-feature" and "avx512_4fmaps" in error["why"]
     assert run("cpuinfo", "check", "-D", tmp_path, "--cpu-cap=fpu").returncode == 0
+    (tmp_path / "options").write_text("cpu-cap ins\n")
+    both = [run("cpuinfo", "check", "-D", tmp_path, "--config", tmp_path / "options", *more)
+            for more in ([], ["--cpu-cap=none"])]  # fmt: skip
+    assert [done.returncode for done in both] == [1, 0], both
+    entry.x86_entry[0].capability[17] ^= 1 << 31
+    write(tmp_path, entry)
+    assert "it lacks avx512_4fmaps" in run("cpuinfo", "check", "-D", tmp_path, "--cpu-cap").stderr
+    entry.x86_entry[0].capability[18] ^= FMAPS  # what no word of ours names is not lacking, but another
+    write(tmp_path, entry)
+    said = run("cpuinfo", "check", "-D", tmp_path, "--cpu-cap").stderr
+    assert "it is not exactly the same: word 17 is" in said and "lacks" not in said
     os.truncate(tmp_path / "cpuinfo.img", 8)
     assert "cpuinfo.img is mangled: it has no entry" in run("cpuinfo", "check", "-D", tmp_path).stderr
     (tmp_path / "cpuinfo.img").unlink()
     assert "there is no cpuinfo.img" in run("cpuinfo", "check", "-D", tmp_path).stderr
+
+
+def test_what_has_no_place_in_cpuinfo_img(tmp_path: Path) -> None:
+    """It is in torpor-cpu.img; without that, CRIU's images say what there is to compare."""
+    assert run("cpuinfo", "dump", "-D", tmp_path).returncode == 0
+    with ImageReader.open(str(tmp_path)) as images:
+        own = copy.deepcopy(images.one(kinds.TORPOR_CPU))
+        own.features.append("facility 4711")
+        write_small(images.dir_fd, kinds.TORPOR_CPU, own)
+        assert "it lacks facility 4711" in run("cpuinfo", "check", "-D", tmp_path).stderr
+        assert run("cpuinfo", "check", "-D", tmp_path, "--cpu-cap=none").returncode == 0
+        if cpuinfo.kind() is kinds.CPUINFO:
+            (tmp_path / "torpor-cpu.img").unlink()
+            assert run("cpuinfo", "check", "-D", tmp_path).returncode == 0
+            (tmp_path / "cpuinfo.img").unlink()
+        own.machine = "another"
+        write_small(images.dir_fd, kinds.TORPOR_CPU, own)
+    done = run("cpuinfo", "check", "-D", tmp_path)
+    assert done.returncode == 1 and "it is of another architecture (another)" in done.stderr, done
 
 
 @pytest.mark.skipif(not X86, reason="x86's features")
@@ -288,3 +352,11 @@ def test_criu_agrees(tmp_path: Path) -> None:
     for directory in (theirs, ours):
         assert run("cpuinfo", "check", "-D", directory).returncode == 0
         assert subprocess.run([criu, "cpuinfo", "check", "-D", directory], capture_output=True).returncode == 0
+    entry = this_cpu(ours)
+    entry.x86_entry[0].capability[18] ^= FMAPS  # one instruction more
+    write(ours, entry)
+    for caps, status in (("", 1), ("=^ins", 0), ("=^fpu", 1), ("=^fpu,^ins", 0)):
+        words = ["cpuinfo", "check", "-D", ours, *([f"--cpu-cap{caps}"] if caps else [])]
+        assert run(*words).returncode == status, words
+        if caps != "=^fpu,^ins":  # CRIU compares all where nothing is left
+            assert subprocess.run([criu, *words], capture_output=True).returncode == status, words

@@ -204,7 +204,8 @@ class Options:
     allow_uprobes: bool = flag("accept uprobes", "dump restore", negatable=True,
                                refused="Torpor does not dump tasks under uprobes yet")
     cpu_cap: tuple[str, ...] = value("CAPS", capabilities, "record the CPU's features in a dump, and require them at "
-                                     "restore: a list of ins, fpu, cpu (exactly the same), all, none; ^CAP: without it",
+                                     "restore: a list of ins, fpu, cpu (exactly the same), all, none (whatever came "
+                                     "before); ^CAP: without it, of ins and fpu if it comes first",
                                      "dump restore check cpuinfo", argument=OPTIONAL, many=True, implied="all")
     action_script: tuple[str, ...] = value("FILE", path, "program to run at each stage", _WORK, many=True,
                                            refused="Torpor does not run action scripts yet")

@@ -45,6 +45,7 @@ JOURNEYS = {
     ("x86_64", "far_memory"): ((NEW, "far"), (NEW + ",-la57", "shorter_addresses"), (NEW, "hold")),
     ("aarch64", "signing"): (("max", "dump"), ("max,pauth-impdef=on", "signs_otherwise")),
     ("aarch64", "shorter_vectors"): (("max,pauth=off", "dump"), ("max,pauth=off,sve-max-vq=1", "shorter_vectors")),
+    ("s390x", "facilities"): (("max,vx=off", "dump"), ("max,vx=off,minste2=off,minste3=off", "fewer_facilities")),
     **{(arch, "to_more_and_less"): _there_and_back(*cpus) for arch, cpus in LESS_AND_MORE.items()},
     **{(arch, "with_vectors"): _with_vectors(*LESS_AND_MORE[arch]) for arch in ("aarch64", "s390x")},
 }

@@ -32,8 +32,9 @@ SUMMARIES = {
     ),
     "cpuinfo": (
         "cpuinfo dump|check [-D DIR] [--cpu-cap=CAPS]",
-        "Write what this CPU has to cpuinfo.img in DIR (dump), or say whether this CPU has all that is written there "
-        "(check), so that a tree from the other machine can be restored on this one.",
+        "Write what this CPU has to cpuinfo.img and torpor-cpu.img in DIR (dump), or say whether this CPU has all that "
+        "is written there (check), so that a tree from the other machine can be restored on this one. CAPS: ins,fpu "
+        "unless said.",
     ),
     "show": ("show [DIR | FILE]... [--json]", "Draw a checkpoint for people, or print any image as JSON."),
 }

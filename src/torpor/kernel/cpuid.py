@@ -24,7 +24,8 @@ _XGETBV = bytes.fromhex("89f9 0f01d0 48c1e220 4809d0 c3")
 _SECOND = 64  # where the second function begins
 _OSXSAVE = 1 << 27
 
-Leaf = tuple[int, int, int, int]  # EAX, EBX, ECX, EDX
+EAX, EBX, ECX, EDX = range(4)
+Leaf = tuple[int, int, int, int]  # in this order
 
 
 class Cpu:
