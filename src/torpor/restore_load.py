@@ -182,15 +182,17 @@ def registers(restore: "Restore", arch: "Arch", template: "Registers") -> dict[i
 
 
 def _check_signing(restore: "Restore", arch: "Arch") -> None:
-    """Nobody can see whether signed pointers lie in memory, but on a CPU that signs, return addresses do."""
+    """Nobody can see whether signed pointers lie in memory, but on a CPU that signs, return addresses do.  In which
+    bits is a matter of the kernel, too: of how long its addresses are."""
     host = restore.images.find(kinds.TORPOR_HOST)
     theirs = host.signing if host is not None else None
     ours = arch.signing()
     if theirs and theirs != ours:
         restore.problem(Refusal(
-            "these images", f"they come from a CPU that signs pointers by {theirs}, and this one does by "
+            "these images", f"they come from a machine that signs pointers by {theirs}, and this one does by "
             f"{ours or 'nothing that it tells'}: no signed return address would be right any more",
-            "restore them on a CPU that signs alike", code="cpu-feature",
+            "restore them on such a CPU, under a kernel with addresses as long (CONFIG_ARM64_VA_BITS)",
+            code="cpu-feature",
         ))  # fmt: skip
 
 

@@ -27,7 +27,7 @@ LACKING = {
     "s390x": ("the feature vx", "the vector facility"),
 }
 UNLIKE = {
-    "signs_otherwise": "a CPU that signs pointers by QARMA5 in the bits",
+    "signs_otherwise": "a machine that signs pointers by QARMA5 in the bits",
     "shorter_vectors": "it uses SVE vectors of 64 bytes, which this CPU does not have",
     "shorter_addresses": "it has memory at 0x4000000000000, further up than this machine's programs can have any",
 }
