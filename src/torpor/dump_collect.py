@@ -19,6 +19,7 @@ from torpor.kernel.proc import parse_stat
 from torpor.kernel.process import comparison, kcmp, pidfd_open, pidfd_open_thread
 from torpor.kernel.procfs import read_all
 from torpor.kernel.status import parse_status, parse_thread_status
+from torpor.memory import own_vdso
 from torpor.memory.areas import check_count, most_areas, zeros_merged
 from torpor.memory.dump import AddressSpace
 from torpor.model import identity
@@ -52,6 +53,7 @@ def prepare(dump: "Dump") -> None:
     dump.state["own namespaces"] = namespaces.of(os.getpid())
     dump.state["strict overcommit"] = read_all("/proc/sys/vm/overcommit_memory").startswith(b"2")
     dump.state["most areas"] = most_areas()
+    own_vdso.text()
     dump.state["zero pages of KSM"] = zeros_merged()
     if native().tags_memory():
         from torpor.memory import tags  # noqa: F401
@@ -164,6 +166,7 @@ def areas(dump: "Dump") -> list[AddressSpace]:
         if "vdso" in space.kinds:
             text = task.areas[space.kinds.index("vdso")]
             task.leader.use_vdso(text.start, text.end)
+            own_vdso.refuse_changed(task, text, task.leader.read)
     if not dump.options.leave_running and native().single_step:
         _leave_vdso(dump, spaces)
     for space in spaces.values():

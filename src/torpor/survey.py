@@ -27,6 +27,7 @@ from torpor.kernel.process import compare_files, pidfd_open, pidfd_open_thread
 from torpor.kernel.procfs import LARGE, ParseError, read_all, read_link
 from torpor.kernel.status import parse_status, parse_thread_status
 from torpor.memory import areas as vma
+from torpor.memory import own_vdso
 from torpor.memory.dump import AddressSpace
 from torpor.resources import ghost, link_remap, namespaces, pipe_queue, registry, regular
 from torpor.resources.context import Dump, DumpTask, SeenFile
@@ -358,6 +359,9 @@ class Memory:
             self.examine_path(where, read_link(where, exe), exe)
         for area in task.areas:
             what = kind(area)
+            if what == "vdso":
+                with self.survey.looking(task.subject):
+                    own_vdso.refuse_changed(task, area, lambda start, size: own_vdso.read(pid, start, size))
             with self.survey.looking(task.subject):
                 vma.describe(task, area, what, flags.get(area.start, frozenset()))
             if what == "file":

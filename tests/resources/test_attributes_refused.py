@@ -33,6 +33,7 @@ SOURCE = r"""
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/io.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -76,6 +77,13 @@ int main(int count, char **words)
 	int huge = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB;
 	if (!strcmp(what, "huge") && mmap(0, 2 << 20, 3, huge, -1, 0) == MAP_FAILED) skip(what);
 	if (!strcmp(what, "flusher") && prctl(57, 1, 0, 0, 0)) skip(what);
+	if (!strncmp(what, "vdso", 4)) {
+		char *vdso = (char *)getauxval(AT_SYSINFO_EHDR);
+		while (mprotect(vdso, huge = 4096 * ++nodes, PROT_READ | PROT_WRITE | PROT_EXEC)) /* not a part of it alone */
+			if (nodes > 64) skip(what);
+		vdso[huge - 1]++;
+		if (!strcmp(what, "vdso-changed")) mprotect(vdso, huge, PROT_READ | PROT_EXEC);
+	}
 #ifdef __x86_64__
 	struct user_desc segment = {.entry_number = 3, .base_addr = 0x1000, .limit = 0xfffff, .seg_32bit = 1, .useable = 1};
 	if (!strcmp(what, "segments") && syscall(SYS_modify_ldt, 1, &segment, sizeof segment)) skip(what);
@@ -86,6 +94,10 @@ int main(int count, char **words)
 
 # pause() and again: int 0x80 in an ELF of 32 bits.
 CODE = bytes.fromhex("b8040000 00bb0100 0000b954 800408ba 06000000 cd80 b81d000000 cd80 ebf7".replace(" ", ""))
+
+
+# Of what `check -t` sees already.
+REMEDIES = {"namespace": "end that thread first", "vdso-changed": "without what changes it"}
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +147,8 @@ def victims(tmp_path: Path) -> Iterator[list[Victim]]:
         ("flusher", "unsupported", "I/O flusher"),
         ("aio", "unsupported", "asynchronous I/O (io_setup)"),
         ("huge", "unsupported", "hugetlb pages"),
+        ("vdso-writable", "vdso-changed", "has a protection of its own (rwx)"),
+        ("vdso-changed", "vdso-changed", "was changed, which a restore would lose"),
         pytest.param(
             "segments",
             "unsupported",
@@ -156,9 +170,9 @@ def test_refused(what: str, code: str, words: str, program: str, tmp_path: Path,
     assert refused.value.code == code
     assert f"task {victim.process.pid} (" in refused.value.subject
     assert not os.listdir(tmp_path / "images")
-    if code == "namespace":
+    if remedy := REMEDIES.get(code):
         (obstacle,) = torpor.check(pid=victim.process.pid, manage_cgroups="ignore").facts()["obstacles"]
-        assert words in obstacle["why"] and "end that thread first" in obstacle["remedy"]
+        assert words in obstacle["why"] and remedy in obstacle["remedy"]
     assert victim.process.poll() is None
     status = Path(f"/proc/{victim.process.pid}/status").read_text()
     assert "TracerPid:\t0" in status

@@ -79,6 +79,9 @@ class Places:
         code = _span([area for area in space.areas if area.status & vma.VDSO])
         if code == _NONE:
             return self._without_code(space, data)
+        if any(area.status & vma.VDSO and area.prot != PROT_READ | PROT_EXEC for area in space.areas):
+            why = f"its vDSO at {code[0]:#x} had a protection of its own, which it would lose"
+            raise space.task.refusal(why, "run the program without what changes it", code="vdso-changed")
         text, kernels = _stored(space, code), self.kernels
         if text and text != kernels.text:
             self._foreign[space.task.pid] = text

@@ -129,7 +129,7 @@ OTHERS = {
     "vma:shmem": "shared anonymous memory",
     "vma:memfd": "memfds",
     "vma:sysv": "System V shared memory",
-    "vma:vdso": "vDSO",
+    "vma:vdso": "vDSO: refused where the program has changed its code or protection",
     "vma:vvar": "the vDSO's data",
     "vma:vvar_vclock": "the vDSO's data of clocks",
     "vma:vsyscall": "vsyscall page",
