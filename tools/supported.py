@@ -55,7 +55,9 @@ def lines() -> list[str]:
             "were chosen by number alone (IP_MULTICAST_IF), anycast addresses and a fixed source (IPV6_PKTINFO) of "
             "IPv6 sockets, programs that choose among sockets of one port (SO_ATTACH_REUSEPORT_CBPF), and messages of "
             "no bytes behind others in a UNIX socket's queue that somebody, an earlier dump included, has peeked at "
-            "(MSG_PEEK) are neither saved nor refused.", ""]  # fmt: skip
+            "(MSG_PEEK) are neither saved nor refused. Nor is a length of SVE or SME vectors that was set for the next "
+            "program alone (PR_SVE_SET_VL_ONEXEC), nor, before Linux 6.4, system calls that are dispatched to user "
+            "space (`torpor check` says whether this kernel shows them).", ""]  # fmt: skip
     return out
 
 

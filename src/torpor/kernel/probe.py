@@ -155,6 +155,8 @@ def probes() -> tuple[Probe, ...]:
               "nothing: Torpor uses a file; vm.memfd_noexec=0 allows it"),
         Probe("seccomp suspended", OPTIONAL, "4.3", "tasks under seccomp", tasks.seccomp_suspend,
               "run as root", "seccomp_suspend"),
+        Probe("dispatch of system calls shown", OPTIONAL, "6.4", "refusing programs that dispatch their system calls",
+              tasks.dispatch_shown, "dump no program with PR_SET_SYSCALL_USER_DISPATCH (Wine): it would lose that"),
         Probe("raised limits", OPTIONAL, "2.6.36", "tasks whose limits are above ours", tasks.sys_resource,
               "run with CAP_SYS_RESOURCE for trees that need it"),
         Probe("TCP repair mode", OPTIONAL, "3.5", "TCP connections", net.tcp_repair, "run with CAP_NET_ADMIN"),

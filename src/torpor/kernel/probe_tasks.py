@@ -17,7 +17,7 @@ from torpor.kernel.probe import Missing, in_child
 from torpor.kernel.syscall import call
 from torpor.typed import Iterator
 
-_PR_TIMER_CREATE_RESTORE_IDS = 77
+_PR_SET_SYSCALL_USER_DISPATCH, _PR_TIMER_CREATE_RESTORE_IDS = 59, 77
 _CAP_SYS_RESOURCE = 24
 _NT_PRSTATUS = 1
 _GET_SYSCALL_INFO, _SET_SYSCALL_INFO = 0x420E, 0x4212
@@ -72,6 +72,16 @@ def peek_signals() -> None:
 def seccomp_suspend() -> None:
     with stopped_child(trace.O_SUSPEND_SECCOMP):
         pass
+
+
+def dispatch_shown() -> None:
+    try:
+        process.prctl(_PR_SET_SYSCALL_USER_DISPATCH, 0)
+    except OSError:
+        return  # there is no such thing
+    with stopped_child() as pid:
+        config = ctypes.create_string_buffer(32)
+        trace.request(trace.GET_SYSCALL_USER_DISPATCH_CONFIG, pid, len(config), ctypes.addressof(config))
 
 
 def set_syscall_info() -> None:
