@@ -133,6 +133,9 @@ def test_aarch64_refuses_vectors_that_the_cpu_does_not_have(template: bytes | No
     else:
         with pytest.raises(Refusal, match=why):  # nor is there, but the program may know how long they are
             arch.with_extras(found, {0x405: _sve(32, 64, False)}, here)
+    with pytest.raises(Refusal, match="SME vectors of 32 bytes"):
+        array = {0x40C: _sve(16, 16, False)}
+        arch.with_extras(found, {0x40C: _sve(32, 64, False)}, Registers(found.general, {**found.others, **array}))
     same = Registers(found.general, {**found.others, 0x405: _sve(32, 32, False)})
     assert arch.with_extras(found, {0x405: _sve(32, 64, True)}, same).others[0x405] == _sve(32, 64, True)
 
