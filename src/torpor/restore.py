@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torpor.engine.process import Report
     from torpor.engine.spawn import Spawner
     from torpor.engine.stub import Cradle
+    from torpor.memory.signal_frames import SignalFrames
     from torpor.model.restore_plan import Plan
     from torpor.options import Options
     from torpor.resources.base import Attribute
@@ -220,6 +221,7 @@ class _Work:
         self.phases: dict[str, float] = {}
         self.limit = raise_limit()
         self.spawner: Spawner | None = None
+        self.frames: SignalFrames | None = None
         self._pidfile = ""
         self._hooked: dict[str, list[Attribute]] = {}
 
@@ -254,7 +256,7 @@ class _Work:
         with restore.trying():
             self.registers = restore_load.registers(restore, native(), self._template)
             if hasattr(self, "spaces"):  # or that is a problem already
-                self.spaces.vdso.check_threads(restore, self.registers)
+                self._check_frames()
             for task in self._living():
                 lacking.check_calls(restore, task, self.registers)
         if restore.options.cpu_cap:
@@ -264,6 +266,18 @@ class _Work:
                 cpuinfo.check(restore)
         restore_load.check_pids(restore, self.plan)
         self.lap("check")
+
+    def _check_frames(self) -> None:
+        """Threads that were dumped inside a function of another kernel's vDSO, or inside a signal handler."""
+        from torpor.resources import clocks
+
+        frames = {}
+        if self.spaces.vdso.is_foreign or not clocks.is_same_boot(self.restore):
+            from torpor.memory.signal_frames import SignalFrames
+
+            self.frames = SignalFrames(self.restore, self.registers, self.spaces.spaces)
+            frames = self.frames.of
+        self.spaces.vdso.check_threads(self.restore, self.registers, frames)
 
     def _with(self, hook: str) -> "list[Attribute]":
         """The attributes that have this hook: the others need not be asked for each of a thousand threads."""
@@ -345,14 +359,13 @@ class _Work:
     def release(self, report: "Report") -> None:
         """Take the executors out, put the registers in, let the tree run."""
         from torpor import restore_release
-        from torpor.arch import native
         from torpor.engine import waiting
 
         assert self.spawner is not None
         living = self._living()
         self.spawner.remove_executors()
-        if native().frames_vary:
-            restore_release.mend_frames(living, self.registers, self.spaces.spaces)
+        if self.frames is not None:
+            self.frames.mend(self._write)
         restore_release.load_registers(living, self.registers)
         waiting.check_cancelled()
         if self.restore.options.pidfile is not None:
@@ -364,6 +377,11 @@ class _Work:
         restore_release.tidy(self.restore)
         self.lap("release")
         restore_release.write_stats(self.restore, self.phases)
+
+    def _write(self, pid: int, address: int, data: bytes) -> None:
+        tracee = self.restore.tasks[pid].tracee
+        assert tracee is not None
+        tracee.write(address, data)
 
     def _living(self) -> "list[RestoreTask]":
         return [task for task in self.restore.tasks.values() if not task.dead]

@@ -21,29 +21,8 @@ if TYPE_CHECKING:
     from torpor.engine.process import Report
     from torpor.engine.tracee import Tracee
     from torpor.images.schema.core import ThreadCoreEntry
-    from torpor.memory.space import AddressSpace
     from torpor.options import Options
     from torpor.resources.context import Restore, RestoreTask
-
-
-def mend_frames(
-    tasks: "list[RestoreTask]", registers: "dict[int, Registers]", spaces: "dict[int, AddressSpace]"
-) -> None:
-    """Threads can return from the signal handlers in which they were dumped, under this kernel, too."""
-    from torpor.engine.frames import Stacks
-
-    by_memory = {task.ids.vm_id: Stacks(spaces[task.pid], task.tracee) for task in tasks
-                 if task.pid in spaces and task.ids is not None and task.tracee is not None}  # fmt: skip
-    for task in tasks:
-        if task.ids is None or (stacks := by_memory.get(task.ids.vm_id)) is None:
-            continue
-        for tid, thread in task.tracees.items():
-            if tid in registers:
-                own = task.cores[tid].thread_core
-                alternate = [own.sas.ss_sp] if own is not None and own.sas is not None else []
-                stacks.mend([thread.arch.sp(registers[tid].general), *alternate])
-    if mended := sum(stacks.mended for stacks in by_memory.values()):
-        log.info(f"{mended} signal frames are as every kernel takes them now")
 
 
 def load_registers(tasks: "Iterable[RestoreTask]", registers: "dict[int, Registers]") -> None:

@@ -18,10 +18,10 @@ CRIU's message has no place for SVE, SME (ZA, TPIDR2) and the control of tagged 
 import os
 import struct
 
-from torpor.arch.base import EINTR, ERESTARTNOHAND, Arch, Call, Registers
+from torpor.arch.base import EINTR, ERESTARTNOHAND, Arch, Call, Frame, Memory, Registers
 from torpor.arch.numbers import FROM_424, numbers
 from torpor.errors import Refusal
-from torpor.typed import TYPE_CHECKING, Callable, Mapping, Sequence
+from torpor.typed import TYPE_CHECKING, Callable, Iterator, Mapping, Sequence
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
@@ -270,6 +270,20 @@ class AArch64(Arch):
             extensions += struct.pack("<IIQI12x", _EXTRA_MAGIC, 32, behind, len(scalable) + 16) + bytes(16)
         return bytes(frame) + extensions + scalable + bytes(16), address
 
+    def signal_frames(self, stack: bytes, base: int, memory: Memory) -> Iterator[Frame]:
+        from torpor.arch import aarch64_frames
+
+        return aarch64_frames.find(stack, base, memory)
+
+    def vector_lengths(self, registers: Registers) -> Mapping[int, bytes]:
+        found = {which: registers.others[which] for which in (NT_ARM_SVE, NT_ARM_ZA) if which in registers.others}
+        return {which: _without_registers(data) for which, data in found.items()}
+
+    def mended_frame(self, frame: Frame, own: Frame) -> Iterator[tuple[int, bytes]]:
+        from torpor.arch import aarch64_frames
+
+        return aarch64_frames.mended(frame, own)
+
     def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
         from torpor.images.schema.core_aarch64 import (
             ThreadInfoAarch64,
@@ -361,6 +375,12 @@ class AArch64(Arch):
         if which in (NT_ARM_SVE, NT_ARM_ZA):
             return len(data) > _SVE_HEADER.size
         return any(data)
+
+
+def _without_registers(data: bytes) -> bytes:
+    """A register set of SVE's or ZA's with nothing in it but the length of vectors."""
+    _, most, length, longest, flags, reserved = _SVE_HEADER.unpack_from(data)
+    return _SVE_HEADER.pack(_SVE_HEADER.size, most, length, longest, flags & ~_SVE_REGISTERS, reserved)
 
 
 def _pac_keys(others: Mapping[int, bytes]) -> "PacKeys | None":

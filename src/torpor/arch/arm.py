@@ -13,7 +13,7 @@ variants, and 64-bit offsets travel in two registers of which the first must be 
 
 import struct
 
-from torpor.arch.base import EINTR, ERESTARTNOHAND, Arch, Call, Registers
+from torpor.arch.base import EINTR, ERESTARTNOHAND, Arch, Call, Frame, Memory, Registers
 from torpor.arch.numbers import FROM_424, numbers
 from torpor.typed import TYPE_CHECKING, Iterator, Mapping, Sequence, TypeVar
 
@@ -76,6 +76,8 @@ _CONTEXT, _MASK, _REGSPACE = 128 + 20, 128 + 104, 128 + 232
 _VFP_MAGIC, _VFP_SIZE = 0x56465001, 288
 # Room for iWMMXt registers that the thread does not use.
 _DUMMY_MAGIC, _DUMMY_SIZE = 0xB0D9ED01, 160
+_VFP_HEAD, _DUMMY_HEAD = struct.pack("<2I", _VFP_MAGIC, _VFP_SIZE), struct.pack("<2I", _DUMMY_MAGIC, _DUMMY_SIZE)
+_MODE, _USER_MODE = 0x1F, 0x10  # of CPSR
 
 T = TypeVar("T")
 
@@ -267,19 +269,24 @@ class Arm(Arch):
         vfp = struct.pack("<II", _VFP_MAGIC, _VFP_SIZE) + registers.others[NT_ARM_VFP]
         return bytes(frame) + vfp.ljust(512, b"\0") + bytes(16), address
 
-    def mended_frames(self, stack: bytes) -> Iterator[tuple[int, bytes, int]]:
+    def signal_frames(self, stack: bytes, base: int, memory: Memory) -> Iterator[Frame]:
+        at = stack.find(_VFP_HEAD)
+        while at >= 0:
+            start = at - _DUMMY_SIZE if stack[max(0, at - _DUMMY_SIZE) :].startswith(_DUMMY_HEAD) else at
+            where = start - _REGSPACE + _CONTEXT + 12
+            if where >= 0:
+                r = struct.unpack_from("<17I", stack, where)
+                if r[CPSR] & _MODE == _USER_MODE:
+                    yield Frame(base + start, r[PC], r[SP], memory)
+            at = stack.find(_VFP_HEAD, at + 1)
+
+    def mended_frame(self, frame: Frame, own: Frame) -> Iterator[tuple[int, bytes]]:
         """A kernel with CONFIG_IWMMXT (Debian's 6.1) puts an empty block before the VFP registers, and takes frames
         without one; a kernel without it (6.12) refuses those that have one, and the thread dies of SIGSEGV when its
         handler returns.  So the block goes."""
-        dummy = struct.pack("<2I", _DUMMY_MAGIC, _DUMMY_SIZE)
-        vfp = struct.pack("<2I", _VFP_MAGIC, _VFP_SIZE)
-        at = stack.find(dummy)
-        while at >= 0:
-            registers = stack[at + _DUMMY_SIZE : at + _DUMMY_SIZE + _VFP_SIZE]
-            where = at - _REGSPACE + _CONTEXT + 12 + 4 * SP
-            if where >= 0 and registers.startswith(vfp) and len(registers) == _VFP_SIZE:
-                yield at, registers + bytes(_DUMMY_SIZE), int(struct.unpack_from("<I", stack, where)[0])
-            at = stack.find(dummy, at + 1)
+        extensions = frame.memory(frame.at, _DUMMY_SIZE + _VFP_SIZE)
+        if extensions.startswith(_DUMMY_HEAD):
+            yield frame.at, extensions[_DUMMY_SIZE:] + bytes(_DUMMY_SIZE)
 
     def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
         from torpor.images.schema.core_arm import ThreadInfoArm, UserArmRegsEntry, UserArmVfpstateEntry

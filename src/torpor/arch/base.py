@@ -48,6 +48,23 @@ class Registers(NamedTuple):
     others: Mapping[int, bytes]
 
 
+Memory = Callable[[int, int], bytes]  # (address, length)
+
+
+class Frame(NamedTuple):
+    """A signal frame on a stack.  The thread that the signal has interrupted was at `pc`, its stack pointer `sp`; `at`:
+    where the part of it is that `Arch.mended_frame` is about; `memory`: what it lies in."""
+
+    at: int
+    pc: int
+    sp: int
+    memory: Memory
+
+
+class CannotReturn(Exception):
+    """A frame holds registers that are not there; the text names them."""
+
+
 class Call(NamedTuple):
     """A system call that a thread is about to make, or in.  `word`: what else the kernel remembers of it: the number
     and the length of its instruction on s390x, how it was entered on ppc64le."""
@@ -99,7 +116,6 @@ class Arch:
     number_at = 0  # which of the general registers, as ptrace has them, holds the number of a system call
     images_tell = True  # how a call was interrupted (`interruption`); False: `arch.interrupted` has to guess
     signs_pointers = False  # addresses may carry signatures that only an alike CPU takes (`signing`)
-    frames_vary = False  # signal frames differ from kernel to kernel (`mended_frames`)
     restarts_alike = True  # `again` makes the kernel itself begin the call again, unless a signal is to be caught first
 
     _ended: frozenset[int] | None = None
@@ -260,9 +276,18 @@ class Arch:
         it.  `registers` are settled.  The alternate stack in it is left zero, which rt_sigreturn ignores."""
         raise NotImplementedError
 
-    def mended_frames(self, stack: bytes) -> Iterator[tuple[int, bytes, int]]:
-        """Signal frames in `stack` that a kernel has made and another one would refuse to return by: for each, where it
-        is to be written over, with what, and the stack pointer that it holds.  See `engine.frames`."""
+    def signal_frames(self, stack: bytes, base: int, memory: "Memory") -> "Iterator[Frame]":
+        """The frames in `stack`, which is at address `base`, of threads that are in signal handlers.  Recognised by
+        several words that belong together, so that hardly anything else is taken for one."""
+        return iter(())
+
+    def vector_lengths(self, registers: Registers) -> Mapping[int, bytes]:
+        """Register sets that make a thread's signal frames like those of a thread that has `registers`."""
+        return {}
+
+    def mended_frame(self, frame: "Frame", own: "Frame") -> Iterator[tuple[int, bytes]]:
+        """What is to be written where, that this kernel on this CPU, which has made `own`, returns by `frame`, made by
+        another.  Raises CannotReturn: the frame holds registers that this CPU lacks."""
         return iter(())
 
     # -- images -----------------------------------------------------------------------------------------------------

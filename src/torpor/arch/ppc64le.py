@@ -13,10 +13,10 @@ There are two ways into the kernel, `sc` (0xc00: errors are positive with a flag
 
 import struct
 
-from torpor.arch.base import EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, Arch, Call, Registers
+from torpor.arch.base import EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, Arch, Call, Frame, Memory, Registers
 from torpor.arch.numbers import FROM_424, numbers
 from torpor.errors import Refusal
-from torpor.typed import TYPE_CHECKING, Mapping, Sequence
+from torpor.typed import TYPE_CHECKING, Iterator, Mapping, Sequence
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
@@ -70,6 +70,7 @@ _SUMMARY_OVERFLOW = 0x10000000
 _TRAP_SC, _TRAP_SCV = 0xC00, 0x3000
 _ENTRIES = {b"\x02\x00\x00\x44": _TRAP_SC, b"\x01\x00\x00\x44": _TRAP_SCV}  # by instruction: sc, scv 0
 _MSR_VEC, _MSR_VSX, _MSR_TRANSACTION = 1 << 25, 1 << 23, 3 << 33
+_USER_MSR = b"\0\0\x80"  # the highest bytes of it in any user program; the next has the state of transactions
 
 # struct ucontext, with which struct rt_sigframe begins: flags, link, stack, mask (8 of 128 bytes), sigcontext.
 _MASK, _CONTEXT = 40, 168
@@ -213,6 +214,17 @@ class Ppc64le(Arch):
         frame[_FLOAT_AT : _FLOAT_AT + 264] = registers.others[NT_PRFPREG]
         struct.pack_into("<Q", frame, _VECTOR_POINTER, address + _VECTORS)
         return bytes(frame) + registers.others[NT_PPC_VMX].ljust(544, b"\0") + registers.others[NT_PPC_VSX], address
+
+    def signal_frames(self, stack: bytes, base: int, memory: Memory) -> Iterator[Frame]:
+        """By a pointer of the frame's to its own registers.  All POWER CPUs that Linux runs on in little-endian order
+        have the registers that a frame holds."""
+        at = stack.find(_USER_MSR)
+        while at >= 0:
+            start = at - 5 - 8 * MSR
+            if start >= 8 and int.from_bytes(stack[start - 8 : start], "little") == base + start:
+                r = struct.unpack_from("<34Q", stack, start)
+                yield Frame(base + start, r[NIP], r[R1], memory)
+            at = stack.find(_USER_MSR, at + 1)
 
     def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
         from torpor.images.schema.core_ppc64 import (

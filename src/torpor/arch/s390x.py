@@ -13,9 +13,19 @@ condition code is lost.  Nothing tells an emulated machine from a real one, so n
 
 import struct
 
-from torpor.arch.base import EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, Arch, Call, Registers
+from torpor.arch.base import (
+    EINTR,
+    ERESTART_RESTARTBLOCK,
+    ERESTARTNOHAND,
+    Arch,
+    Call,
+    CannotReturn,
+    Frame,
+    Memory,
+    Registers,
+)
 from torpor.arch.numbers import FROM_424, numbers
-from torpor.typed import TYPE_CHECKING, Callable, Mapping, Sequence
+from torpor.typed import TYPE_CHECKING, Callable, Iterator, Mapping, Sequence
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
@@ -68,6 +78,9 @@ _FRAME = 160  # what the ABI has a caller leave below its stack pointer for the 
 _UCONTEXT = _FRAME + 8 + 128
 _REGISTERS, _MASK, _VECTORS = _UCONTEXT + 40, _UCONTEXT + 384, _UCONTEXT + 512
 _UC_VXRS = 2
+# struct sigframe: that room, the mask and a pointer to the registers, which follow; a signal's number, the vectors.
+_OLD_REGISTERS, _OLD_VECTORS = _FRAME + 16, _FRAME + 16 + 344 + 8
+_USER_PSW = b"\1\x80\0\0\0"  # from its fourth byte: 64-bit addresses
 
 _VECTOR_SETS = (NT_S390_VXRS_LOW, NT_S390_VXRS_HIGH)  # before z13 there are none
 _PSW_RI = 1 << 39  # runtime instrumentation is on
@@ -207,6 +220,29 @@ class S390x(Arch):
         vectors = (registers.others.get(which, b"") for which in _VECTOR_SETS)
         return bytes(frame) + b"".join(vectors).ljust(128 + 256, b"\0") + bytes(128), address
 
+    def signal_frames(self, stack: bytes, base: int, memory: Memory) -> Iterator[Frame]:
+        """By the program status word of a user program, and the stack pointer, which both the registers and the first
+        word of the frame hold: struct rt_sigframe, or struct sigframe of handlers that want no siginfo."""
+        at = stack.find(_USER_PSW)
+        while at >= 0:
+            where = at - 3
+            for start in (where - _REGISTERS, where - _OLD_REGISTERS):
+                if start >= 0 and where + 144 <= len(stack):
+                    _, pc, *gprs = struct.unpack_from(">18Q", stack, where)
+                    if stack[start : start + 8] == struct.pack(">Q", gprs[15]):
+                        yield Frame(base + where, pc, gprs[15], memory)
+                        break
+            at = stack.find(_USER_PSW, at + 1)
+
+    def mended_frame(self, frame: Frame, own: Frame) -> Iterator[tuple[int, bytes]]:
+        """Vector registers are lost on a CPU without, without a word.  A frame that has none is taken by all CPUs."""
+        if not _has_vectors(own) and _has_vectors(frame):
+            is_old = _is_old(frame)
+            where = frame.at + (_OLD_VECTORS - _OLD_REGISTERS if is_old else _VECTORS - _REGISTERS)
+            if any(frame.memory(where, 128 + 256)):
+                raise CannotReturn("the vector facility")
+        return iter(())
+
     def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
         from torpor.images.schema.core_s390 import (
             ThreadInfoS390,
@@ -264,6 +300,18 @@ class S390x(Arch):
         on = _PSW_RI if info.ri_cb is not None and info.ri_cb.ri_on else 0
         general = _GENERAL.pack(g.psw_mask | on, g.psw_addr, *g.gprs, *g.acrs, g.orig_gpr2)
         return Registers(general, others), info.clear_tid_addr
+
+
+def _is_old(frame: Frame) -> bool:
+    """Whether it is a struct sigframe: a pointer of its own to the registers is before them."""
+    return frame.memory(frame.at - 8, 8) == struct.pack(">Q", frame.at)
+
+
+def _has_vectors(frame: Frame) -> bool:
+    """Only struct rt_sigframe says so.  The other is as long as what it holds, unless it is on another stack."""
+    if not _is_old(frame):
+        return bool(int.from_bytes(frame.memory(frame.at - 40, 8), "big") & _UC_VXRS)
+    return not 0 <= frame.sp - (frame.at - _OLD_REGISTERS) < _OLD_VECTORS + 16
 
 
 ARCH = S390x()

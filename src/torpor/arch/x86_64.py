@@ -20,9 +20,11 @@ from torpor.arch.base import (
     RESTARTED,
     Arch,
     Call,
+    Frame,
+    Memory,
     Registers,
 )
-from torpor.typed import TYPE_CHECKING, Any, Callable, Mapping, Sequence
+from torpor.typed import TYPE_CHECKING, Any, Callable, Iterator, Mapping, Sequence
 
 if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
@@ -215,6 +217,16 @@ class X86_64(Arch):
         )
         # rt_sigreturn finds the frame 8 bytes below the stack pointer.
         return b"".join((frame, xstate, _MAGIC2)), address + 8
+
+    def signal_frames(self, stack: bytes, base: int, memory: Memory) -> Iterator[Frame]:
+        from torpor.arch import x86_64_frames
+
+        return x86_64_frames.find(stack, base, memory)
+
+    def mended_frame(self, frame: Frame, own: Frame) -> Iterator[tuple[int, bytes]]:
+        from torpor.arch import x86_64_frames
+
+        return x86_64_frames.mended(frame, own)
 
     def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
         global _fill

@@ -34,7 +34,7 @@ _LEGACY = struct.Struct("<4H2Q2I32I64I")  # cwd swd twd fop, rip rdp, mxcsr mxcs
 _FIRST_TLS = 12
 
 # XCR0 bit: size, field of user_x86_xsave_entry, struct code of that field.  Linux dropped MPX (3, 4) in 5.6.
-_COMPONENTS = {
+COMPONENTS = {
     2: (256, "ymmh_space", "<64I"),
     3: (64, "bndreg_state", "<8Q"),
     4: (64, "bndcsr_state", "<8Q"),
@@ -46,6 +46,7 @@ _COMPONENTS = {
     18: (8192, "", ""),
 }
 _PKRU, _PKRU_AT_FIRST = 9, 0x55555554  # what Linux gives every program; areas with keys are refused at dump
+_WRITTEN = {4: 16, 9: 4}  # bytes of the component that the CPU writes, where it leaves some alone
 _NAMES = {2: "AVX", 3: "MPX", 4: "MPX", 5: "AVX-512", 6: "AVX-512", 7: "AVX-512", 9: "protection keys",
           17: "AMX", 18: "AMX"}  # fmt: skip
 _INTEL = {2: 576, 3: 960, 4: 1024, 5: 1088, 6: 1152, 7: 1664, 9: 2688, 17: 2752, 18: 2816}
@@ -72,7 +73,7 @@ def _find_layout(features: int, size: int) -> dict[int, int]:
     if not wanted:
         return {}
     for offsets in (_INTEL, _AMD):
-        if all(bit in offsets for bit in wanted) and offsets[wanted[-1]] + _COMPONENTS[wanted[-1]][0] == size:
+        if all(bit in offsets for bit in wanted) and offsets[wanted[-1]] + COMPONENTS[wanted[-1]][0] == size:
             return {bit: offsets[bit] for bit in wanted}
     return _ask_cpuid(wanted, size)
 
@@ -85,7 +86,7 @@ def _ask_cpuid(wanted: Sequence[int], size: int) -> dict[int, int]:
         cpu = Cpu()
         for bit in wanted:
             length, offset, _, _ = cpu.leaf(0xD, bit)
-            if not length or (bit in _COMPONENTS and length != _COMPONENTS[bit][0]) or offset + length > size:
+            if not length or (bit in COMPONENTS and length != COMPONENTS[bit][0]) or offset + length > size:
                 raise ValueError(bit)
             found[bit] = offset
     except (KernelError, ValueError):
@@ -137,13 +138,13 @@ def _save_extended(xstate: bytes) -> UserX86XsaveEntry:
     offsets = layout(features, len(xstate))
     extended = UserX86XsaveEntry(xstate_bv=in_use, cet=UserX86CetEntry(cet=0, ssp=0))
     for bit, offset in offsets.items():
-        _, field, code = _COMPONENTS.get(bit, (0, "", ""))
+        _, field, code = COMPONENTS.get(bit, (0, "", ""))
         if field:
             setattr(extended, field, list(struct.unpack_from(code, xstate, offset)))
         elif in_use >> bit & 1:
             raise Refusal(
                 "a thread",
-                f"it holds registers that images have no room for ({_name(bit)})",
+                f"it holds registers that images have no room for ({name(bit)})",
                 "dump it when the computation has ended",
             )
     return extended
@@ -158,8 +159,14 @@ def _unused(number: int) -> UserDescT:
     return slot
 
 
-def _name(bit: int) -> str:
+def name(bit: int) -> str:
     return _NAMES.get(bit, f"component {bit}")
+
+
+def is_initial(bit: int, data: bytes) -> bool:
+    """Whether a component holds no more than what every program begins with."""
+    data = data[: _WRITTEN.get(bit, len(data))]
+    return not any(data) or (bit == _PKRU and data == struct.pack("<I", _PKRU_AT_FIRST))
 
 
 def read(core: "CoreEntry", template: bytes) -> tuple[list[int], bytes, int]:
@@ -212,7 +219,7 @@ def _parts(extended: UserX86XsaveEntry) -> list[bool]:
     """Whether each component that is in use holds anything."""
     return [
         bool(extended.xstate_bv >> bit & 1) and any(getattr(extended, field))
-        for bit, (_, field, _) in _COMPONENTS.items()
+        for bit, (_, field, _) in COMPONENTS.items()
         if field
     ]
 
@@ -225,9 +232,9 @@ def _load_extended(extended: UserX86XsaveEntry, area: bytearray, template: bytes
     for bit in range(2, 64):
         if not in_use >> bit & 1:
             continue
-        size, field, code = _COMPONENTS.get(bit, (0, "", ""))
+        size, field, code = COMPONENTS.get(bit, (0, "", ""))
         if not field:
-            raise Refusal("a thread in these images", f"it uses {_name(bit)}, which Torpor does not restore")
+            raise Refusal("a thread in these images", f"it uses {name(bit)}, which Torpor does not restore")
         values = getattr(extended, field)
         if bit in offsets:
             data = b""
@@ -236,11 +243,11 @@ def _load_extended(extended: UserX86XsaveEntry, area: bytearray, template: bytes
             except struct.error:
                 pass
             if not 0 < len(data) <= size:
-                raise ImageError("a core image is mangled", f"its registers of {_name(bit)} make no sense")
+                raise ImageError("a core image is mangled", f"its registers of {name(bit)} make no sense")
             area[offsets[bit] : offsets[bit] + len(data)] = data
         elif any(values) and not (bit == _PKRU and values[0] == _PKRU_AT_FIRST):
             raise Refusal(
-                "a thread in these images", f"it uses {_name(bit)}, which this CPU does not have",
+                "a thread in these images", f"it uses {name(bit)}, which this CPU does not have",
                 "restore it on a CPU that has it", code="cpu-feature",
             )  # fmt: skip
         else:

@@ -136,12 +136,16 @@ def fork() -> int:
         raise TorporError("Torpor can start no process", why, "end some, or raise it", code="no-processes") from None
 
 
-def fork_idle() -> int:
-    """A child that does nothing, and does not outlive us: it holds what we have open."""
+def fork_idle(caught: int = 0, ready: int = -1) -> int:
+    """A child that does nothing, and does not outlive us: it holds what we have open.  It may catch a signal, and says
+    so by a byte to descriptor `ready`."""
     parent = os.getpid()
     pid = fork()
     if pid == 0:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if caught:
+            signal.signal(caught, lambda *_: None)
+            os.write(ready, b"!")
         while os.getppid() == parent:
             signal.pause()
         os._exit(0)

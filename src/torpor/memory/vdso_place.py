@@ -20,7 +20,7 @@ from torpor.memory.layout import Span
 from torpor.typed import TYPE_CHECKING, Callable, NamedTuple
 
 if TYPE_CHECKING:
-    from torpor.arch.base import Registers
+    from torpor.arch.base import Frame, Registers
     from torpor.memory.space import AddressSpace
     from torpor.resources.context import Restore, RestoreTask
 
@@ -133,27 +133,42 @@ class Places:
                 ) from None  # fmt: skip
         return self._redirected[text]
 
-    def check_threads(self, restore: "Restore", registers: "dict[int, Registers]") -> None:
-        """Refuse threads in the middle of a function that this kernel's vDSO does not have there."""
-        foreign = [pid for pid in self.of if pid in self._foreign]
-        if not foreign:
-            return
-        from torpor.memory import vdso
+    @property
+    def is_foreign(self) -> bool:
+        """Whether there is any text that is not this kernel's."""
+        return bool(self._foreign)
 
+    def check_threads(
+        self, restore: "Restore", registers: "dict[int, Registers]", frames: "dict[int, list[Frame]]"
+    ) -> None:
+        """Refuse threads in the middle of a function that this kernel's vDSO does not have there, or in signal handlers
+        that will return to one.  `frames`: by thread, what they return by."""
+        if not self._foreign:
+            return
         sharing: dict[int, list[RestoreTask]] = {}
         for task in restore.tasks.values():
             if task.ids is not None:
                 sharing.setdefault(task.ids.vm_id, []).append(task)
-        for pid in foreign:
-            start, end = self.of[pid].code
+        for pid in self._foreign:
             owner = restore.tasks[pid].ids
             for task in sharing[owner.vm_id] if owner is not None else ():
                 for tid in task.cores:
-                    pc = native().pc(registers[tid].general) if tid in registers else 0
-                    if start <= pc < end and pc - start not in vdso.entries(self._foreign[pid]):
+                    if tid in registers and self._is_inside(pid, native().pc(registers[tid].general)):
                         why = f"its thread {tid} was in the middle of a function of its kernel's vDSO"
-                        remedy = "restore it under the kernel that it was dumped on"
-                        restore.problem(task.refusal(why, remedy, code="inside-vdso"))
+                    elif any(self._is_inside(pid, frame.pc) for frame in frames.get(tid, ())):
+                        why = f"its thread {tid} is in a signal handler, which has interrupted a function of its "
+                        why += "kernel's vDSO"
+                    else:
+                        continue
+                    remedy = "restore it under the kernel that it was dumped on"
+                    restore.problem(task.refusal(why, remedy, code="inside-vdso"))
+
+    def _is_inside(self, pid: int, pc: int) -> bool:
+        """Whether that is in the old text, but where no function begins."""
+        from torpor.memory import vdso
+
+        start, end = self.of[pid].code
+        return start <= pc < end and pc - start not in vdso.entries(self._foreign[pid])
 
     # -- restore ----------------------------------------------------------------------------------------------------
     def place(self, task: "RestoreTask", program: Program, inherited_from: int = 0) -> Program:

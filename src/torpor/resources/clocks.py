@@ -68,6 +68,12 @@ def _boot_id() -> str:
         return file.read().strip()
 
 
+def is_same_boot(restore: "Restore") -> bool:
+    """Whether this kernel is the one that the images come from, and has run ever since."""
+    host = restore.images.find(kinds.TORPOR_HOST)
+    return host is not None and host.boot_id == _boot_id()
+
+
 # -- dump -------------------------------------------------------------------------------------------------------------
 
 
