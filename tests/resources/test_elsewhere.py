@@ -222,6 +222,79 @@ def test_inside_the_vdso(clockwork: Clockwork) -> None:
     assert json.loads(torpor("check", "-D", clockwork.images, "--json"))["ok"]  # under its own kernel it goes on
 
 
+# Stays in a signal handler that has interrupted the vDSO (its size and where functions begin are arguments), or a loop.
+IN_HANDLER = """
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/time.h>
+#include <time.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+static volatile int count; /* the handler sees it at once */
+static char **volatile words;
+
+static void handler(int number, siginfo_t *info, void *context)
+{
+	unsigned long at = ((ucontext_t *)context)->uc_mcontext.PC - getauxval(AT_SYSINFO_EHDR);
+	for (int i = 1; i < count; i++)
+		if (i == 1 ? at >= strtoul(words[i], NULL, 10) : at == strtoul(words[i], NULL, 10))
+			return;
+	write(1, ".", 1);
+	for (;;)
+		pause();
+}
+
+int main(int argc, char **argv)
+{
+	struct sigaction action = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO};
+	struct itimerval often = {{0, 997}, {0, 997}};
+	struct timespec now;
+	count = argc, words = argv;
+	sigaction(SIGALRM, &action, NULL);
+	setitimer(ITIMER_REAL, &often, NULL);
+	for (;;)
+		if (argc > 1)
+			clock_gettime(CLOCK_MONOTONIC, &now);
+}
+"""
+COUNTERS = {"x86_64": "gregs[REG_RIP]", "aarch64": "pc"}
+
+
+@pytest.mark.skipif(os.uname().machine not in COUNTERS, reason="the program knows no signal frames of this machine")
+@pytest.mark.parametrize("inside", [True, False])
+def test_in_a_handler_that_has_interrupted_the_vdso(tmp_path: Path, inside: bool) -> None:
+    (tmp_path / "in_handler.c").write_text(IN_HANDLER)
+    program = tmp_path / "in_handler"
+    define = f"-DPC={COUNTERS[os.uname().machine]}"
+    subprocess.run(["gcc", "-O1", "-w", "-D_GNU_SOURCE", define, "-o", program, f"{program}.c"], check=True)
+    text = Kernels.look().text
+    words = [len(text), *sorted(vdso.entries(text))] if inside else []
+    null = subprocess.DEVNULL
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [program, *map(str, words)], stdin=null, stdout=writer, stderr=null, start_new_session=True
+    )
+    os.close(writer)
+    try:
+        assert os.read(reader, 1) == b"."
+        images = tmp_path / "images"
+        images.mkdir(mode=0o700)
+        torpor("dump", "-t", process.pid, "-D", images, "--leave-stopped")
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        said = torpor("check", "-D", images, "--json", patch=OTHER_VDSO, fails=inside)
+        codes = [one["code"] for one in json.loads(said)["obstacles"]]
+        assert codes == (["inside-vdso"] if inside else [])
+        assert json.loads(torpor("check", "-D", images, "--json"))["ok"]  # under its own kernel it goes on
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reader)
+
+
 DROPPABLE_PROGRAM = """
 import ctypes, time
 libc = ctypes.CDLL(None)

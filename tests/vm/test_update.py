@@ -36,11 +36,21 @@ def _with_vectors(less: str, more: str) -> tuple[tuple[str, str], ...]:
     return (more, "vectors"), (less, "refuse"), (more, "hold")
 
 
+def _in_handler(less: str, more: str) -> tuple[tuple[str, str], ...]:
+    return (more, "vectors_in_handler"), (less, "refuse"), (more, "hold")
+
+
 # (CPU, step of guest/hosts.py)
 JOURNEYS = {
     ("x86_64", "to_more"): ((OLD, "dump"), (NEW, "surplus"), (NEW_WITHOUT_MPX, "restore")),
     ("x86_64", "to_less"): ((NEW, "dump"), (OLD, "lacking"), (NEW, "restore")),
     ("x86_64", "with_vectors"): _with_vectors(OLDEST, NEW),
+    ("x86_64", "in_handler"): _in_handler(OLDEST, NEW),
+    ("x86_64", "to_less_in_handler"): ((NEW, "vectors_in_handler"), (NEW_WITHOUT_MPX + ",-pku", "hold")),
+    ("x86_64", "to_less_in_idle_handler"): ((NEW, "in_handler"), (OLDEST, "hold")),
+    ("aarch64", "to_less_in_idle_handler"): ((LESS_AND_MORE["aarch64"][1], "in_handler"), ("cortex-a72", "hold")),
+    ("aarch64", "in_handler"): _in_handler(*LESS_AND_MORE["aarch64"]),
+    ("s390x", "in_handler"): _in_handler(*LESS_AND_MORE["s390x"]),
     ("arm", "to_another"): (("cortex-a15", "dump"), ("max", "lacking"), ("cortex-a7", "restore")),  # max is an ARMv8
     ("x86_64", "far_memory"): ((NEW, "far"), (NEW + ",-la57", "shorter_addresses"), (NEW, "hold")),
     ("aarch64", "signing"): (("max", "dump"), ("max,pauth-impdef=on", "signs_otherwise")),
@@ -52,6 +62,7 @@ JOURNEYS = {
 UPDATES = [*((arch, "there_and_back") for arch in TARGETS), ("x86_64", "back_and_there")]
 LEGS = {3: ("begin", "hop", "end"), 4: ("begin", "refuse", "hop", "end")}
 SECONDS = 400
+GUEST = Path(__file__).parent / "guest"
 
 
 class Disk:
@@ -60,6 +71,10 @@ class Disk:
     def __init__(self, target: Target, path: Path, record_property: Callable[[str, object], None]) -> None:
         self.target, self.path, self.files = target, path, dict(programs.sources())
         self._record = record_property
+
+    def add(self, name: str) -> None:
+        """A program of guest/ that has to be compiled."""
+        self.files[f"t/{name}"] = programs.build_alone(self.target, GUEST / f"{name}.c")
 
     def boot(self, kernel: str, script: str, step: str, *extra: str) -> None:
         if not self.path.exists():
@@ -103,6 +118,8 @@ def test_update(traveller: Disk, arch: str, way: str) -> None:
 @pytest.mark.parametrize("arch,journey", JOURNEYS)
 def test_update_host(traveller: Disk, arch: str, journey: str) -> None:
     try:
+        if any(step == "in_handler" for _, step in JOURNEYS[arch, journey]):
+            traveller.add("in_handler")
         for cpu, step in JOURNEYS[arch, journey]:
             traveller.boot("6.12", "hosts.py", step, "-cpu", cpu)
     except VmError as error:

@@ -144,7 +144,6 @@ class Arm(Arch):
     call_before_stop = True
     restarts_alike = False
     images_tell = False
-    frames_vary = True
 
     def arguments(self, name: str, args: Sequence[T | int]) -> Sequence[T | int]:
         if name == "mmap" and len(args) == 6:

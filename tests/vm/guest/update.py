@@ -19,7 +19,7 @@ import time
 
 from harness.warm import WARM, start
 from torpor.arch import native
-from torpor.engine import stops
+from torpor.engine import own_frame, stops
 from torpor.images import kinds
 from torpor.images.directory import ImageReader
 from torpor.images.schema.timens import Timespec
@@ -115,14 +115,14 @@ def answer(*arguments: str, fails: bool = False) -> tuple[str, str]:
     return output, errors
 
 
-def begin(program: str = "clockwork.py", sign: str = "counters") -> None:
+def begin(program: str = "clockwork.py", sign: str = "counters", *arguments: str) -> None:
     """Start a program, from the disk; it shows by a file that it is at work."""
     shutil.copy(f"/t/{program}", DATA)
     with open("/proc/sys/kernel/ns_last_pid", "w") as file:
         file.write(str(ROOT_PID - 1))
     null = os.open("/dev/null", os.O_RDWR)
     victim = subprocess.Popen(
-        [sys.executable, f"{DATA}/{program}", DATA],
+        [*([sys.executable] if program.endswith(".py") else []), f"{DATA}/{program}", DATA, *arguments],
         stdin=null,
         stdout=null,
         stderr=null,
@@ -235,6 +235,14 @@ def returned(before: int) -> None:
     figures["returned from handlers"] = counters()[4]
 
 
+def frames_are_known() -> None:
+    """What this kernel writes for a signal handler is what Torpor takes for a signal frame."""
+    frame = own_frame.make({})
+    if frame is None:
+        sys.exit("this kernel's signal frames are not recognised")
+    figures["frames"] = "known"
+
+
 def nothing_made() -> None:
     if os.path.exists(f"/proc/{ROOT_PID}"):
         sys.exit("a refused restore has left a process behind")
@@ -272,6 +280,7 @@ def main() -> None:
     what = sys.argv[1]
     with open("/proc/sys/kernel/print-fatal-signals", "w") as switch:
         switch.write("1")
+    frames_are_known()
     if what == "begin":
         begin()
         work()

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Holds a pattern in all vector registers (YMM of x86_64, Z of aarch64's SVE, V of s390x) until the first byte of
-DIR/go is not 0: ``vectors.py DIR``.  Then writes to DIR/result what had changed.  Machine code, for whatever Python
-itself does leaves nothing in them.  Registers 8 to 15 of aarch64 and s390x belong to the caller, in part, and stay his.
+DIR/go is not 0: ``vectors.py DIR [handler]``.  Then writes to DIR/result what had changed.  Machine code, for whatever
+Python itself does leaves nothing in them.  Registers 8 to 15 of aarch64 and s390x belong to the caller, in part, and
+stay his.  With `handler` it is a signal handler that waits for that byte, having interrupted the machine code.
 """
 
 import ctypes
 import json
 import mmap
 import os
+import signal
 import struct
 import sys
+import time
 
+ITIMER_REAL, SOON_US = 0, 300_000
 PR_SVE_GET_VL, PR_SVE_VL_LEN_MASK = 51, 0xFFFF
 FREE = (*range(8), *range(16, 32))  # registers of aarch64 and s390x that a function may change
 
@@ -58,6 +62,11 @@ def _x86_64() -> bytes:
     return code + bytes.fromhex("c5f877 c3")  # vzeroupper; ret
 
 
+def say_so(directory: str) -> None:
+    with open(f"{directory}/holding", "w") as file:
+        file.write("yes")
+
+
 def main() -> None:
     directory = sys.argv[1]
     fd = os.open(f"{directory}/go", os.O_RDWR | os.O_CREAT, 0o600)
@@ -72,8 +81,19 @@ def main() -> None:
     room = (held[-1] + 1) * size
     before = ctypes.create_string_buffer(os.urandom(room), room)
     after = ctypes.create_string_buffer(room)
-    with open(f"{directory}/holding", "w") as file:
-        file.write("yes")
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def handler(_: int) -> None:
+        say_so(directory)
+        while not go[0]:
+            time.sleep(0.02)
+
+    if sys.argv[2:] == ["handler"]:  # not Python's, which would wait until the machine code has returned
+        libc = ctypes.CDLL(None)
+        libc.signal(signal.SIGALRM, handler)
+        libc.setitimer(ITIMER_REAL, (ctypes.c_long * 4)(0, 0, 0, SOON_US), None)
+    else:
+        say_so(directory)
     hold(ctypes.addressof(ctypes.c_char.from_buffer(go)), ctypes.addressof(before), ctypes.addressof(after))
     wrong = [n for n in held if before.raw[size * n : size * n + size] != after.raw[size * n : size * n + size]]
     with open(f"{directory}/result.new", "w") as file:

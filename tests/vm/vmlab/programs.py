@@ -5,6 +5,7 @@ Its headers and libraries are Debian packages of the guest's suite, unpacked int
 for the root, so that it does not matter what this machine has installed beside the compiler.
 """
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -81,6 +82,22 @@ def build(target: Target, names: Iterable[str]) -> tuple[dict[str, Path], dict[s
             else:
                 files[f"{GUEST}/{name}"] = made
     return files, broken
+
+
+@in_cache()
+def build_alone(target: Target, source: Path) -> Path:
+    """A program without any library, which uses no vector registers."""
+    made = (
+        cache_dir() / "programs" / target.arch / f"{source.stem}-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}"
+    )
+    command = [_compiler(target), f"--sysroot={_root(target)}", "-O1", "-static", "-nostdlib", "-ffreestanding"]
+    with locked(made.parent):
+        if not made.exists():
+            partial = made.with_suffix(".partial")
+            command += ["-fno-stack-protector", "-mgeneral-regs-only", "-o", str(partial), str(source)]
+            subprocess.run(command, check=True)
+            partial.rename(made)
+    return made
 
 
 def sources() -> Iterator[tuple[str, Path]]:
