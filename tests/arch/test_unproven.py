@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import torpor
-from torpor import dump_collect
+from torpor import dump_collect, rehearsal
 from torpor.arch import native
 from torpor.errors import Refusal
 from torpor.images import kinds
@@ -22,6 +22,12 @@ from torpor.kernel.procfs import read_all
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 UNPROVEN = {native().regsets[0]: "what was put there"}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is put in a register's place here is for the victim alone."""
+    monkeypatch.setattr(rehearsal, "PROGRAM", ("/nowhere/sleep",))
 
 
 @pytest.fixture
