@@ -247,7 +247,8 @@ ELSEWHERE = Because("of an architecture that is not restored yet")
 PRCTL = {
     "PR_GET_PDEATHSIG": "thread:pdeathsig", "PR_GET_DUMPABLE": "task:dumpable", "PR_GET_UNALIGN": "task:unaligned",
     "PR_GET_KEEPCAPS": "thread:creds", "PR_GET_FPEMU": ELSEWHERE, "PR_GET_FPEXC": "task:fp_exceptions",
-    "PR_GET_TIMING": Because("only one answer is possible"), "PR_GET_NAME": "thread:name", "PR_GET_ENDIAN": ELSEWHERE,
+    "PR_GET_TIMING": Because("only one answer is possible"), "PR_GET_NAME": "thread:name",
+    "PR_GET_ENDIAN": "thread:byte_order",
     "PR_GET_SECCOMP": "thread:seccomp", "PR_CAPBSET_READ": "thread:creds", "PR_GET_TSC": "task:tsc",
     "PR_GET_SECUREBITS": "thread:creds", "PR_GET_TIMERSLACK": "thread:timer_slack", "PR_MCE_KILL_GET": "task:mce_kill",
     "PR_SET_MM": "task:layout", "PR_GET_CHILD_SUBREAPER": "task:child_subreaper",
@@ -258,7 +259,7 @@ PRCTL = {
     "PR_GET_TAGGED_ADDR_CTRL": "thread:registers", "PR_GET_IO_FLUSHER": "task:io_flusher",
     "PR_SET_SYSCALL_USER_DISPATCH": "thread:syscall_dispatch", "PR_SCHED_CORE": "task:core_sched",
     "PR_SME_GET_VL": "thread:registers", "PR_GET_MDWE": "task:mdwe", "PR_SET_VMA": "vma:anon",
-    "PR_GET_MEMORY_MERGE": "task:memory_merge", "PR_RISCV_V_GET_CONTROL": ELSEWHERE, "PR_PPC_GET_DEXCR": ELSEWHERE,
+    "PR_GET_MEMORY_MERGE": "task:memory_merge", "PR_RISCV_V_GET_CONTROL": ELSEWHERE, "PR_PPC_GET_DEXCR": "task:dexcr",
     "PR_GET_SHADOW_STACK_STATUS": "task:shadow_stack", "PR_GET_AUXV": "task:layout",
     "PR_TIMER_CREATE_RESTORE_IDS": Because("only checkpoint tools set it, for a moment"),
     "PR_FUTEX_HASH": "task:futex_hash",

@@ -136,3 +136,14 @@ def test_update_lacking(traveller: Disk, arch: str) -> None:
         traveller.boot("6.1", "newer.py", "refuse")
     except VmError as error:
         pytest.fail(str(error), pytrace=False)
+
+
+@pytest.mark.vm
+@pytest.mark.boots("6.12")
+@pytest.mark.parametrize("arch", ["ppc64le"])
+def test_update_hashes(traveller: Disk, arch: str) -> None:
+    """POWER10 alone has them."""
+    try:
+        traveller.boot("6.12", "hashes.py", "checkpoint", "-cpu", "power10")
+    except VmError as error:
+        pytest.fail(str(error), pytrace=False)

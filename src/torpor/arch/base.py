@@ -195,6 +195,10 @@ class Arch:
         """Whether one of the `volatile` register sets holds anything: then it has to be put back after a program."""
         return True
 
+    def in_other_order(self, general: bytes) -> bool:
+        """Whether a thread runs in the other byte order (PR_SET_ENDIAN of ppc64le): our instructions are none there."""
+        return False
+
     def in_transaction(self, general: bytes) -> bool:
         """Whether a thread is inside a memory transaction, in which no program can be run."""
         return False

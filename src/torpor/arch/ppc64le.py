@@ -59,7 +59,7 @@ shmat shmdt msgget msgsnd msgrcv msgctl
 """
 
 NT_PRFPREG, NT_PPC_VMX, NT_PPC_VSX = 2, 0x100, 0x102
-NT_PPC_TAR, NT_PPC_PPR, NT_PPC_DSCR = 0x103, 0x104, 0x105
+NT_PPC_TAR, NT_PPC_PPR, NT_PPC_DSCR, NT_PPC_HASHKEYR = 0x103, 0x104, 0x105, 0x112
 
 _GENERAL = struct.Struct("<48Q")
 R0, R1, R3, R4, R12, NIP, MSR, ORIG_R3, CTR, LINK, XER, CCR, SOFTE, TRAP, DAR, DSISR, RESULT = (
@@ -69,7 +69,7 @@ _M64 = (1 << 64) - 1
 _SUMMARY_OVERFLOW = 0x10000000
 _TRAP_SC, _TRAP_SCV = 0xC00, 0x3000
 _ENTRIES = {b"\x02\x00\x00\x44": _TRAP_SC, b"\x01\x00\x00\x44": _TRAP_SCV}  # by instruction: sc, scv 0
-_MSR_VEC, _MSR_VSX, _MSR_TRANSACTION = 1 << 25, 1 << 23, 3 << 33
+_MSR_VEC, _MSR_VSX, _MSR_TRANSACTION, _MSR_LITTLE = 1 << 25, 1 << 23, 3 << 33, 1
 _USER_MSR = b"\0\0\x80"  # the highest bytes of it in any user program; the next has the state of transactions
 
 # struct ucontext, with which struct rt_sigframe begins: flags, link, stack, mask (8 of 128 bytes), sigcontext.
@@ -117,7 +117,7 @@ class Ppc64le(Arch):
     instruction_alignment = 4
     number_at = R0
     regsets = (NT_PRFPREG, NT_PPC_VMX, NT_PPC_VSX)
-    extra = (NT_PPC_TAR, NT_PPC_PPR)
+    extra = (NT_PPC_TAR, NT_PPC_PPR, NT_PPC_HASHKEYR)
     optional = (NT_PPC_DSCR,)
     vdso_names = ("[vdso]", "[vvar]")
 
@@ -190,6 +190,14 @@ class Ppc64le(Arch):
             return None
         r[R3] = ERESTARTNOHAND if r[TRAP] & ~0xF == _TRAP_SC else -ERESTARTNOHAND & _M64
         return _GENERAL.pack(*r)
+
+    def is_lost_without(self, which: int, data: bytes) -> bool:
+        """The key by which POWER10 hashes return addresses has no use elsewhere: there nothing checks them (`dexcr` of
+        resources/switches.py)."""
+        return which != NT_PPC_HASHKEYR and super().is_lost_without(which, data)
+
+    def in_other_order(self, general: bytes) -> bool:
+        return not _words(general)[MSR] & _MSR_LITTLE
 
     def in_transaction(self, general: bytes) -> bool:
         return bool(_words(general)[MSR] & _MSR_TRANSACTION)

@@ -36,7 +36,7 @@ class Confinement(Attribute):
     covers = frozenset(
         {"thread:seccomp", "task:label", "thread:syscall_dispatch", "task:shadow_stack", "task:ioperm", "task:keyrings",
          "task:32bit", "task:kernel_thread", "task:autogroup", "task:core_sched", "task:mempolicy",
-         "task:tagged_addresses", "task:segments"}
+         "task:tagged_addresses", "task:segments", "thread:byte_order"}
     )  # fmt: skip
 
     def examine(self, task: "DumpTask", dump: "Dump") -> None:
@@ -140,6 +140,9 @@ def _is_32bit(task: "DumpTask") -> bool:
 def _examine_stopped(task: "DumpTask", dump: "Dump") -> None:
     """What only ptrace tells."""
     for thread in task.threads:
+        if thread.arch.in_other_order(thread.general):
+            why = f"thread {thread.tid} runs in the other byte order (PR_SET_ENDIAN)"
+            dump.refuse(task.refusal(why, "run it in the usual one"))
         if ptrace.dispatches_syscalls(thread.tid):
             why = f"thread {thread.tid} has its system calls dispatched to a handler of its own"
             dump.refuse(task.refusal(f"{why} (PR_SET_SYSCALL_USER_DISPATCH)", "start the program without that"))

@@ -46,6 +46,8 @@ class ThreadExtraEntry(Message):
     fp_exceptions: int | None = optional(15, UINT32, default=None)  # PR_GET_FPEXC
     unaligned: int | None = optional(16, UINT32, default=None)  # PR_GET_UNALIGN
     cpuid: int | None = optional(17, UINT32, default=None)  # ARCH_GET_CPUID
+    # PR_PPC_GET_DEXCR: of each aspect two bits: it is on, it is on after execve(2)
+    dexcr: int | None = optional(18, UINT32, default=None)
 
 
 class TaskExtraEntry(Message):
