@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where signal frames are looked for (`torpor.memory.signal_frames`), in memory that is not an image's."""
 
+import os
 import struct
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -9,6 +12,7 @@ from torpor.arch.arm import ARCH
 from torpor.arch.base import Registers
 from torpor.images.pages import PAGE_SIZE
 from torpor.memory import signal_frames
+from torpor.memory.cow import Run
 from torpor.memory.signal_frames import Stacks
 
 REGSPACE, SP, PC = 128 + 232, 13, 15
@@ -97,3 +101,31 @@ def test_an_alternate_stack_ends() -> None:
     memory.write(0x11200, frame(0, False))
     found = memory.stacks().frames(0x10100, (0x10000, 0x11000))
     assert [one.at for one in found] == [0x10200 + REGSPACE]
+
+
+class Level:
+    """A pages image."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def open_pages(self) -> int:
+        return os.dup(self.fd)
+
+
+def test_memory_that_images_do_not_hold_is_zero() -> None:
+    pages = os.memfd_create("pages")
+    try:
+        os.pwrite(pages, bytes(PAGE_SIZE * [1]) + bytes(PAGE_SIZE * [2]), 0)
+        level: Any = Level(pages)
+        runs = [Run(0x10000, PAGE_SIZE, level, PAGE_SIZE), Run(0x10000 + 2 * PAGE_SIZE, PAGE_SIZE, level, 0)]
+        space: Any = SimpleNamespace(runs=lambda: runs)
+        stored = signal_frames.Stored(space)
+        assert stored.spans() == [(run.start, run.end) for run in runs]
+        read = stored.read(0x10000 - 4, 3 * PAGE_SIZE + 8)
+        stored.close()
+        assert read == b"".join(n * bytes([value]) for n, value in (
+            (4, 0), (PAGE_SIZE, 2), (PAGE_SIZE, 0), (PAGE_SIZE, 1), (4, 0)
+        ))  # fmt: skip
+    finally:
+        os.close(pages)

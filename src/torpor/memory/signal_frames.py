@@ -145,10 +145,8 @@ class SignalFrames:
                 try:
                     self._mend(pid, frame, thread.registers)
                 except CannotReturn as what:
-                    why = (
-                        f"its thread {thread.tid} is in a signal handler, which has interrupted what uses {what}, and "
-                    )
-                    why += "this CPU or its kernel has none"
+                    why = f"its thread {thread.tid} is in a signal handler, which has interrupted what uses {what}, "
+                    why += "and this CPU or its kernel has none"
                     restore.problem(thread.task.refusal(why, "restore it on a CPU that has it", code="cpu-feature"))
         for thread in threads:
             for frame in [] if thread.is_on_alternate else stacks.frames(thread.alternate[0], thread.alternate):
@@ -165,9 +163,7 @@ class SignalFrames:
         if lengths not in self._own:
             self._own[lengths] = own_frame.make(dict(lengths))
             if self._own[lengths] is None:
-                log.warning(
-                    "this kernel makes signal frames that Torpor does not know: those in images stay as they are"
-                )
+                log.warning("this kernel's signal frames are not known to Torpor: those in images stay as they are")
         if (own := self._own[lengths]) is not None:
             self._writes.setdefault(pid, []).extend(native().mended_frame(frame, own))
 
