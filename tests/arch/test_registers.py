@@ -416,3 +416,10 @@ def test_s390x_gives_mmap_a_block_of_arguments() -> None:
     entered = arch.enter_call(found, 0x9000, arch.SYSCALLS["mmap"], args)
     assert struct.unpack_from(">Q", entered, 8 * 4)[0] == address
     assert arch.call_block(found, arch.SYSCALLS["getpid"], ()) is None
+
+
+def test_the_other_byte_order_is_seen() -> None:
+    """MSR, the 34th word, has the order in its lowest bit."""
+    little, big = (struct.pack("<48Q", *[0] * 33, 0x900000000000D032 | order, *[0] * 14) for order in (1, 0))
+    assert not ARCHES["ppc64le"].in_other_order(little)
+    assert ARCHES["ppc64le"].in_other_order(big)

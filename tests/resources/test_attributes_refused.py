@@ -335,3 +335,19 @@ def test_frozen_cgroup(program: str, tmp_path: Path, victims: list[Victim]) -> N
             victim.process.kill()
             victim.process.wait()
         place.rmdir()
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86 has such registers")
+def test_permissions_for_registers(
+    monkeypatch: pytest.MonkeyPatch, program: str, tmp_path: Path, victims: list[Victim]
+) -> None:
+    """As where AMX is: a bit that the victim has is none that everybody has."""
+    permissions = security._own_permissions()
+    if not permissions:
+        pytest.skip("this kernel has no such permissions")
+    monkeypatch.setattr(security, "_permissions", permissions & permissions - 1)
+    victim = Victim(tmp_path, program, "nothing")
+    victims.append(victim)
+    with pytest.raises(Refusal, match=r"ARCH_REQ_XCOMP_PERM: 0x1\), which Torpor does not restore yet"):
+        victim.dump(tmp_path)
+    assert victim.process.poll() is None

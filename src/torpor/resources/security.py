@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torpor.resources.context import Dump, DumpTask, Restore, RestoreTask
 
 NT_386_IOPERM = 0x201
-PR_SCHED_CORE = 62
+PR_SCHED_CORE, ARCH_GET_XCOMP_PERM = 62, 0x1022
 KEYCTL_GET_KEYRING_ID, KEY_SPEC_THREAD_KEYRING, KEY_SPEC_PROCESS_KEYRING = 0, -1, -2
 READ_LDT, LDT_ENTRY = 0, 8  # of modify_ldt(2), which tells 0 bytes where there is no table
 UNCONFINED = (b"unconfined", b"kernel", b"_")  # AppArmor, SELinux before its policy is loaded, Smack
@@ -36,7 +36,8 @@ class Confinement(Attribute):
     covers = frozenset(
         {"thread:seccomp", "task:label", "thread:syscall_dispatch", "task:shadow_stack", "task:ioperm", "task:keyrings",
          "task:32bit", "task:kernel_thread", "task:autogroup", "task:core_sched", "task:mempolicy",
-         "task:tagged_addresses", "task:segments", "thread:byte_order"}
+         "task:tagged_addresses", "task:segments", "thread:byte_order",
+         "task:extended_registers"}
     )  # fmt: skip
 
     def examine(self, task: "DumpTask", dump: "Dump") -> None:
@@ -73,14 +74,18 @@ class Confinement(Attribute):
             _refuse_labels(task, dump)
         _examine_running(task, dump)
 
-    def ask(self, task: "DumpTask", program: "Program") -> "tuple[Result, Result | None]":
-        segments = None
+    def ask(self, task: "DumpTask", program: "Program") -> "tuple[Result, Result | None, Pointer]":
+        segments, permissions = None, program.space(8)
         if task.leader.arch.name == "x86_64":
             segments = program.call("modify_ldt", READ_LDT, program.space(LDT_ENTRY), LDT_ENTRY, may_fail=True)
-        return _keyring(program, KEY_SPEC_PROCESS_KEYRING), segments
+            program.call("arch_prctl", ARCH_GET_XCOMP_PERM, permissions, may_fail=True)
+        return _keyring(program, KEY_SPEC_PROCESS_KEYRING), segments, permissions
 
-    def save(self, task: "DumpTask", answer: "tuple[Result, Result | None]", core: "CoreEntry") -> None:
-        keyring, segments = answer
+    def save(self, task: "DumpTask", answer: "tuple[Result, Result | None, Pointer]", core: "CoreEntry") -> None:
+        keyring, segments, permissions = answer
+        if segments is not None and (more := int.from_bytes(permissions.data, "little") & ~_own_permissions()):
+            why = f"it may use registers that a process has to ask for (ARCH_REQ_XCOMP_PERM: {more:#x})"
+            raise task.refusal(f"{why}, which Torpor does not restore yet", "run it without AMX")
         if segments is not None and segments.value > 0:
             why = "it has memory segments of its own (modify_ldt), which Torpor does not restore yet"
             raise task.refusal(why, "run it without 16-bit or 32-bit code")
@@ -115,6 +120,22 @@ class Confinement(Attribute):
                         f"thread {tid} was confined by a security module ({label}), which Torpor does not restore yet",
                         code="label",
                     )
+
+
+_permissions: int | None = None
+
+
+def _own_permissions() -> int:
+    """Which extended registers Torpor may use: those that nobody has to ask for."""
+    global _permissions
+    if _permissions is None:
+        permissions = ctypes.c_uint64(0)
+        try:
+            call("arch_prctl", ARCH_GET_XCOMP_PERM, ctypes.addressof(permissions))
+        except OSError:
+            pass  # there are none that one has to ask for
+        _permissions = permissions.value
+    return _permissions
 
 
 def _keyring(program: "Program", which: int) -> "Result":

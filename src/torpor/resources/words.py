@@ -75,6 +75,7 @@ OTHERS = {
     "task:cpuid": "CPUID turned off (x86)",
     "task:dexcr": "control of dynamic execution, and the key for hashes of return addresses (POWER10)",
     "task:dumpable": "dumpable flag",
+    "task:extended_registers": "permission to use AMX: refused",
     "task:fp_exceptions": "trapping of floating-point exceptions (ppc64le)",
     "task:futex_hash": "a table of futexes of a size that it chose itself",
     "task:io_flusher": "being an I/O flusher: refused",
