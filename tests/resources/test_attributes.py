@@ -228,7 +228,8 @@ def test_membarrier_registrations_one_by_one() -> None:
         prctl.Membarrier().check(task(membarrier_registration_mask=1), restore())
 
 
-def test_switches_are_set_only_where_they_were() -> None:
+def test_switches_are_set_only_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(switches, "own_speculation", lambda which: 3)
     made = task()
     program = Program()
     switches.Switches().place(made, program)

@@ -10,6 +10,7 @@ from attributekit import be, restore, task, thread
 
 from torpor.arch import native
 from torpor.arch.base import ERESTARTSYS, Call, Registers
+from torpor.engine.program import Program
 from torpor.errors import Refusal
 from torpor.images.schema.rseq import RseqEntry
 from torpor.images.schema.torpor import TaskExtraEntry
@@ -45,6 +46,26 @@ def test_a_setting_that_cannot_be_is_a_problem(monkeypatch: pytest.MonkeyPatch) 
     switches.Switches().check(made, asked)
     assert [one.code for one in found] == ["needs-kernel"]
     assert "PR_SET_MDWE" in str(found[0])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ours", "refused"),
+    [(5, 2, True), (9, 2, True), (3, 2, False), (5, 0, False), (5, 4, False), (5, 3, False)],
+)
+def test_speculation_that_nobody_can_turn_off_here(
+    monkeypatch: pytest.MonkeyPatch, wanted: int, ours: int, refused: bool
+) -> None:
+    """Bits of PR_GET_SPECULATION_CTRL: 1, each may choose; 2, on; 4, off; 8, off for good.  0: there is no need."""
+    made, asked, program = task(), restore(), Program()
+    found: list[Refusal] = []
+    monkeypatch.setattr(asked, "problem", found.append, raising=False)
+    monkeypatch.setattr(switches, "own_speculation", lambda which: ours)
+    made.extras.process = TaskExtraEntry(store_bypass=wanted)
+    asked.state["extras"] = {made.pid: made.extras}
+    switches.Switches().check(made, asked)
+    assert bool(found) == refused
+    switches.Switches().place(made, program)
+    assert len(program) == (ours & 1)
 
 
 @pytest.mark.parametrize("size", [20, 33])

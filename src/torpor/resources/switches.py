@@ -11,6 +11,7 @@ import struct
 
 from torpor.arch import native
 from torpor.errors import KernelError
+from torpor.kernel.process import prctl
 from torpor.kernel.procfs import read_all
 from torpor.resources import extras, lacking, own
 from torpor.resources.base import Attribute
@@ -31,6 +32,7 @@ PR_SET_MDWE, PR_GET_MDWE = 65, 66
 PR_SET_MEMORY_MERGE, PR_GET_MEMORY_MERGE = 67, 68
 ARCH_GET_CPUID, ARCH_SET_CPUID = 0x1011, 0x1012
 PR_SPEC_PRCTL = 1  # of what PR_GET_SPECULATION_CTRL answers: this task's own setting is in the other bits
+PR_SPEC_ENABLE, PR_SPEC_DISABLED = 1 << 1, 1 << 2 | 1 << 3  # off, or off for good
 PF_IO_FLUSHER = 0x00080000  # PF_MEMALLOC_NOIO
 DEFAULT_COREDUMP_FILTER = 0x33
 
@@ -151,6 +153,11 @@ class Switches(Attribute):
             entries = (extra.process, *extra.threads.values()) if switch.of_threads else (extra.process,)
             for value in {getattr(entry, switch.field) for entry in entries} - {None}:
                 _try(restore, task, switch.words, switch.call, *switch.setting(value))
+        for field, which, _ in SPECULATION:
+            value = getattr(extra.process, field) or 0
+            if value & PR_SPEC_PRCTL and value & PR_SPEC_DISABLED and own_speculation(which) == PR_SPEC_ENABLE:
+                words = f"it does without speculation of a kind ({field}, PR_SET_SPECULATION_CTRL)"
+                restore.problem(lacking.refusal(task.subject, words))
         if extra.process.mdwe:
             words = "what it has written to memory may never be executed (PR_SET_MDWE)"
             _try(restore, task, words, "prctl", PR_SET_MDWE, extra.process.mdwe, 0, 0, 0)
@@ -166,7 +173,7 @@ class Switches(Attribute):
                 _set(switch, value, program)
         for field, which, _ in SPECULATION:
             value = getattr(extra, field)
-            if value is not None and value & PR_SPEC_PRCTL:
+            if value is not None and value & PR_SPEC_PRCTL and own_speculation(which) & PR_SPEC_PRCTL:
                 program.call("prctl", PR_SET_SPECULATION_CTRL, which, value & ~PR_SPEC_PRCTL, 0, 0)
 
     def last(self, task: "RestoreTask", program: "Program") -> None:
@@ -214,6 +221,15 @@ def _ask(switch: _Switch, program: "Program") -> "tuple[Result, Pointer | None]"
 
 def _set(switch: _Switch, value: int, program: "Program") -> None:
     program.call(switch.call, *switch.setting(value))
+
+
+def own_speculation(which: int) -> int:
+    """PR_GET_SPECULATION_CTRL of Torpor itself.  Without PR_SPEC_PRCTL nobody can choose here: 0, a processor that
+    needs no such thing; PR_SPEC_DISABLE, it is off for all; PR_SPEC_ENABLE, on for all, also where nothing is known."""
+    try:
+        return prctl(PR_GET_SPECULATION_CTRL, which)
+    except OSError:
+        return PR_SPEC_ENABLE
 
 
 def _try(restore: "Restore", task: "RestoreTask", words: str, call: str, *args: int) -> None:
