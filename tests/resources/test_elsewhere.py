@@ -249,10 +249,12 @@ static void handler(int number, siginfo_t *info, void *context)
 
 int main(int argc, char **argv)
 {
-	struct sigaction action = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO};
+	struct sigaction action = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO | FLAG};
+	stack_t alternate = {.ss_sp = malloc(65536), .ss_size = 65536};
 	struct itimerval often = {{0, 997}, {0, 997}};
 	struct timespec now;
 	count = argc, words = argv;
+	sigaltstack(&alternate, NULL);
 	sigaction(SIGALRM, &action, NULL);
 	setitimer(ITIMER_REAL, &often, NULL);
 	for (;;)
@@ -264,12 +266,12 @@ COUNTERS = {"x86_64": "gregs[REG_RIP]", "aarch64": "pc"}
 
 
 @pytest.mark.skipif(os.uname().machine not in COUNTERS, reason="the program knows no signal frames of this machine")
-@pytest.mark.parametrize("inside", [True, False])
-def test_in_a_handler_that_has_interrupted_the_vdso(tmp_path: Path, inside: bool) -> None:
+@pytest.mark.parametrize("inside,flag", [(True, "0"), (True, "SA_ONSTACK"), (False, "0")])
+def test_in_a_handler_that_has_interrupted_the_vdso(tmp_path: Path, inside: bool, flag: str) -> None:
     (tmp_path / "in_handler.c").write_text(IN_HANDLER)
     program = tmp_path / "in_handler"
-    define = f"-DPC={COUNTERS[os.uname().machine]}"
-    subprocess.run(["gcc", "-O1", "-w", "-D_GNU_SOURCE", define, "-o", program, f"{program}.c"], check=True)
+    defines = "-D_GNU_SOURCE", f"-DPC={COUNTERS[os.uname().machine]}", f"-DFLAG={flag}"
+    subprocess.run(["gcc", "-O1", "-w", *defines, "-o", program, f"{program}.c"], check=True)
     text = Kernels.look().text
     words = [len(text), *sorted(vdso.entries(text))] if inside else []
     null = subprocess.DEVNULL
