@@ -110,6 +110,8 @@ def main() -> None:
             file.write(b"\1")
         deadline = time.monotonic() + 60
         while not os.path.exists(f"{update.DATA}/result") and time.monotonic() < deadline:
+            if not os.path.exists(f"/proc/{update.ROOT_PID}") and not os.path.exists(f"{update.DATA}/result"):
+                sys.exit(f"it has ended:\n{update.kernel_messages()}")
             time.sleep(0.05)
         with open(f"{update.DATA}/result") as file:
             held = json.load(file)
