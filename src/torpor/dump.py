@@ -65,8 +65,9 @@ class Watcher:
         """Some tenths of a second have passed."""
 
 
-def dump(options: "Options", watcher: Watcher | None = None) -> DumpResult:
-    """Dump the tree options.tree into options.images_dir.  Raises TorporError; the tree goes on then."""
+def dump(options: "Options", watcher: Watcher | None = None, alone: bool = False) -> DumpResult:
+    """Dump the tree options.tree into options.images_dir.  Raises TorporError; the tree goes on then.  `alone`: this
+    process is for nothing else."""
     from torpor.engine.process import LIMIT, run_engine
 
     started = time.monotonic()
@@ -85,7 +86,7 @@ def dump(options: "Options", watcher: Watcher | None = None) -> DumpResult:
 
     try:
         facts: tuple[Any, ...] = run_engine(
-            lambda report: tuple(_dump(options, dir_fd, report)), hear, watcher.tick if watcher else None
+            lambda report: tuple(_dump(options, dir_fd, report)), hear, watcher.tick if watcher else None, alone
         )
     except DumpFailed:
         _remove(dir_fd, left)

@@ -13,6 +13,7 @@ import threading
 import pytest
 
 from harness.events import child
+from torpor.errors import TorporError
 from torpor.kernel import process, sched
 from torpor.kernel.procfs import read_all
 from torpor.kernel.status import parse_status
@@ -247,3 +248,29 @@ def test_scheduling() -> None:
         assert os.sched_getparam(pid).sched_priority == 3 == sched.sched_getattr(pid).priority
     with pytest.raises(ProcessLookupError):
         sched.sched_getattr(pid)
+
+
+def test_a_child_that_begins_here() -> None:
+    """Both may run on the processors on which the caller might; the child began on the caller's."""
+    allowed = os.sched_getaffinity(0)
+    reader, writer = os.pipe()
+    pid = process.fork_here()
+    if pid == 0:
+        os.write(writer, b"y" if os.sched_getaffinity(0) == allowed else b"n")
+        os._exit(0)
+    os.close(writer)
+    assert os.sched_getaffinity(0) == allowed
+    assert os.read(reader, 1) == b"y" and os.waitpid(pid, 0) == (pid, 0)
+    os.close(reader)
+
+
+def test_no_child_begins_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fork() -> int:
+        assert len(os.sched_getaffinity(0)) == 1
+        raise BlockingIOError
+
+    allowed = os.sched_getaffinity(0)
+    monkeypatch.setattr(os, "fork", fork)
+    with pytest.raises(TorporError, match="can start no process"):
+        process.fork_here()
+    assert os.sched_getaffinity(0) == allowed

@@ -12,7 +12,7 @@ from torpor.typed import Any, Mapping
 
 def run(options: Options, voice: Voice) -> int:
     with Shown() as meter:
-        result = dump(options, meter if meter.visible else None)
+        result = dump(options, meter if meter.visible else None, alone=True)
     where = options.images_dir.rstrip("/") + "/"
     facts: dict[str, Any] = {
         "tasks": result.tasks,

@@ -31,6 +31,7 @@ def run_engine(
     work: Callable[[Report], T],
     on_report: Callable[[str, Any], None] | None = None,
     on_tick: Callable[[], None] | None = None,
+    at_once: bool = False,
 ) -> T:
     """Run `work(report)` in a forked engine process; returns or raises what it returned or raised.
 
@@ -41,9 +42,11 @@ def run_engine(
     `report(LIMIT, (seconds, (what, why, remedy), left))` lets the front kill the engine when so much time has passed,
     call `on_report(LIMIT, left)`, and raise DumpFailed: for what the kernel may make the engine wait for.
     `report(LIMIT, None)`: that is over.
+
+    `at_once`: the engine need not wait for a processor (`torpor.kernel.process.fork_here`).
     """
     from torpor.engine import waiting  # noqa: F401  (imported here, for the engine and the front)
-    from torpor.kernel.process import fork
+    from torpor.kernel.process import fork, fork_here
 
     theirs, ours = os.pipe2(os.O_CLOEXEC)
     alive, alive_end = os.pipe2(os.O_CLOEXEC)
@@ -52,7 +55,7 @@ def run_engine(
             stream.flush()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (*REQUESTS, signal.SIGCHLD))
     try:
-        pid = fork()
+        pid = fork_here() if at_once else fork()
     except BaseException:
         for fd in (theirs, ours, alive, alive_end):
             os.close(fd)

@@ -136,6 +136,20 @@ def fork() -> int:
         raise TorporError("Torpor can start no process", why, "end some, or raise it", code="no-processes") from None
 
 
+def fork_here() -> int:
+    """As `fork`, and the child begins on this processor, which the caller is about to leave.  Where all are busy the
+    kernel would as soon have it wait for another one's next tick (4 ms), and then whoever works there waits for as
+    long.  The caller's affinity is set anew (to what it is): not for a process that lives long."""
+    allowed = os.sched_getaffinity(0)
+    number = _buffer(bytes(4))
+    call("getcpu", ctypes.addressof(number), 0, 0)
+    try:
+        os.sched_setaffinity(0, struct.unpack("=I", number.raw))
+        return fork()
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
 def fork_idle(caught: int = 0, ready: int = -1) -> int:
     """A child that does nothing, and does not outlive us: it holds what we have open.  It may catch a signal, and says
     so by a byte to descriptor `ready`."""
