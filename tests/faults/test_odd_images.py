@@ -210,3 +210,16 @@ def test_an_impossible_owner(spoilt: Path, field: str, value: int) -> None:
         return entry.pipe is not None
 
     assert "an impossible receiver" in str(changed_files(spoilt, change).obstacles)
+
+
+def test_a_unix_socket_with_an_impossible_option(spoilt: Path) -> None:
+    with ImageReader.open(str(spoilt)) as images:
+        sockets = {entry.id for entry in images.entries(kinds.FILES) if entry.usk is not None}
+        entries = [deepcopy(entry) for entry in images.entries(kinds.TORPOR_FILES)]
+    for number in (1 << 31, 26):  # SO_ATTACH_FILTER
+        for entry in entries:
+            if entry.id in sockets:
+                entry.option_numbers, entry.option_values = [number], [1]
+        data = [start_of(kinds.TORPOR_FILES), *encode_entries(entries)]
+        (spoilt / kinds.TORPOR_FILES.file_name()).write_bytes(b"".join(data))
+        assert f"impossible option {number}" in str(looked_at(spoilt).obstacles)

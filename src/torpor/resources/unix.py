@@ -19,6 +19,7 @@ import select
 import socket
 import struct
 
+from torpor.errors import ImageError
 from torpor.images import kinds
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.sk_packet import ScmEntry, SkPacketEntry
@@ -279,6 +280,8 @@ def _check_options(entry: FileEntry, restore: "Restore") -> None:
         return
     with socket.socket(socket.AF_UNIX, entry.usk.type) as fresh:
         for option in own.option_numbers:
+            if option not in MORE_OPTIONS:
+                raise ImageError(f"torpor-files.img, UNIX socket {entry.id}", f"impossible option {option}")
             if not socket_options.exists(fresh, SOL, option):
                 has = f"it has the option {NEW_OPTIONS.get(option, option)}"
                 raise lacking.file_refusal(restore, entry.id, "UNIX socket", has)
