@@ -131,8 +131,7 @@ def test_cancelled(rehearsed: Callable[[Deed], Path], victim: int, tmp_path: Pat
 
 
 def test_killed(monkeypatch: pytest.MonkeyPatch, victim: int, tmp_path: Path) -> None:
-    """The engine, while its child is frozen: nobody looks after that, and it ends by itself."""
-    monkeypatch.setattr(rehearsal, "PROGRAM", ("/bin/sleep", "0.2"))
+    """The engine, while its child is frozen: that ends with it."""
     seen = tmp_path / "seen"
 
     def kill(dump: rehearsal.Dump) -> None:
@@ -143,7 +142,7 @@ def test_killed(monkeypatch: pytest.MonkeyPatch, victim: int, tmp_path: Path) ->
     with pytest.raises(torpor.TorporError):
         dump(victim, tmp_path / "images")
     assert is_unharmed(victim)
-    assert wait_end(int(seen.read_text()), 20) == 0  # it has become ours
+    assert wait_end(int(seen.read_text()), 20) == signal.SIGKILL  # it has become ours
 
 
 def test_a_journal_that_is_set_aside_is_kept() -> None:

@@ -25,6 +25,7 @@ from torpor.memory.dump import AddressSpace
 from torpor.model import identity
 from torpor.resources import clocks, namespaces, registry
 from torpor.resources.context import DumpTask
+from torpor.resources.signals import look_at_pending
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -239,6 +240,7 @@ def _step_out(task: DumpTask, thread: "Tracee", inside: "Callable[[bytes], bool]
     task.thread_statuses[thread.tid] = parse_thread_status(read_all(f"/proc/{task.pid}/task/{thread.tid}/status"))
     leader = task.leader.tid
     task.status = parse_status(read_all(f"/proc/{leader}/status"), task.thread_statuses[leader])
+    look_at_pending(task)
 
 
 def _is_step(stop: stops.Stop) -> bool:

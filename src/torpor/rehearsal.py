@@ -6,7 +6,7 @@ What Python does for the first time takes longer: functions are not specialised 
 its guardian are to be copied, caches to be filled.  A process of 4 MB stands still for 3.2 ms after a rehearsal (which
 takes 5 ms itself), and for 3.7 without one.  It is for trees that go on: others stand still until the disk has all.
 
-Nothing depends on it.  The child ends by itself soon, should the engine be killed.
+Nothing depends on it.  Should the engine be killed, the child ends with it, or by itself soon.
 """
 
 import os
@@ -17,13 +17,15 @@ from torpor import log
 from torpor import signals as signal
 from torpor.engine import journal
 from torpor.engine.freeze import freeze
+from torpor.engine.seizing import OPTIONS
 from torpor.engine.waiting import Cancelled
 from torpor.errors import TorporError
 from torpor.images.directory import ImageWriter
+from torpor.kernel import ptrace
 from torpor.kernel.maps import read_maps
 from torpor.resources.context import Dump
 
-PROGRAM = ("/bin/sleep", "10")
+PROGRAM = ("/bin/sleep", "2")
 _LIMIT_S = 1.0
 
 
@@ -83,6 +85,8 @@ def _is_inherited(fd: int) -> bool:
 def _perform(rehearsal: Dump, pid: int) -> None:
     tree = rehearsal.tree = freeze(pid, timeout=_LIMIT_S)
     try:
+        for tid in tree.processes[pid].threads:
+            ptrace.set_options(tid, OPTIONS | ptrace.O_EXITKILL)
         collect.tasks(rehearsal, tree)
         memory = collect.areas(rehearsal)
         ask.install(rehearsal)

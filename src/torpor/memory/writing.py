@@ -35,7 +35,7 @@ AT_ONCE = 1 << 18
 ZEROS = 1 << 14  # bytes of them that we have: each page of these costs a page fault, too
 ZEROS_AT_ONCE = 64  # times these in one write
 LEAST = 1 << 26  # bytes of images that are prepared in any case
-F_DUPFD_CLOEXEC = 1030
+CALLS, CALL = 2048, 128  # bytes of a program: of the calls that take and close the descriptor; of any other call
 
 
 def prepare(images: "ImageWriter", tasks: "list[DumpTask]") -> None:
@@ -116,12 +116,10 @@ class PageWriter:
         """Frozen: set the task to write its pages, by pwritev.  `join` collects."""
         runner = self.task.runner
         assert runner is not None
-        program = Program()
         if not isinstance(runner, Executor) or not self._may_write():
             self.left += self.inside
         elif self.inside:
-            self._write(runner, program, self.inside)
-        self.then(program)
+            self._write(runner)
 
     def then(self, program: Program) -> None:
         """Frozen: have the task run `program`, too, before `join` ends: behind its pages, where it writes them."""
@@ -133,16 +131,22 @@ class PageWriter:
         if self.rest and not runner.running:
             runner.start(self.rest.pop(0))
 
-    def _write(self, runner: Executor, program: Program, inside: list[Piece]) -> None:
-        word = self.task.leader.arch.word
-        wide = self.task.leader.arch.word_size == 8
-        numbers = runner.send_fds(program, [self.fd])
-        # Its number as a result, so that later batches of the program can use it too.
-        remote = program.call("fcntl", Load32(numbers), F_DUPFD_CLOEXEC, 0)
-        program.call("close", Load32(numbers))
+    def _write(self, runner: Executor) -> None:
+        """In programs of which each is one batch: whatever ends the dump between two, the task has nothing of ours."""
         nearly_all = os.fstat(self.fd).st_size >= self.bytes - self.bytes // 16  # is prepared
         at_once = CHUNK if nearly_all else AT_ONCE
-        for group in _groups(_cut(inside, at_once), at_once):
+        groups = _groups(_cut(self.inside, at_once), at_once)
+        while groups:
+            number = _fitting(groups, runner.area.room)
+            self._write_groups(runner, groups[:number])
+            groups = groups[number:]
+
+    def _write_groups(self, runner: Executor, groups: list[list[Piece]]) -> None:
+        word = self.task.leader.arch.word
+        wide = self.task.leader.arch.word_size == 8
+        program = Program()
+        remote = Load32(runner.send_fds(program, [self.fd]))
+        for group in groups:
             if len(group) == 1 and wide:
                 start, length, at = group[0]
                 result = program.call("pwrite64", remote, start, length, at, may_fail=True)
@@ -153,6 +157,7 @@ class PageWriter:
             result = program.call("pwritev", remote, program.put(vector), len(group), at, may_fail=True)
             self.writing.append((group, result))
         program.call("close", remote)
+        self.then(program)
 
     def join(self) -> None:
         """Frozen: wait for the task, then copy what it could not write itself."""
@@ -191,6 +196,16 @@ class PageWriter:
     def finish(self) -> None:
         """After the thaw: the pagemap itself."""
         self.pagemap.finish()
+
+
+def _fitting(groups: list[list[Piece]], room: int) -> int:
+    """How many of the first groups' calls fit into a batch with so much room, one at least."""
+    left = room - CALLS
+    for number, group in enumerate(groups):
+        left -= CALL + 16 * len(group)
+        if left < 0:
+            return max(number, 1)
+    return len(groups)
 
 
 def _joined(runs: list[tuple[int, int, bool]]) -> list[tuple[int, int, bool]]:

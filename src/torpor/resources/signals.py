@@ -142,6 +142,16 @@ def _stack(word: str) -> str:
     return f"{word[0]}{word[1]}I{4 if word[1] == 'Q' else 0}x{word[1]}"
 
 
+def look_at_pending(task: "DumpTask") -> None:
+    """Of a task that stands still, by its statuses."""
+    assert task.status is not None
+    task.pending.clear()
+    task.pending[SHARED] = peek(task.leader.tid, task.status.shared_pending, shared=True)
+    for tid, status in task.thread_statuses.items():
+        if status.pending:
+            task.pending[tid] = peek(tid, status.pending, shared=False)
+
+
 class Pending(Attribute):
     """Queued signals.  ptrace tells them, of tasks that stand still: before programs run in them.
 
@@ -152,13 +162,8 @@ class Pending(Attribute):
     covers = frozenset({"task:pending", "thread:pending"})
 
     def examine(self, task: "DumpTask", dump: "Dump") -> None:
-        if task.running:
-            return
-        assert task.status is not None
-        task.pending[SHARED] = peek(task.leader.tid, task.status.shared_pending, shared=True)
-        for tid, status in task.thread_statuses.items():
-            if status.pending:
-                task.pending[tid] = peek(tid, status.pending, shared=False)
+        if not task.running:
+            look_at_pending(task)
 
     def ask(self, task: "DumpTask", program: "Program") -> "Pointer":
         space = program.space(8)
