@@ -88,9 +88,8 @@ def wait_leader(pid: int) -> Stop:
     blocks it) it wakes us, in a host program's process (torpor.infect) we look again and again.
     """
     start = 0.0
-    if (stop := soon(lambda: poll(pid))) is not None:
-        return stop
-    while (stop := poll(pid)) is None:
+    stop = soon(lambda: poll(pid))
+    while stop is None:
         if own_sigchld:
             late = signal.sigtimedwait((signal.SIGCHLD,), _PATIENCE_S) is None
         else:
@@ -100,6 +99,7 @@ def wait_leader(pid: int) -> Stop:
             time.sleep(_PAUSE_S if late else 0)
         if late and has_ended(pid):
             return poll(pid) or Stop(pid, Kind.ENDED, 0, 0, 0)
+        stop = poll(pid)
     return stop
 
 

@@ -16,6 +16,7 @@ from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.schema.vma import VmaEntry
 from torpor.kernel.maps import Area, kind, read_maps
 from torpor.memory import areas as vma
+from torpor.memory import own_vdso
 from torpor.memory.layout import Span
 from torpor.typed import TYPE_CHECKING, Callable, NamedTuple
 
@@ -40,12 +41,7 @@ class Kernels(NamedTuple):
     @classmethod
     def look(cls) -> "Kernels":
         mine = [area for area in read_maps(os.getpid()) if kind(area) in KINDS]
-        text = b""
-        for area in mine:
-            if kind(area) == "vdso":
-                with open("/proc/self/mem", "rb", buffering=0) as memory:
-                    text = os.pread(memory.fileno(), area.size, area.start)
-        return cls(sum(area.size for area in mine if kind(area) != "vdso"), text)
+        return cls(sum(area.size for area in mine if kind(area) != "vdso"), own_vdso.text())
 
 
 class Place(NamedTuple):
