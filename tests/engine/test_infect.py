@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from torpor import infect
+from torpor.engine.executor import Executor
+from torpor.engine.program import CallFailed, Load32, Program
 from torpor.errors import Refusal, TaskGone
 
 # The package that is tested, also where it is not installed.
@@ -179,6 +181,28 @@ def alarm() -> Iterator[None]:
     yield
     signal.signal(signal.SIGALRM, before)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
+
+
+def test_descriptors_that_a_failed_program_has_left(victim: Victim) -> None:
+    """They are not taken for the next program's beginning, nor for its descriptors."""
+    before = victim.facts()
+    with infect.stopped(victim.pid) as task:
+        runner = task._runner
+        assert isinstance(runner, Executor)
+        failing = Program()
+        made = failing.call("dup", 77)
+        failing.call("close", 999)
+        runner.send_fds(failing, [0])
+        with pytest.raises(CallFailed, match=r"close\(999\)"):
+            task.run(failing)
+        following = Program()
+        following.call("close", made.value)
+        numbers = runner.send_fds(following, [2])
+        own = following.call("fcntl", Load32(numbers), 1)
+        following.call("close", Load32(numbers))
+        task.run(following)
+        assert own.value == 1  # FD_CLOEXEC
+    assert victim.facts() == before
 
 
 @pytest.mark.parametrize("where", ["freeze", "Task", "Executor.run", "Task._let_go"])

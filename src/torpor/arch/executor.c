@@ -162,12 +162,16 @@ static inline __attribute__((always_inline)) void run(struct list *list)
 __attribute__((noreturn, used)) void executor(struct area *area)
 {
     word bell[BELL / sizeof(word)];
-    do {
+    for (;;) {
         run(area->work);
         // not write: to a controller that died it would leave SIGPIPE pending in the victim
         system_call(NR_sendto, area->reply_fd, (word)&area->tag, BELL, MSG_NOSIGNAL, 0, 0);
-    } while (system_call(NR_read, area->wait_fd, (word)bell, BELL, 0, 0, 0) == BELL);
-    if (area->undo)
-        run(area->undo);
-    sigreturn(area->home);
+        do {  // what comes with descriptors is all zeros: a program that failed before it took them has left it behind
+            if (system_call(NR_read, area->wait_fd, (word)bell, BELL, 0, 0, 0) != BELL) {
+                if (area->undo)
+                    run(area->undo);
+                sigreturn(area->home);
+            }
+        } while (!bell[0]);
+    }
 }

@@ -34,7 +34,7 @@ SCM_MAX_FD, MSG_CMSG_CLOEXEC, MSG_DONTWAIT = 253, 0x40000000, 0x40
 _GRACE_S = 10
 _SPIN_S = 0.0002  # a task that has a processor is there by then
 _POLLIN = 1
-_BELL = b"\1" * 8
+_BELL, _NO_BELL = b"\1" * 8, b"\0" * 8  # the executor starts on the one, and passes over the other
 LEADER_AREA = (1 << 18) + (1 << 16)  # the longest call, setgroups(2), takes 65,536 groups of four bytes
 _UNDO_ROOM = 1 << 13
 
@@ -310,12 +310,12 @@ class Executor:
         deadline = time.monotonic() + _GRACE_S
         while True:
             try:
-                self.socket.sendmsg([_BELL], message)
+                self.socket.sendmsg([_NO_BELL], message)
                 return
             except OSError as error:
                 # Too many are under way in the whole system: other tasks take theirs by themselves.
                 if error.errno != errno.ETOOMANYREFS or time.monotonic() > deadline:
-                    self.socket.send(_BELL)  # the task finds -1 for each
+                    self.socket.send(_NO_BELL)  # the task finds -1 for each
                     raise
             time.sleep(_SPIN_S)
 

@@ -76,13 +76,18 @@ class AddressSpaces:
         self._occupied = [*spans, STUB, native().stub_layout]
         size = AREA_PAGE + LEADER_AREA * restore.state["executor areas"]
         self.hole = self._find_hole(size)
-        executors = self.hole, self.hole + size
-        self.vdso = vdso_place.Places(self.spaces, lambda size, *more: self._find_hole(size, executors, *more))
+        self.executors = self.hole, self.hole + size
+        self.vdso = vdso_place.Places(self.spaces, lambda size, *more: self._find_hole(size, self.executors, *more))
         segments.check(restore)
 
     def _find_hole(self, size: int, *more: Span) -> int:
         """A place that nothing uses: no area of the whole tree, nor what the first task begins with."""
         return layout.find_hole(size, [*self._occupied, *more], native().user_end)
+
+    def _find_hole_in(self, space: AddressSpace, size: int) -> int:
+        """A place that one task does not use, when all of it is there."""
+        own = ((area.start, area.end) for area in space.areas)
+        return layout.find_hole(size, [*own, self.executors, self.vdso.spare], native().user_end)
 
     def bytes_stored(self) -> int:
         """Of private memory; what a child shares with its parent counts for both."""
@@ -212,7 +217,7 @@ class AddressSpaces:
             area = span[0]
             if area.status & vma.SYSVIPC:
                 segments.fill_sysv(self.restore, area.shmid)
-                sysv.attach(program, area)
+                sysv.attach(program, area, lambda size: self._find_hole_in(space, size))
                 continue
             prot = PROT_READ | PROT_WRITE | area.prot & layout.PROT_MTE if area.start in changing else area.prot
             flags = area.flags & KEPT_FLAGS | MAP_FIXED_NOREPLACE | vma.MAP_ANONYMOUS

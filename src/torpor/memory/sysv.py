@@ -8,7 +8,7 @@ CRIU only dumps these in an IPC namespace of the tree's own; the image is the sa
 
 On 32-bit ARM the kernel chooses addresses for attachments that it does not take when they are asked for: shmat wants
 multiples of SHMLBA there, four pages, even where the cache does not need it (__ARCH_FORCE_SHMLBA).  There a segment is
-attached anywhere and moved.  And struct shmid_ds is the old one, with user ids of 16 bits, unless IPC_64 asks for the
+attached elsewhere and moved.  And struct shmid_ds is the old one, with user ids of 16 bits, unless IPC_64 asks for the
 other (ARCH_WANT_IPC_PARSE_VERSION).
 """
 
@@ -22,7 +22,7 @@ from torpor.images.kinds import IPCNS_SHM
 from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.kernel.syscall import call
 from torpor.memory.layout import PROT_MTE
-from torpor.typed import TYPE_CHECKING, NamedTuple
+from torpor.typed import TYPE_CHECKING, Callable, NamedTuple
 
 if TYPE_CHECKING:
     from torpor.engine.program import Program
@@ -172,8 +172,8 @@ def _own(shmid: int, entry: IpcShmEntry) -> None:
     call("shmctl", shmid, IPC_SET | version, ctypes.addressof(buffer))
 
 
-def attach(program: Program, area: VmaEntry) -> None:
-    """Append the shmat of an area."""
+def attach(program: Program, area: VmaEntry, hole: Callable[[int], int]) -> None:
+    """Append the shmat of an area.  `hole`: an address where so many bytes are free in the task."""
     readonly = not area.prot & (PROT_WRITE | PROT_MTE)  # tags have to be put into it
     if area.fdflags is not None:  # CRIU does not say what it may become
         readonly = readonly and area.fdflags & os.O_ACCMODE == os.O_RDONLY
@@ -183,7 +183,8 @@ def attach(program: Program, area: VmaEntry) -> None:
     if area.start % native().shmlba == 0:
         program.call("shmat", area.shmid, area.start, flags)
     else:
-        at = program.call("shmat", area.shmid, 0, flags)
+        # Not where the kernel likes: that may overlap the area's own place, which mremap refuses (EINVAL).
+        at = program.call("shmat", area.shmid, hole(size), flags)
         program.call("mremap", at, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, area.start)
     if area.prot != given:
         program.call("mprotect", area.start, size, area.prot)

@@ -97,8 +97,17 @@ class Places:
 
     def _find_spare(self) -> int:
         if not self._spare:
-            self._spare = self._find_hole(self.kernels.data + len(self.kernels.text) or PAGE)
+            self._spare = self._find_hole(self._kernels_size or PAGE)
         return self._spare
+
+    @property
+    def spare(self) -> Span:
+        """Where the kernel's areas are in those tasks that have them elsewhere; empty: in none."""
+        return (self._spare, self._spare + self._kernels_size) if self._spare else _NONE
+
+    @property
+    def _kernels_size(self) -> int:
+        return self.kernels.data + len(self.kernels.text)
 
     def _fits(self, text: bytes) -> bool:
         from torpor.memory import vdso
@@ -198,7 +207,7 @@ class Places:
         place = self.of.get(task.pid)
         if place is None or place.code != _NONE:
             return False
-        start, end = place.spare, place.spare + self.kernels.data + len(self.kernels.text)
+        start, end = self.spare
         if place.data != _NONE:
             start += self.kernels.data
         if end > start:
