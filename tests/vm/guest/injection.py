@@ -38,6 +38,8 @@ libc.syscall.restype = ctypes.c_long
 LONG = 2.5  # seconds a victim sleeps: long enough that a sleep begun anew half-way shows
 HALF = 1.2
 EARLY = 0.3  # how much earlier than one that is begun anew when the victim is let go it must end
+SPIN = 1.5  # seconds a victim computes: longer than what is done to it takes
+LOOK = 0.05
 FUTEX_WAIT, FUTEX_WAKE = 0, 1
 AT_ONCE = 3
 
@@ -78,6 +80,11 @@ class Victim(NamedTuple):
     wake: Callable[[Scene], object] | None  # what the test does after the injection, at once
     expect: Any
     state: str = "S"
+
+    @property
+    def sleeps(self) -> bool:
+        """For so long: it ends by itself."""
+        return self.wake is None and self.state == "S"
 
 
 def _nanosleep(scene: Scene) -> int:
@@ -129,7 +136,7 @@ def _timed_read(scene: Scene) -> str:
 
 def _spin(scene: Scene) -> str:
     first, rounds = (0.0, 0), 0
-    end = time.monotonic() + LONG
+    end = time.monotonic() + SPIN
     while time.monotonic() < end:
         y, z = 1.0, 7
         for i in range(1, 60):
@@ -180,10 +187,23 @@ class Running:
         os.close(report)
         assert select.select([self._report], [], [], 30)[0] and os.read(self._report, 1) == b"!"
         self.begun = time.monotonic()
-        time.sleep(HALF)
+        if victim.sleeps:
+            time.sleep(HALF)
+            assert self.state() == victim.state, f"the victim is in state {self.state()}"
+        else:
+            self.await_state()
+
+    def state(self) -> str:
         with open(f"/proc/{self.pid}/stat") as stat:
-            state = stat.read().rpartition(")")[2].split()[0]
-        assert state == victim.state, f"the victim is in state {state}"
+            return stat.read().rpartition(")")[2].split()[0]
+
+    def await_state(self) -> None:
+        """It is in the middle of what it does when it has been in the same state at two looks."""
+        seen, deadline = 0, time.monotonic() + 30
+        while seen < 2:
+            assert time.monotonic() < deadline, f"the victim is in state {self.state()}"
+            time.sleep(LOOK)
+            seen = seen + 1 if self.state() == self.victim.state else 0
 
     def _live(self, report: int, threads: int) -> None:
         try:
@@ -222,7 +242,7 @@ class Running:
         if orphan and str(errno.EINTR) in str(result):
             return
         assert result == self.victim.expect, f"{result!r} instead of {self.victim.expect!r}"
-        if not self.victim.wake:
+        if self.victim.sleeps:
             assert seconds >= LONG - 0.01 and (orphan or seconds < anew - EARLY), (
                 f"it took {seconds:.2f} s instead of {LONG}, and begun anew it would have taken {anew:.2f}"
             )
