@@ -36,12 +36,12 @@ from torpor.kernel.syscall import NR
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 LONG = 2.5  # seconds a victim sleeps: long enough that a sleep begun anew half-way shows
-HALF = 1.2
+HALF, LATEST = 1.2, 1.6
 EARLY = 0.3  # how much earlier than one that is begun anew when the victim is let go it must end
 SPIN = 1.5  # seconds a victim computes: longer than what is done to it takes
 LOOK = 0.05
 FUTEX_WAIT, FUTEX_WAKE = 0, 1
-AT_ONCE = 3
+AT_ONCE = 5
 
 
 class Timespec(ctypes.Structure):
@@ -180,6 +180,14 @@ class Running:
     def __init__(self, victim: Victim, threads: int = 0) -> None:
         self.victim = victim
         self.scene = Scene(*os.pipe(), mmap.mmap(-1, mmap.PAGESIZE), socket.socketpair())
+        while not self._start(threads):
+            print("this machine is busy: it would be over too soon, once more")
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            os.close(self._report)
+
+    def _start(self, threads: int) -> bool:
+        """Whether enough is left of what it does."""
         self._report, report = os.pipe()
         self.pid = os.fork()
         if not self.pid:
@@ -187,11 +195,14 @@ class Running:
         os.close(report)
         assert select.select([self._report], [], [], 30)[0] and os.read(self._report, 1) == b"!"
         self.begun = time.monotonic()
-        if victim.sleeps:
-            time.sleep(HALF)
-            assert self.state() == victim.state, f"the victim is in state {self.state()}"
-        else:
+        if not self.victim.sleeps:
             self.await_state()
+            return True
+        time.sleep(HALF)
+        if time.monotonic() > self.begun + LATEST:
+            return False
+        assert self.state() == self.victim.state, f"the victim is in state {self.state()}"
+        return True
 
     def state(self) -> str:
         with open(f"/proc/{self.pid}/stat") as stat:
