@@ -372,16 +372,17 @@ def _explain(error: OSError, session: "Dump") -> TorporError:
     import errno
 
     why = os.strerror(error.errno or 0)
+    image = error.filename if isinstance(error.filename, str) and "/" not in error.filename else ""
+    what = f"{image or 'the images'} to {session.options.images_dir}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        remedy = "make room, or choose another directory with -D"
-        return DumpFailed("cannot write the images", why, remedy, code="disk-full")
+        return DumpFailed(
+            f"cannot write {what}", why, "make room, or choose another directory with -D", code="disk-full"
+        )
     if (told := exhausted(error)) is not None:
         return told
-    of_image = isinstance(error.filename, str) and "/" not in error.filename
-    if of_image or error.errno in (errno.EFBIG, errno.EROFS):
-        what = f"cannot write {error.filename or 'the images'} to the images directory {session.options.images_dir}"
+    if image or error.errno in (errno.EFBIG, errno.EROFS):
         more = "raise the limit to file sizes (ulimit -f), or " if error.errno == errno.EFBIG else ""
-        return DumpFailed(what, why, f"{more}name another directory with -D")
+        return DumpFailed(f"cannot write {what}", why, f"{more}name another directory with -D")
     where = f" ({error.filename})" if error.filename else ""
     return DumpFailed("the dump failed", f"{why}{where}", "see the log (-v4 -o FILE)")
 

@@ -38,7 +38,7 @@ def allow_descriptors(number: int) -> None:
     """Before the freeze: let the engine have the descriptors that so many tasks need.  Raises DumpFailed."""
     short = shortage(number, 2 * min(number, AT_ONCE), raise_limit())
     if short is not None:
-        raise DumpFailed(f"cannot dump {number} tasks", *short, code="no-descriptors")
+        raise DumpFailed("cannot dump this tree", *short, code="no-descriptors")
 
 
 def install(dump: "Dump") -> None:

@@ -201,4 +201,4 @@ def check_descriptors(restore: "Restore", plan: Plan, limit: int) -> None:
     threads = sum(len(thread_tables(restore, task)) for task in restore.tasks.values() if not task.dead)
     short = shortage(len(restore.tasks) + len(plan.helpers) + threads, len(restore.files), limit)
     if short is not None:
-        restore.problem(Refusal(f"these {len(restore.tasks)} tasks", *short, code="no-descriptors"))
+        restore.problem(Refusal("the tree in these images", *short, code="no-descriptors"))

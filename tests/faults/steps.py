@@ -12,12 +12,17 @@ from harness.events import Nursery
 
 
 def meddled(step: int, deeds: str, victim: Victim, images: Path, *options: str) -> tuple[int, str]:
-    """A dump at whose `step`th step the deeds are done; its status and words."""
+    """A dump at whose `step`th step the deeds are done; its status and words.  Where it has fewer, the dump is done once
+    more, and they are done at its last."""
     command = [sys.executable, HERE / "meddling.py", str(step), deeds, "dump", "-t", str(victim.pid), "-D", images]
     environment = dict(os.environ, PYTHONPATH=str(SOURCE), PYTHONDONTWRITEBYTECODE="1")
     with Nursery(SETTLE_S):
         done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment, timeout=120)
-    words = "\n".join(line for line in done.stdout.splitlines() if not line.startswith("steps "))
+    lines = done.stdout.splitlines()
+    for line in lines:
+        if line.startswith("steps ") and (steps := int(line.split()[1])) < step:
+            return meddled(steps, deeds, victim, images, *options)
+    words = "\n".join(line for line in lines if not line.startswith("steps "))
     return done.returncode, (done.stderr + words).strip()
 
 

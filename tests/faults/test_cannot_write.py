@@ -73,7 +73,7 @@ def test_disk_full(victim: Victim, tmp_path: Path, mounted: Callable[[str], Path
     for size in (1, 3, blocks // 2, *range(blocks - 60, blocks, 6)):
         subprocess.run(["mount", "-o", f"remount,size={4 * size}k", images], check=True)
         for options in (("--leave-running",), ()) if size in (1, blocks // 2, blocks - 6) else (("--leave-running",),):
-            refused(victim, images, "No space left on device", "make room", options=options)
+            refused(victim, images, f"to {images}: No space left on device", "make room", options=options)
             assert list(images.iterdir()) == [], "a failed dump leaves nothing that takes room"
 
 

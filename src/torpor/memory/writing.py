@@ -12,7 +12,6 @@ from resource import RLIMIT_FSIZE
 
 from torpor.engine.executor import Executor
 from torpor.engine.program import Batch, Load32, Program, Result
-from torpor.errors import DumpFailed
 from torpor.images.kinds import PAGEMAP, PAGES
 from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.pages import PagemapWriter
@@ -169,6 +168,8 @@ class PageWriter:
                     runner.start(batch)
                     runner.finish()
             for group, result in self.writing:
+                if result.value < 0 and -result.value in _DISK_ERRORS:
+                    raise self._disk_error(-result.value)
                 self.left += _unwritten(group, result.value)
             for piece in self.left:
                 self._copy(self.fd, piece)
@@ -191,7 +192,10 @@ class PageWriter:
                     written = os.pwrite(fd, data, piece.offset + at)
                     data, at = data[written:], at + written
             except OSError as error:
-                raise _disk(error.errno or 0) from None
+                raise self._disk_error(error.errno or 0) from None
+
+    def _disk_error(self, number: int) -> OSError:
+        return OSError(number, os.strerror(number), PAGES.file_name(self.pagemap.pages_id))
 
     def finish(self) -> None:
         """After the thaw: the pagemap itself."""
@@ -225,8 +229,6 @@ def _joined(runs: list[tuple[int, int, bool]]) -> list[tuple[int, int, bool]]:
 
 def _unwritten(group: list[Piece], written: int) -> list[Piece]:
     """After a short write, or EFAULT: a page that the task itself may not read.  The controller takes it from there."""
-    if written < 0 and -written in _DISK_ERRORS:
-        raise _disk(-written)
     done = group[0].offset + max(written, 0)
     return [
         Piece(p.start + skip, p.length - skip, p.offset + skip)
@@ -236,15 +238,6 @@ def _unwritten(group: list[Piece], written: int) -> list[Piece]:
 
 
 _DISK_ERRORS = frozenset({5, 27, 28, 30, 122})  # EIO EFBIG ENOSPC EROFS EDQUOT
-
-
-def _disk(number: int) -> DumpFailed:
-    return DumpFailed(
-        "cannot write memory to the images directory",
-        os.strerror(number),
-        "make room, or choose another directory with -D",
-        code="disk-full" if number in (28, 122) else "disk-error",
-    )
 
 
 def _cut(pieces: list[Piece], at_once: int) -> list[Piece]:
