@@ -12,8 +12,8 @@ from harness.events import Nursery
 
 
 def meddled(step: int, deeds: str, victim: Victim, images: Path, *options: str) -> tuple[int, str]:
-    """A dump at whose `step`th step the deeds are done; its status and words.  Where it has fewer, the dump is done once
-    more, and they are done at its last."""
+    """A dump at whose `step`th step the deeds are done; its status and words.  Where it has fewer, one more dump
+    is made, and they are done at its last."""
     command = [sys.executable, HERE / "meddling.py", str(step), deeds, "dump", "-t", str(victim.pid), "-D", images]
     environment = dict(os.environ, PYTHONPATH=str(SOURCE), PYTHONDONTWRITEBYTECODE="1")
     with Nursery(SETTLE_S):
