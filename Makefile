@@ -21,12 +21,12 @@ test-vm: .venv/ready-vm
 test-vm-subset: .venv/ready-vm
 	$(PYTHON) -m pytest -m vm_subset tests/vm --arch "$(ARCH)" --kernel "$(KERNEL)" -k "$(TESTS)" $(PYTEST_ARGS)
 
-# What make test does of harm and nonsense, in full numbers: 200 and 100 kills, 10,000 and 300 mutated checkpoints, and
-# images cut at every length.
+# What make test does of harm and nonsense, in full numbers: 200 and 100 kills, 150 and 150 failing calls, 10,000 and
+# 300 mutated checkpoints, and images cut at every length.
 # Takes half an hour; prints the counts.
 test-hard: .venv/ready-test
-	TORPOR_KILLS=200 TORPOR_RESTORE_KILLS=100 TORPOR_MUTATIONS=10000 TORPOR_RESTORED_MUTATIONS=300 TORPOR_CUTS=all \
-		$(PYTHON) -m pytest tests/faults $(PYTEST_ARGS)
+	TORPOR_KILLS=200 TORPOR_RESTORE_KILLS=100 TORPOR_FAILING=150 TORPOR_MUTATIONS=10000 \
+		TORPOR_RESTORED_MUTATIONS=300 TORPOR_CUTS=all $(PYTHON) -m pytest tests/faults $(PYTEST_ARGS)
 
 # Against $CRIU, the `criu` that is there, or the one that tests/peer-criu sets up.
 bench: .venv/ready-test

@@ -2,7 +2,8 @@
 """``python meddling.py N WHOM:SIGNAL[,…] torpor-arguments…``: a torpor command to which something happens on the way.
 
 At the engine's Nth step (`harness.killing`) signals are sent: to a PID, or to ``engine``, ``front`` or ``guardian``.
-N = 0: nothing happens; prints how many steps there are.
+N = 0: nothing happens; prints how many steps there are.  ``call`` instead of WHOM:SIGNAL: the Nth call of a
+program in a task fails.
 """
 
 import os
@@ -43,7 +44,12 @@ def run(at: int, deeds: str, arguments: list[str]) -> int:
             for whom, number in (one.split(":") for one in deeds.split(",")):
                 meddle(whom, int(number), front)
 
-    Steps(deed, lambda steps: os.write(told, f"steps {steps}\n".encode())).begin()
+    fails = deeds == "call"
+    steps = Steps((lambda _: None) if fails else deed, lambda steps: os.write(told, f"steps {steps}\n".encode()))
+    if fails:
+        steps.begin_calls(at)
+    else:
+        steps.begin()
     return main(arguments)
 
 

@@ -26,9 +26,9 @@ def meddled(step: int, deeds: str, victim: Victim, images: Path, *options: str) 
     return done.returncode, (done.stderr + words).strip()
 
 
-def count(victim: Victim, images: Path) -> int:
+def count(victim: Victim, images: Path, deeds: str = "") -> int:
     """How many steps a dump has: a few more or less from time to time."""
-    command = [sys.executable, HERE / "meddling.py", "0", "", "dump", "-t", str(victim.pid), "-D", images, "-R"]
+    command = [sys.executable, HERE / "meddling.py", "0", deeds, "dump", "-t", str(victim.pid), "-D", images, "-R"]
     environment = dict(os.environ, PYTHONPATH=str(SOURCE), PYTHONDONTWRITEBYTECODE="1")
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr

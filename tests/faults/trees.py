@@ -174,9 +174,9 @@ class Checkpoint:
             time.sleep(0.002)
 
 
-def count(checkpoint: Checkpoint) -> int:
+def count(checkpoint: Checkpoint, deeds: str = "") -> int:
     """How many steps a restore has: a few more or less from time to time."""
-    code, text = checkpoint.meddled(0, "")
+    code, text = checkpoint.meddled(0, deeds)
     assert code == 0 and checkpoint.outcome() == "all", text
     checkpoint.end()
     return int(text.split("steps ")[1].split()[0])

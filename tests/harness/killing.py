@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,10 +19,15 @@ from typing import Any
 from harness.events import children_of, describe, wait_end
 from harness.warm import WARM, start
 from torpor import rehearsal
+from torpor.arch.base import Arch
 from torpor.engine import journal
+from torpor.engine.executor import Executor
+from torpor.engine.program import CALL_WORDS, LIST_WORDS, Batch
 from torpor.engine.tracee import Tracee
 from torpor.kernel import ptrace
 
+NO_CALL = 5000  # the number of none
+SURE = frozenset({"close", "exit", "exit_group", "munmap", "ppoll"})  # no kernel does without these
 SETTLE_S = 40.0  # for a guardian to put back what it can
 MOMENTS = int(os.environ.get("TORPOR_MOMENTS") or (2 if os.environ.get("WL_FEWER") else 4))
 
@@ -61,11 +67,43 @@ class Steps:
         return wrapped
 
     def begin(self) -> None:
-        rehearsal.rehearse = self.uncounted(rehearsal.rehearse)
         ptrace.request = self.counted(ptrace.request)
         journal.note = self.counted(journal.note)
         Tracee.write = self.counted(Tracee.write)  # type: ignore[method-assign]
         socket.socket.send = self.counted(socket.socket.send)  # type: ignore[method-assign]
+        self._until_the_end()
+
+    def begin_calls(self, at: int) -> None:
+        """Count what tasks are told to call instead; the kernel does not know the call `at` (ENOSYS)."""
+        Batch.encode = self._failing(Batch.encode, at)  # type: ignore[method-assign]
+        Executor._write_undo = self.uncounted(Executor._write_undo)  # type: ignore[method-assign]
+        self._until_the_end()
+
+    def _failing(self, encode: Callable[[Batch, int, Arch], bytes], at: int) -> Callable[[Batch, int, Arch], bytes]:
+        chosen: dict[Batch, int | None] = {}  # a batch is encoded several times where many tasks get it
+
+        def choose(batch: Batch) -> int | None:
+            found = None
+            for which, call in enumerate(batch.calls):
+                if call.name not in SURE:
+                    before = self.count
+                    self.step()
+                    found = which if before < at == self.count else found
+            return found
+
+        def encoded(batch: Batch, address: int, arch: Arch) -> bytes:
+            body = bytearray(encode(batch, address, arch))
+            if batch not in chosen:
+                chosen[batch] = choose(batch)
+            if (which := chosen[batch]) is not None:
+                place = (LIST_WORDS + CALL_WORDS * which) * arch.word_size
+                struct.pack_into(arch.word, body, place, NO_CALL)
+            return bytes(body)
+
+        return encoded
+
+    def _until_the_end(self) -> None:
+        rehearsal.rehearse = self.uncounted(rehearsal.rehearse)
         leave = os._exit
 
         def leaving(status: int) -> Any:

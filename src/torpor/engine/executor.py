@@ -175,7 +175,7 @@ class Executor:
         self.set_undo(Program(), theirs)
         tracee.write(area.base, struct.pack(f"{order}ii", self.fd, self.fd))
         self.running = True
-        self.socket.send(_BELL)
+        self.socket.send(_NO_BELL)  # the program itself receives it
         self._finish(batch)
         self.set_undo(Program())
 
