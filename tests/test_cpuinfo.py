@@ -339,6 +339,30 @@ def test_in_a_checkpoint(tmp_path: Path) -> None:
     assert "cpuinfo.img is missing" in run("restore", "-d", "-D", tmp_path, "--cpu-cap").stderr
 
 
+@pytest.mark.skipif(not X86, reason="x86's features")
+def test_a_directory_that_takes_turns(tmp_path: Path) -> None:
+    """What is written down there is of the last checkpoint's CPU, whoever wrote it; or it is gone."""
+    entry = this_cpu(tmp_path)
+    another = copy.deepcopy(entry)
+    another.x86_entry[0].capability[18] |= FMAPS
+    write(tmp_path, another)
+    sleeper = subprocess.Popen(["sleep", "1000"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    try:
+        assert run("dump", "-t", sleeper.pid, "-D", tmp_path, "-R").returncode == 0
+        with ImageReader.open(str(tmp_path)) as images:
+            assert images.one(kinds.CPUINFO) == entry
+        assert (tmp_path / "torpor-cpu.img").exists()
+        (tmp_path / "cpuinfo.img").unlink()
+        assert run("dump", "-t", sleeper.pid, "-D", tmp_path, "-R").returncode == 0
+        assert (tmp_path / "cpuinfo.img").exists()
+        assert run("dump", "-t", sleeper.pid, "-D", tmp_path, "-R", "--cpu-cap=none").returncode == 0
+        assert not (tmp_path / "cpuinfo.img").exists() and not (tmp_path / "torpor-cpu.img").exists()
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
 @pytest.mark.skipif(not X86, reason="CRIU is set up for x86_64")
 def test_criu_agrees(tmp_path: Path) -> None:
     criu, why = peer.criu()

@@ -141,9 +141,14 @@ def hwcaps() -> list[int]:
 
 
 def save(dump: "Dump") -> None:
-    if chosen(dump.options):
+    """What --cpu-cap asks for.  Without it, what is written down in this directory already, by hand or by an earlier
+    dump, which may have been on another CPU, is written anew: it is to be of the CPU that this checkpoint is from."""
+    if chosen(dump.options) or not dump.options.cpu_cap:
         for entry in record():
             dump.images.write(image_of(entry), [entry])
+    else:
+        dump.images.remove(kinds.CPUINFO)
+        dump.images.remove(kinds.TORPOR_CPU)
 
 
 def read(images: "ImageReader") -> list[Entry]:

@@ -87,7 +87,7 @@ def everything(dump: "Dump", asked: "Asked", memory: "list[AddressSpace]") -> No
     images.write(kinds.SECCOMP, [SeccompEntry()])
     images.remove(kinds.STATS, "dump")  # an earlier dump's; ours may go into another directory
     clocks.save(dump)
-    if dump.options.cpu_cap:
+    if dump.options.cpu_cap or images.has(kinds.CPUINFO) or images.has(kinds.TORPOR_CPU):
         from torpor import cpuinfo
 
         cpuinfo.save(dump)

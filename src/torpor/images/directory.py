@@ -105,6 +105,14 @@ class ImageWriter:
         self.prepared.discard(name)
         return fd
 
+    def has(self, kind: ImageKind[Any], id: Id = None) -> bool:
+        """Whether there is such an image, of this dump or left by an earlier one."""
+        try:
+            os.stat(kind.file_name(id), dir_fd=self.dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
     def remove(self, kind: ImageKind[Any] | str, id: Id = None) -> None:
         """Remove an image that an earlier dump left here."""
         self._ready()
