@@ -12,15 +12,15 @@ from harness.events import Nursery
 
 
 def meddled(step: int, deeds: str, victim: Victim, images: Path, *options: str) -> tuple[int, str]:
-    """A dump at whose `step`th step the deeds are done; its status and words.  Where it has fewer, one more dump
-    is made, and they are done at its last."""
+    """A dump at whose `step`th step the deeds are done; its status and words.  Where it has fewer, and the
+    victim goes on (-R), one more dump is made, and they are done at its last."""
     command = [sys.executable, HERE / "meddling.py", str(step), deeds, "dump", "-t", str(victim.pid), "-D", images]
     environment = dict(os.environ, PYTHONPATH=str(SOURCE), PYTHONDONTWRITEBYTECODE="1")
     with Nursery(SETTLE_S):
         done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment, timeout=120)
     lines = done.stdout.splitlines()
     for line in lines:
-        if line.startswith("steps ") and (steps := int(line.split()[1])) < step:
+        if line.startswith("steps ") and (steps := int(line.split()[1])) < step and "-R" in options:
             return meddled(steps, deeds, victim, images, *options)
     words = "\n".join(line for line in lines if not line.startswith("steps "))
     return done.returncode, (done.stderr + words).strip()

@@ -21,4 +21,6 @@ def shortage(tasks: int, more: int, limit: int) -> tuple[str, str] | None:
     needed = HELD * tasks + more + OTHERS
     if limit < 0 or needed <= limit:
         return None
-    return f"that takes {needed} descriptors, and Torpor's own hard limit is {limit}", f"raise it: ulimit -Hn {needed}"
+    whose = f"{tasks} task{'s' if tasks != 1 else ''}"
+    why = f"that takes {needed} descriptors for {whose}, and Torpor's own hard limit is {limit}"
+    return why, f"raise it: ulimit -Hn {needed}"

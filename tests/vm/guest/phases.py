@@ -106,12 +106,14 @@ def _opened(path: Any, *_: object) -> str | None:
     return name if ".img" in name or name.startswith(".stats") else None
 
 
-def follow(pause: tuple[int, str, int] | None, sync: bool) -> None:
-    """From now on.  Without `sync` nothing waits for the disk."""
+def follow(pause: tuple[int, str, int] | None, sync: bool, hint: bool) -> None:
+    """From now on.  Without `sync` nothing waits for the disk; without `hint` nothing tells it to begin, which would
+    often bring files there that are not waited for."""
     global _pause
     _pause = pause
     if not sync:
         os.fsync = lambda _fd: None
+    if not sync or not hint:
         to_disk.start_writing = lambda _fd: None
     os.open = _wrapped("open", os.open, _opened)
     os.fsync = _wrapped("fsync", os.fsync, lambda fd: os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))

@@ -212,7 +212,7 @@ def main() -> None:
     told = resumed()
     look()
     pause = told["pause"]
-    phases.follow(tuple(pause) if isinstance(pause, list) else None, bool(told["sync"]))
+    phases.follow(tuple(pause) if isinstance(pause, list) else None, bool(told["sync"]), bool(told["hint"]))
     number = int(str(told["number"]))
     while True:
         number += 1

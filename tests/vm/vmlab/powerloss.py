@@ -102,7 +102,7 @@ class Series:
             "time": time.time(), "entropy": self._chance.randbytes(64).hex(), "number": self._number,
             "options": self._chance.choice(("data=ordered", "data=writeback")) + ",commit=1",
             "replace": bool(moment and moment.replace), "pause": moment.pause(usual) if moment else None,
-            "sync": self._sync,
+            "sync": self._sync, "hint": self._chance.random() < 0.5,
         }  # fmt: skip
         with self._guest.resume(volatile.arguments()) as guest:
             run = Run(self, moment, usual, guest, volatile, told)
