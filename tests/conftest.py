@@ -10,10 +10,18 @@ from pathlib import Path
 import pytest
 
 from harness.events import become_subreaper
+from harness.modes import selected
 
 become_subreaper()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: all victims would ignore Ctrl-C, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure() -> None:
+    try:
+        selected()
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def pytest_sessionstart() -> None:

@@ -13,9 +13,13 @@ from collections.abc import Iterator
 
 import pytest
 from vmlab import VmError, jobs, machine
-from vmlab.choice import choose
+from vmlab.choice import boots, choose
+from vmlab.debian import require
+from vmlab.image import needed
+from vmlab.powerloss import failures, first_seed
 from vmlab.session import Guests, Key
 from vmlab.summary import said
+from vmlab.targets import TARGETS
 
 
 class Checked:
@@ -118,7 +122,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         where = "python -m pytest -m vm tests/vm --collect-only -q lists all"
         raise pytest.UsageError(f"nothing was chosen that runs in a guest; {where}")
     try:
-        jobs()
+        jobs(), failures(), first_seed()
+        archs = sorted({boots(item).arch for item in session.items if item.get_closest_marker("vm")})
+        require(*(one for arch in archs for one in needed(TARGETS[arch])))
         with machine.scratch_directory("try-"):
             pass
     except VmError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from vmlab import VmError
-from vmlab.debian import mirror, require
+from vmlab.debian import Archive, mirror, require
 from vmlab.targets import TARGETS
 
 SETUP = Path(__file__).resolve().parents[2] / "tools/setup"
@@ -62,3 +62,13 @@ def test_where_apt_knows_no_mirror_of_debian_one_has_to_be_named(
         mirror()
     monkeypatch.setenv("TORPOR_DEBIAN_MIRROR", "http://other.invalid/debian/")
     assert mirror() == "http://other.invalid/debian"
+
+
+def test_lists_that_cannot_be_fetched_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """apt-get passes over a mirror that does not answer."""
+    monkeypatch.setenv("TORPOR_VM_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORPOR_DEBIAN_MIRROR", "http://127.0.0.1:9/debian")
+    archive = Archive("s390x", "trixie")
+    with pytest.raises(VmError, match=r"(?s)apt-get update .*127\.0\.0\.1.*TORPOR_DEBIAN_MIRROR"):
+        archive.newest("linux-image-.*")
+    assert not (archive.state / "updated").exists()

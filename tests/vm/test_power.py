@@ -7,7 +7,6 @@ had finished is complete, all complete ones restore, and whatever is not complet
 repeats the choices of a series: how far the guest has come by then is not the same twice.
 """
 
-import os
 import random
 import time
 from collections import Counter
@@ -17,7 +16,7 @@ from itertools import islice
 
 import pytest
 from vmlab import VmError, disk, jobs, machine
-from vmlab.powerloss import BETWEEN, PHASES, Series, report
+from vmlab.powerloss import BETWEEN, PHASES, Series, failures, first_seed, report
 from vmlab.saved import SavedGuest
 from vmlab.targets import TARGETS
 from vmlab.volatile import VolatileDisk
@@ -82,8 +81,7 @@ def go_on(power: Series, name: str, planned: list[tuple[str, str]]) -> Series:
 @pytest.mark.vm
 @pytest.mark.boots(KERNEL, arch=TARGET.arch)
 def test_power(saved: SavedGuest, record_property: Callable[[str, object], None]) -> None:
-    number = max(int(os.environ.get("TORPOR_POWER_FAILURES", "50")), 1)
-    seed = int(os.environ.get("TORPOR_POWER_SEED", str(time.time_ns() % 10**9)))
+    number, seed = failures(), first_seed()
     print(f"seed {seed}; the guest was there and saved after {saved.seconds:.0f} s")
     begun, planned = time.monotonic(), plan(seed, number)
     names = [f"disk-{job}" for job in range(min(jobs(), number))]

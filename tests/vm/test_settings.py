@@ -82,8 +82,19 @@ def test_the_cache_is_no_directory() -> None:
     assert words(TORPOR_VM_CACHE="/dev/null").startswith("ERROR: /dev/null/scratch: Not a directory; make room in")
 
 
-def test_the_number_of_guests_is_none() -> None:
-    assert words(TORPOR_VM_JOBS="few").startswith("ERROR: TORPOR_VM_JOBS is 'few'")
+@pytest.mark.parametrize("setting", ["TORPOR_VM_JOBS", "TORPOR_POWER_FAILURES", "TORPOR_POWER_SEED"])
+def test_a_setting_is_no_number(setting: str) -> None:
+    assert words(**{setting: "few"}).startswith(f"ERROR: {setting} is 'few'")
+
+
+def test_there_is_no_such_mode() -> None:
+    assert words(TORPOR_MODES="both,bogus").startswith("ERROR: TORPOR_MODES: no mode bogus; there are plain, restore,")
+
+
+def test_all_programs_that_are_missing_are_named(tmp_path: Path) -> None:
+    (tmp_path / "depmod").symlink_to("/bin/true")
+    said = words("-k", "power or (registers and arm)", PATH=str(tmp_path))
+    assert said.endswith("apt-get install --no-install-recommends apt dpkg qemu-system-arm qemu-system-x86 util-linux")
 
 
 @pytest.mark.parametrize(("named", "number"), [("", 2), ("1", 1), ("12", 12)])
@@ -128,6 +139,17 @@ def test_an_image_is_named_when_it_is_there(monkeypatch: pytest.MonkeyPatch, tmp
     with pytest.raises(OSError, match="No space left"):
         image._name(tmp_path / "linux.name", "linux-image-6.12")
     assert not (tmp_path / "linux.name").exists()
+
+
+def test_half_an_archive_is_none(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "file").write_bytes(bytes(5000))
+    whole = tmp_path / "whole.cpio"
+    assert not image._is_whole(whole)
+    image._pack(whole, tmp_path / "tree")
+    assert image._is_whole(whole)
+    os.truncate(whole, 4096)
+    assert not image._is_whole(whole)
 
 
 def test_what_a_killed_run_leaves_is_removed_by_the_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

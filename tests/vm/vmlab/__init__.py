@@ -26,9 +26,14 @@ def cache_dir() -> Path:
 
 def jobs() -> int:
     """How many guests may run at a time.  Raises VmError where $TORPOR_VM_JOBS is no number of guests."""
-    named = os.environ.get("TORPOR_VM_JOBS") or "2"
-    if not (named.isascii() and named.isdecimal() and int(named)):
-        raise VmError(f"TORPOR_VM_JOBS is {named!r}; it says how many guests may run at a time, 1 or more")
+    return a_number("TORPOR_VM_JOBS", 2, "how many guests may run at a time, 1 or more", least=1)
+
+
+def a_number(setting: str, usual: int, what: str, least: int = 0) -> int:
+    """A setting that is a number; `what` it says.  Raises VmError where it is none."""
+    named = os.environ.get(setting) or str(usual)
+    if not (named.isascii() and named.isdecimal() and int(named) >= least):
+        raise VmError(f"{setting} is {named!r}; it says {what}")
     return int(named)
 
 

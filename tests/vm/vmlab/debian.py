@@ -90,21 +90,27 @@ class Archive:
             (self.state / sub).mkdir(parents=True, exist_ok=True)
         source = f"deb [arch={self.arch} signed-by={_KEYRING}] {mirror()} {self.suite} main\n"
         (self.state / "sources.list").write_text(source)
-        self._apt("apt-get", "update")
+        try:
+            self._apt(
+                "apt-get", "update", "-oAPT::Update::Error-Mode=any"
+            )  # else what cannot be fetched is passed over
+        except VmError as error:
+            raise VmError(f"{error}\nIs that mirror there? TORPOR_DEBIAN_MIRROR names another.") from None
         done.touch()
+
+    def _update_anew(self) -> None:
+        (self.state / "updated").unlink(missing_ok=True)
+        self._update()
 
     def newest(self, pattern: str) -> str:
         """The name of the newest package whose whole name matches `pattern`, downloaded: a mirror's lists may name one
         that it does not have (yet, or any more), and then it is the one before."""
         self._update()
-        listed = self._apt("apt-cache", "search", "--names-only", "^linux-image-")
-        names = [
-            name for name in (line.split(" ", 1)[0] for line in listed.splitlines()) if re.fullmatch(pattern, name)
-        ]
+        if not (names := self._named(pattern)):
+            self._update_anew()
+            names = self._named(pattern)
         if not names:
-            raise VmError(
-                f"{self.suite} has no package {pattern} for {self.arch}; remove {self.state} to fetch its lists anew"
-            )
+            raise VmError(f"{self.suite} has no package {pattern} for {self.arch}")
         names.sort(key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
         while True:
             try:
@@ -114,6 +120,11 @@ class Archive:
                 if len(names) == 1:
                     raise
                 names.pop()
+
+    def _named(self, pattern: str) -> list[str]:
+        listed = self._apt("apt-cache", "search", "--names-only", "^linux-image-")
+        names = (line.split(" ", 1)[0] for line in listed.splitlines())
+        return [name for name in names if re.fullmatch(pattern, name)]
 
     def libraries(self, package: str) -> list[str]:
         """The library packages that `package` needs, and they in turn."""
@@ -135,8 +146,7 @@ class Archive:
                 self._apt("apt-get", "download", *absent, cwd=partial)
             except VmError:
                 # The archive has moved on since our lists were made: fetch them anew, once.
-                (self.state / "updated").unlink()
-                self._update()
+                self._update_anew()
                 self._apt("apt-get", "download", *absent, cwd=partial)
             for path in partial.glob("*.deb"):
                 have[path.name.split("_", 1)[0]] = path.rename(self.debs / path.name)

@@ -78,6 +78,8 @@ def _pack(path: Path, tree: Path, *, extra: bytes | None = None, prefix: str = "
         else:
             archive.file("modules.load", extra)
         archive.close()
+        file.flush()
+        os.fsync(file.fileno())
     partial.rename(path)
 
 
@@ -159,10 +161,28 @@ def _name(path: Path, package: str) -> None:
     partial.rename(path)
 
 
+def needed(target: Target) -> list[tuple[str, str]]:
+    """(program, Debian package) of what a guest needs."""
+    return [
+        (target.qemu, target.qemu_package), ("depmod", "kmod"), ("dpkg-deb", "dpkg"), ("apt-get", "apt"),
+        ("setpriv", "util-linux"),
+    ]  # fmt: skip
+
+
+def _is_whole(archive: Path) -> bool:
+    """Whether it is there to its end: a host that crashes may leave a part of it under its name."""
+    try:
+        with open(archive, "rb") as file:
+            file.seek(-512, os.SEEK_END)
+            return b"TRAILER!!!" in file.read()
+    except OSError:
+        return False
+
+
 @in_cache()
 def prepare(target: Target, version: str) -> Image:
     """The cached image of `target` with Linux `version`, made first if there is none."""
-    require((target.qemu, target.qemu_package), ("depmod", "kmod"), ("dpkg-deb", "dpkg"), ("apt-get", "apt"))
+    require(*needed(target))
     if version not in target.kernels:
         raise VmError(f"no kernel {version} for {target.arch}; there are {', '.join(target.kernels)}")
     home = cache_dir() / "images" / target.arch
@@ -172,10 +192,10 @@ def prepare(target: Target, version: str) -> Image:
         suite, pattern = target.kernels[version]
         named = home / f"linux-{version}-{_recipe()}.name"
         try:
-            if not userland.exists():
+            if not _is_whole(userland):
                 shutil.rmtree(work, ignore_errors=True)
                 _build_userland(target, userland, work / "root")
-            if not named.exists():
+            if not named.exists() or not _is_whole(named.with_suffix(".cpio")):
                 shutil.rmtree(work, ignore_errors=True)
                 archive = Archive(target.debian, suite)
                 package = archive.newest(pattern)

@@ -231,7 +231,6 @@ def prepare(
     memory: int = 512,
 ) -> list[str]:
     """QEMU's command line for such a guest (see `run`), whose initramfs is made in `directory`; memory in MiB."""
-    require((_LEAVE_WITH_ME[0], "util-linux"))
     prepared = image.prepare(target, version)
     executor = _executor(target)
     files = {str(Path("torpor") / executor.relative_to(_PROJECT)): executor, **(files or {})}

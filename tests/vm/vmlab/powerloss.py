@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from . import VmError
+from . import VmError, a_number
 from .saved import Guest, SavedGuest
 from .volatile import VolatileDisk
 
@@ -28,6 +28,18 @@ COUNTS = (
     "failures", "failures after which one was restored", "complete, restored", "broken, recognised", "finished, lost",
     "restored, memory wrong", "unflushed blocks lost",
 )  # fmt: skip
+
+
+def failures() -> int:
+    """How many failures one run has.  Raises VmError where $TORPOR_POWER_FAILURES is no such number."""
+    return a_number("TORPOR_POWER_FAILURES", 50, "how often the power fails, 1 or more", least=1)
+
+
+def first_seed() -> int:
+    """Of the choices of the run's first series.  Raises VmError where $TORPOR_POWER_SEED is no number."""
+    return a_number(
+        "TORPOR_POWER_SEED", time.time_ns() % 10**9, "which choices are repeated: a number that a run has said"
+    )
 
 
 class Usual:
