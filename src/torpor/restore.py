@@ -185,12 +185,13 @@ def _restore(options: "Options", dir_fd: int, report: "Report", parent: int, cra
         work.release(report)
     except BaseException as error:
         work.undo()
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
             import traceback
 
             from torpor import log
 
             log.debug(traceback.format_exc())
+        if isinstance(error, OSError):
             where = f" ({error.filename})" if error.filename else ""
             raise RestoreFailed(
                 "the restore failed", f"{os.strerror(error.errno or 0)}{where}", "see the log (-v4 -o FILE)"
@@ -348,7 +349,10 @@ class _Work:
         self.files.last()
         for task in living:
             for attribute in self._with("outside"):
-                attribute.outside(task, restore)
+                try:
+                    attribute.outside(task, restore)
+                except OSError as error:
+                    raise _failed(task, attribute, error) from error
         self.lap("last")
 
     def _place_thread(self, task: Any, tid: int, program: Any) -> None:
@@ -414,6 +418,14 @@ class _Work:
             seconds=0.0,
             phases=self.phases,
         )
+
+
+def _failed(task: "RestoreTask", attribute: "Attribute", error: OSError) -> RestoreFailed:
+    from torpor.resources import words
+
+    names = ", ".join(words.OTHERS[key] for key in sorted(attribute.covers) if key in words.OTHERS)
+    where = f" ({error.filename})" if error.filename else ""
+    return RestoreFailed(f"{task.subject} cannot get back: {names}", f"{os.strerror(error.errno or 0)}{where}")
 
 
 def _template() -> "Registers":

@@ -72,7 +72,7 @@ def thread(made: RestoreTask, tid: int = PID) -> ThreadCoreEntry:
 
 
 def restore(**state: Any) -> Any:
-    return SimpleNamespace(state=state, options=SimpleNamespace(manage_cgroups="soft"))
+    return SimpleNamespace(state=state, tasks={}, options=SimpleNamespace(manage_cgroups="soft"))
 
 
 def calls(program: Program) -> list[tuple[Any, ...]]:

@@ -17,7 +17,7 @@ from torpor.images.schema.rlimit import RlimitEntry
 from torpor.images.schema.rseq import RseqEntry
 from torpor.images.schema.sa import SaEntry
 from torpor.images.schema.torpor import TaskExtraEntry
-from torpor.kernel.proc import INFINITY, Limit
+from torpor.kernel.proc import Limit
 from torpor.kernel.sched import SCHED_DEADLINE, SCHED_FIFO
 from torpor.resources import names, own, prctl, rlimits, sched, security, signals, switches, threads
 
@@ -62,20 +62,20 @@ def limits(**changes: tuple[int, int]) -> TaskRlimitsEntry:
 
 
 def test_hard_limits_are_raised_early_and_all_are_set_in_the_end() -> None:
-    made = task(rlimits=limits(n7=(5000, INFINITY)))
+    made = task(rlimits=limits(n7=(5000, 50_000)))
     rlimits.Rlimits().check(made, restore())
     early, late = Program(), Program()
     rlimits.Rlimits().place(made, early)
     rlimits.Rlimits().last(made, late)
-    assert calls(early) == [("prlimit64", 0, 7, struct.pack("=QQ", 100, INFINITY), 0)]
+    assert calls(early) == [("prlimit64", 0, 7, struct.pack("=QQ", 100, 50_000), 0)]
     assert len(late.calls) == 16
-    assert calls(late)[7] == ("prlimit64", 0, 7, struct.pack("=QQ", 5000, INFINITY), 0)
+    assert calls(late)[7] == ("prlimit64", 0, 7, struct.pack("=QQ", 5000, 50_000), 0)
 
 
 def test_hard_limits_that_cannot_be_raised_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     be(monkeypatch, effective=ALL & ~(1 << own.CAP_SYS_RESOURCE))
-    with pytest.raises(Refusal, match=r"max open files \(unlimited\).*CAP_SYS_RESOURCE.*ulimit -H -n unlimited"):
-        rlimits.Rlimits().check(task(rlimits=limits(n7=(5000, INFINITY))), restore())
+    with pytest.raises(Refusal, match=r"max open files \(50000\).*CAP_SYS_RESOURCE.*ulimit -H -n 50000"):
+        rlimits.Rlimits().check(task(rlimits=limits(n7=(5000, 50_000))), restore())
 
 
 def test_impossible_limits() -> None:

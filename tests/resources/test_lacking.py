@@ -4,19 +4,44 @@
 import ctypes
 import errno
 import socket
+from copy import deepcopy
+from typing import Any
 
 import pytest
-from attributekit import be, restore, task, thread
+from attributekit import be, credentials, restore, task, thread
 
 from torpor.arch import native
 from torpor.arch.base import ERESTARTSYS, Call, Registers
 from torpor.engine.program import Program
-from torpor.errors import Refusal
+from torpor.errors import KernelError, Refusal, RestoreFailed
+from torpor.images.schema.core import TaskRlimitsEntry
+from torpor.images.schema.fdinfo import FileEntry
+from torpor.images.schema.rlimit import RlimitEntry
 from torpor.images.schema.rseq import RseqEntry
-from torpor.images.schema.torpor import TaskExtraEntry
+from torpor.images.schema.sk_opts import SkOptsEntry
+from torpor.images.schema.sk_unix import UnixSkEntry
+from torpor.images.schema.torpor import TaskExtraEntry, ThreadExtraEntry
 from torpor.images.schema.torpor_file import TorporFileEntry
 from torpor.kernel.procfs import read_all
-from torpor.resources import inet_options, lacking, switches, threads
+from torpor.kernel.sched import SCHED_FIFO, ioprio_get
+from torpor.resources import (
+    inet_options,
+    lacking,
+    memfd,
+    rlimits,
+    sched,
+    socket_options,
+    socket_trial,
+    switches,
+    threads,
+    unix,
+)  # fmt: skip
+from torpor.resources.creds import Credentials
+from torpor.resources.description import NOBODY
+from torpor.resources.eventfd import Eventfd
+from torpor.resources.fdtable import Files
+from torpor.resources.sched import Scheduling
+from torpor.restore import _failed
 
 PR_SET_NAME = 15
 
@@ -80,10 +105,135 @@ def test_an_area_for_rseq_of_a_size_that_no_kernel_takes(size: int) -> None:
     threads.Rseq().check(made, asked)
 
 
+NOT_YET = 1 << 30  # a flag of SO_TIMESTAMPING that no kernel has
+GENERAL = SkOptsEntry(
+    so_sndbuf=0, so_rcvbuf=0, so_snd_tmo_sec=0, so_snd_tmo_usec=0, so_rcv_tmo_sec=0, so_rcv_tmo_usec=0
+)
+
+
+def _try_socket(asked: Any, opts: SkOptsEntry = GENERAL, **own: Any) -> None:
+    extra = TorporFileEntry(id=1, **own)
+    inet = (socket.AF_INET, socket.SOCK_STREAM)
+    socket_trial.check(asked, 1, "internet socket", inet, opts, extra, inet_options.try_all)
+
+
 def test_options_of_internet_sockets() -> None:
-    assert inet_options.lacks(socket.AF_INET, socket.SOCK_STREAM, TorporFileEntry(id=1)) == ""
-    own = TorporFileEntry(id=1, congestion="none such")
-    assert inet_options.lacks(socket.AF_INET, socket.SOCK_STREAM, own) == "its congestion control is none such"
+    asked = restore()
+    _try_socket(asked)
+    with pytest.raises(Refusal, match="its congestion control is none such, which this kernel cannot do") as failed:
+        _try_socket(asked, congestion="none such")
+    assert failed.value.code == "needs-kernel"
+    with pytest.raises(
+        Refusal, match=rf"SO_TIMESTAMPING with the value {NOT_YET}, which this kernel cannot do"
+    ) as failed:
+        _try_socket(asked, option_numbers=[socket.SOL_SOCKET << 16 | 37], option_values=[NOT_YET])
+    assert failed.value.code == "needs-kernel"
+    with pytest.raises(Refusal, match="SO_BINDTODEVICE with the value none, which cannot be here: No such device"):
+        opts = deepcopy(GENERAL)
+        opts.so_bound_dev = "none"
+        _try_socket(asked, opts)
+    with pytest.raises(Refusal, match="IP_UNICAST_IF with the value none, which cannot be here: No such device"):
+        _try_socket(asked, interface_options=[50], interface_names=["none"])
+
+
+def test_each_set_of_options_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, tried = restore(), []
+    monkeypatch.setattr(socket_options, "restore", lambda *_: tried.append(1))
+    for value in (16, 16, 24, 16):
+        _try_socket(asked, option_numbers=[socket.SOL_SOCKET << 16 | 37], option_values=[value])
+    assert len(tried) == 2
+
+
+def test_options_of_unix_sockets() -> None:
+    asked = restore()
+    for type in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
+        asked.state["file extras"] = {1: TorporFileEntry(id=1, option_numbers=[37], option_values=[16])}
+        usk = UnixSkEntry(
+            id=1, ino=1, type=type, state=1, flags=0, uflags=0, backlog=0, peer=0, fown=NOBODY, opts=GENERAL, name=b""
+        )
+        unix._check_options(FileEntry(type=5, id=1, usk=usk), asked)
+        asked.state["file extras"] = {1: TorporFileEntry(id=1, option_numbers=[37], option_values=[NOT_YET])}
+        with pytest.raises(Refusal, match=rf"SO_TIMESTAMPING with the value {NOT_YET}, which this kernel cannot do"):
+            unix._check_options(FileEntry(type=5, id=1, usk=usk), asked)
+
+
+@pytest.mark.parametrize("priority, code", [(2 << 13 | 4, ""), (7 << 13, "needs-kernel")])
+def test_io_priorities(monkeypatch: pytest.MonkeyPatch, priority: int, code: str) -> None:
+    made, asked = task(), restore()
+    found: list[Refusal] = []
+    monkeypatch.setattr(asked, "problem", found.append, raising=False)
+    before = ioprio_get(0)
+    made.extras.threads = {tid: ThreadExtraEntry(tid=tid, io_priority=priority) for tid in made.cores}
+    sched.Scheduling().check(made, asked)
+    assert [one.code for one in found] == ([code] if code else [])
+    assert ioprio_get(0) == before
+
+
+def test_a_priority_that_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a control group without time for real-time threads.  Whoever fails late says of which thread it is."""
+    made, asked = task(), restore()
+    found: list[Refusal] = []
+    monkeypatch.setattr(asked, "problem", found.append, raising=False)
+    monkeypatch.setattr(sched.sched, "sched_setattr", _not_permitted)
+    thread(made).sched_policy, thread(made).sched_prio = SCHED_FIFO, 5
+    sched.Scheduling().check(made, asked)
+    assert [one.code for one in found] == ["no-rights"] and "Operation not permitted" in str(found[0])
+    asked.state["extras"] = {made.pid: made.extras}
+    with pytest.raises(KernelError, match=f"its thread {made.pid} cannot be scheduled as it was"):
+        sched.Scheduling().outside(made, asked)
+
+
+def _not_permitted(*_: object) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+@pytest.mark.parametrize("hook", ["wire", "last"])
+def test_what_fails_late_says_of_which_file(monkeypatch: pytest.MonkeyPatch, hook: str) -> None:
+    kind = Eventfd()
+    monkeypatch.setattr(Eventfd, hook, _not_permitted)
+    asked = restore()
+    asked.made, asked.files = {1: 0}, {1: FileEntry(type=6, id=1)}
+    files = object.__new__(Files)
+    files.restore, files.kinds, files.order = asked, {1: kind}, [1]
+    with pytest.raises(
+        RestoreFailed, match=r"files\.img, eventfd 1 cannot come back as it was: Operation not permitted"
+    ):
+        files.make() if hook == "wire" else files.last()
+
+
+def test_what_fails_late_says_of_which_attribute() -> None:
+    made = task()
+    told = str(_failed(made, Scheduling(), PermissionError(errno.EPERM, "no")))
+    assert told.startswith(f"{made.subject} cannot get back: nice value, scheduling policy") and "not permitted" in told
+
+
+def test_more_open_files_than_anybody_may_have() -> None:
+    made, asked = task(), restore()
+    limits = [RlimitEntry(cur=0, max=0) for _ in range(16)]
+    limits[7] = RlimitEntry(cur=10, max=(1 << 64) - 1)
+    assert made.core.tc is not None
+    made.core.tc.rlimits = TaskRlimitsEntry(rlimits=limits)
+    with pytest.raises(Refusal, match="higher than anybody may have here"):
+        rlimits.Rlimits().check(made, asked)
+
+
+def test_securebits_of_a_newer_kernel() -> None:
+    made, asked = task(), restore()
+    thread(made).creds = credentials(secbits=1 << 30)
+    with pytest.raises(Refusal, match="it has securebits that are not in every kernel") as failed:
+        Credentials().check(made, asked)
+    assert failed.value.code == "needs-kernel"
+
+
+def test_what_a_memfd_cannot_have() -> None:
+    own = TorporFileEntry(id=1, attribute_names=[b"none.such"], attribute_values=[b"1"])
+    has, error = memfd._trial(0, own)
+    assert has == "it has the extended attribute none.such" and error == errno.EOPNOTSUPP
+    assert memfd._trial(1 << 20, None) == ("it has seals that are not in every kernel (0x100000)", errno.EINVAL)
+    assert memfd._trial(0, TorporFileEntry(id=1, write_hint=2)) == ("", 0)
+    assert lacking.refused("task 1, fd 3 (memfd)", has, error).code == "needs-kernel"
+    assert lacking.refused("task 1, fd 3 (memfd)", has, errno.EPERM).code == "no-rights"
+    assert "none.such, which cannot be here" in str(lacking.refused("x", has, errno.ENOSPC))
 
 
 def test_a_call_that_this_kernel_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from torpor.engine.program import Program
 from torpor.errors import ImageError
 from torpor.images.frozen import freeze
 from torpor.images.schema.creds import CredsEntry
-from torpor.resources import own
+from torpor.resources import lacking, own
 from torpor.resources.base import Attribute
 from torpor.typed import TYPE_CHECKING
 
@@ -36,6 +36,7 @@ PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL = 47, 2, 4
 SECBIT_NO_SETUID_FIXUP, SECBIT_NO_CAP_AMBIENT_RAISE = 1 << 2, 1 << 6
 SECURE_LOCKS = 0xAA
+OLD_SECUREBITS = 0xFF  # 6.14 brought more
 CAP_VERSION = 0x20080522
 MAX_GROUPS = 65536
 
@@ -136,9 +137,9 @@ class Credentials(Attribute):
             entry = _entry(core)
             if entry is not None:
                 _check_shape(tid, entry)
-                self._check_rights(task, tid, entry)
+                self._check_rights(task, tid, entry, restore)
 
-    def _check_rights(self, task: "RestoreTask", tid: int, entry: CredsEntry) -> None:
+    def _check_rights(self, task: "RestoreTask", tid: int, entry: CredsEntry, restore: "Restore") -> None:
         ours = own.facts()
         have = _State()
         who = f"thread {tid}" if len(task.threads) > 1 else "it"
@@ -177,6 +178,11 @@ class Credentials(Attribute):
             or ((uids, gids) != (have.uids, have.gids) and locked & SECBIT_NO_SETUID_FIXUP & ~ours.securebits)
         ):  # fmt: skip
             raise task.refusal("Torpor's own securebits are locked and differ", "run Torpor outside of that jail")
+        if entry.secbits & ~OLD_SECUREBITS and lacking.error_in_child(
+            restore, "prctl", PR_SET_SECUREBITS, entry.secbits, 0, 0, 0
+        ):
+            has = f"{who} has securebits that are not in every kernel ({entry.secbits:#x})"
+            raise lacking.refusal(task.subject, has)
         if have.no_new_privs and not entry.no_new_privs:
             raise task.refusal("Torpor itself runs with no_new_privs, which cannot be taken off", "run it without")
 

@@ -78,9 +78,10 @@ class Epoll(Described):
         if entry.epfd is None or len(entry.epfd.tfd) > MAX_TARGETS:
             raise ImageError(f"files.img, file {entry.id}", "an epoll without its entry, or with too many targets")
         own = extras(restore).get(entry.id)
-        if own is not None and own.epoll_parameters and not _has_parameters():
+        wanted = (own.epoll_parameters if own is not None else None) or b""
+        if wanted and (error := lacking.error_of_trying(restore, wanted, lambda: _try_parameters(wanted))):
             has = "it has parameters for the polling of network devices (EPIOCSPARAMS)"
-            raise lacking.file_refusal(restore, entry.id, "epoll", has)
+            raise lacking.refused(lacking.file_subject(restore, entry.id, "epoll"), has, error)
 
     def make(self, entry: FileEntry, restore: "Restore") -> int:
         assert entry.epfd is not None
@@ -89,7 +90,7 @@ class Epoll(Described):
         own = extras(restore).get(entry.id)
         if own and own.epoll_parameters:
             try:
-                fcntl.ioctl(fd, EPIOCSPARAMS, own.epoll_parameters[:_PARAMETERS].ljust(_PARAMETERS, b"\0"))
+                _set_parameters(fd, own.epoll_parameters)
             except OSError as error:
                 raise KernelError(
                     "cannot have an epoll poll network devices (EPIOCSPARAMS) as it did", error,
@@ -122,9 +123,14 @@ def _parameters(fd: int) -> bytes:
         return b""
 
 
-def _has_parameters() -> bool:
+def _set_parameters(fd: int, wanted: bytes) -> None:
+    fcntl.ioctl(fd, EPIOCSPARAMS, wanted[:_PARAMETERS].ljust(_PARAMETERS, b"\0"))
+
+
+def _try_parameters(wanted: bytes) -> None:
+    """Long times of polling take rights."""
     with select.epoll() as fresh:
-        return bool(_parameters(fresh.fileno()))
+        _set_parameters(fresh.fileno(), wanted)
 
 
 def _targets(entry: FileEntry, restore: "Restore") -> Iterator[tuple[EventpollTfdEntry, int, int]]:

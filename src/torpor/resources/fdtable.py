@@ -143,7 +143,10 @@ class Files:
             self.ensure(id)
         for id in self.order:
             if not _does_nothing(self.kinds[id], "wire"):
-                self.kinds[id].wire(restore.files[id], restore.made[id], restore)
+                try:
+                    self.kinds[id].wire(restore.files[id], restore.made[id], restore)
+                except OSError as error:
+                    raise self._failed(id, error) from error
 
     def ensure(self, id: int) -> int:
         """Our descriptor of a file, made on first use."""
@@ -202,7 +205,19 @@ class Files:
 
     def last(self) -> None:
         for id in self.order:
-            self.kinds[id].last(self.restore.files[id], self.restore.made[id], self.restore)
+            try:
+                self.kinds[id].last(self.restore.files[id], self.restore.made[id], self.restore)
+            except OSError as error:
+                raise self._failed(id, error) from error
+
+    def _failed(self, id: int, error: OSError) -> RestoreFailed:
+        """What stands of a file cannot be made what it was."""
+        from torpor.resources import lacking, words
+
+        reg = self.restore.files[id].reg
+        name = reg.name if reg is not None else words.FILES[min(self.kinds[id].covers)]
+        what = f"{lacking.file_subject(self.restore, id, name)} cannot come back as it was"
+        return RestoreFailed(what, os.strerror(error.errno or 0))
 
 
 def _does_nothing(kind: FileKind, hook: str) -> bool:

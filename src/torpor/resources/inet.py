@@ -19,7 +19,7 @@ from torpor.images.schema.sk_inet import InetSkEntry, IpOptsEntry
 from torpor.images.schema.tcp_stream import TcpOptsEntry
 from torpor.kernel.polling import poll_events
 from torpor.kernel.sockdiag import SockDiag
-from torpor.resources import inet_groups, inet_options, inet_ports, lacking, socket_options
+from torpor.resources import inet_groups, inet_options, inet_ports, lacking, socket_options, socket_trial
 from torpor.resources.description import Described, extra, extras, save_owner, set_flags
 from torpor.resources.socket_options import has_peer
 from torpor.typed import TYPE_CHECKING
@@ -36,6 +36,7 @@ IP_TOS, IP_TTL, IP_OPTIONS, IP_PKTINFO, IP_FREEBIND = 1, 2, 4, 8, 15
 IPV6_PKTINFO, IPV6_V6ONLY, IPV6_FREEBIND = 49, 26, 78
 TCP_NODELAY, TCP_CORK, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT = 1, 3, 4, 5, 6
 MAX_BACKLOG = 1 << 16
+KIND = "internet socket"  # what it is called
 
 
 class Inet(Described):
@@ -161,8 +162,7 @@ class Inet(Described):
         own = extras(restore).get(entry.id)
         if own is not None and not inet_groups.are_possible(own):
             raise ImageError(where, "impossible multicast group")
-        if own is not None and (has := inet_options.lacks(isk.family, isk.type, own)):
-            raise lacking.file_refusal(restore, entry.id, "internet socket", has)
+        socket_trial.check(restore, entry.id, KIND, (isk.family, isk.type), isk.opts, own, inet_options.try_all)
         if isk.proto == TCP and isk.state not in (LISTEN, CLOSE) and not restore.options.tcp_close:
             raise Refusal(
                 where, f"it was connected (state {isk.state})", "restore with --tcp-close: it comes back closed"
@@ -192,6 +192,13 @@ class Inet(Described):
             sock.close()
 
     def wire(self, entry: FileEntry, fd: int, restore: "Restore") -> None:
+        try:
+            self._wire(entry, fd, restore)
+        except KernelError as error:
+            error.what = f"{lacking.file_subject(restore, entry.id, KIND)}: {error.what}"
+            raise
+
+    def _wire(self, entry: FileEntry, fd: int, restore: "Restore") -> None:
         isk = entry.isk
         assert isk is not None
         with socket_options.opened(fd) as sock:

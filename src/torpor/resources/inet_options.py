@@ -5,11 +5,13 @@ What differs from a fresh socket of the same kind is kept, as numbers, in torpor
 an option's number there.  Facts: tcp(7), udp(7), ip(7), ipv6(7), socket(7).
 """
 
+import errno
+import os
 import socket
 import struct
 
 from torpor.errors import KernelError, clean
-from torpor.resources.socket_options import as_int, exists
+from torpor.resources.socket_options import OptionRefused, as_int, put
 from torpor.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ _INTERFACES = _MULTICAST_IF | _UNICAST_IF
 _LONG_SOCKET = _level(SOL, SO_MAX_PACING_RATE=47, SO_TXTIME=61)
 _LONG_TCP = _level(TCP, TCP_FASTOPEN_KEY=33)
 _LONG_IPV6 = _level(IPV6, IPV6_HOPOPTS=54, IPV6_RTHDRDSTOPTS=55, IPV6_RTHDR=57, IPV6_DSTOPTS=59)
+_NAMES = _SOCKET | _IP | _IP_BESIDES | _IPV6 | _TCP | _UDP | _INTERFACES | _LONG_SOCKET | _LONG_TCP | _LONG_IPV6
 _PACING = SOL << 16 | 47
 _SIZES = {_PACING: struct.calcsize("L"), SOL << 16 | 61: 8, TCP << 16 | 33: 32} | dict.fromkeys(_LONG_IPV6, 1024)
 # TRANSPARENT allows to bind to addresses that are not here; FASTOPEN_CONNECT cannot be set when the socket listens.
@@ -165,30 +168,15 @@ def _name(interface: int) -> str:
         ) from None
 
 
-def lacks(family: int, type: int, own: "TorporFileEntry") -> str:
-    """What a socket has and none can have here, in words; "" if nothing."""
-    with socket.socket(family, type) as fresh:
-        names = _numbers(fresh) | _longs(fresh)
-        for number in (*own.option_numbers, *own.long_options, *own.interface_options):
-            if number in names and not exists(fresh, number >> 16, number & 0xFFFF):
-                return f"it has the option {names[number]}"
-        if own.congestion and type == socket.SOCK_STREAM:
-            try:
-                fresh.setsockopt(TCP, TCP_CONGESTION, own.congestion.encode("ascii", "replace"))
-            except OSError:
-                return f"its congestion control is {clean(own.congestion)}"
-    return ""
-
-
 def restore_early(sock: socket.socket, own: "TorporFileEntry") -> None:
-    """Set what must be set before bind(2) and listen(2).  Raises KernelError."""
+    """Set what must be set before bind(2) and listen(2).  Raises OptionRefused."""
     for number, value in zip(own.option_numbers, own.option_values, strict=False):
         if number in _EARLY and (sock.type == socket.SOCK_STREAM or number >> 16 != TCP):
             _set(sock, number, value)
 
 
 def restore(sock: socket.socket, own: "TorporFileEntry") -> None:
-    """Set them again.  Raises OSError, KernelError."""
+    """Set them again.  Raises OptionRefused."""
     allowed = _numbers(sock).keys() | {_PACING}
     for number, value in zip(own.option_numbers, own.option_values, strict=False):
         if number in allowed and not (number in _EARLY and _has(sock, number, value)):
@@ -201,11 +189,23 @@ def restore(sock: socket.socket, own: "TorporFileEntry") -> None:
         if number in allowed:
             try:
                 interface = socket.if_nametoindex(name)
-            except OSError as error:
-                raise KernelError(f"there is no interface {name}", error, "restore where it exists") from None
+            except (OSError, ValueError):  # it has no number
+                none = OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+                raise OptionRefused(none, _INTERFACES[number], clean(name)) from None
             _set(sock, number, _swapped(number, interface))
     if own.congestion and sock.type == socket.SOCK_STREAM:
-        sock.setsockopt(TCP, TCP_CONGESTION, own.congestion.encode("ascii", "replace"))
+        try:
+            sock.setsockopt(TCP, TCP_CONGESTION, own.congestion.encode("ascii", "replace"))
+        except OSError as error:
+            failed = OptionRefused(error, "TCP_CONGESTION", clean(own.congestion))
+            failed.has = f"its congestion control is {clean(own.congestion)}"
+            raise failed from None
+
+
+def try_all(sock: socket.socket, own: "TorporFileEntry") -> None:
+    """All of them, on a fresh socket.  Raises OptionRefused."""
+    restore_early(sock, own)
+    restore(sock, own)
 
 
 def _has(sock: socket.socket, number: int, value: int) -> bool:
@@ -213,11 +213,4 @@ def _has(sock: socket.socket, number: int, value: int) -> bool:
 
 
 def _set(sock: socket.socket, number: int, value: int | bytes) -> None:
-    try:
-        sock.setsockopt(number >> 16, number & 0xFFFF, value if isinstance(value, bytes) else as_int(value))
-    except OSError as error:
-        text = value.hex() if isinstance(value, bytes) else value
-        what = f"cannot set {(_numbers(sock) | _longs(sock))[number]} of an internet socket to {text}"
-        raise KernelError(
-            what, error, "restore under the kernel, and with the rights, that it was dumped with"
-        ) from None
+    put(sock, _NAMES[number], number >> 16, number & 0xFFFF, value if isinstance(value, bytes) else as_int(value))

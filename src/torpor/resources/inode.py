@@ -15,7 +15,7 @@ import os
 import struct
 import sys
 
-from torpor.errors import Refusal
+from torpor.errors import KernelError, Refusal, clean
 from torpor.kernel.ioctls import ior, iow
 from torpor.typed import TYPE_CHECKING
 
@@ -75,16 +75,32 @@ def are_possible(own: "TorporFileEntry") -> bool:
     )
 
 
+class InodeRefused(KernelError):
+    """What an inode has and cannot get.  `has`: that, in words."""
+
+    def __init__(self, path: str, has: str, error: OSError) -> None:
+        self.has = has
+        file = clean(os.readlink(path))
+        super().__init__(f"{file} cannot come back as it was ({has})", error, "restore it where it was dumped")
+
+
 def restore(own: "TorporFileEntry", path: str, fd: int) -> None:
-    """When it has its content, owner and mode; fd: -1 where `save` had none.  Raises OSError."""
-    for name, value in zip(own.attribute_names, own.attribute_values, strict=True):
-        os.setxattr(path, name, value)
-    if fd < 0:
-        return
-    if own.inode_flags:
-        fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=i", _flags(fd) | own.inode_flags).ljust(_LONG, b"\0"))
-    if own.write_hint:
-        fcntl.fcntl(fd, F_SET_RW_HINT, struct.pack("=Q", own.write_hint))
+    """When it has its content, owner and mode; fd: -1 where `save` had none.  Raises InodeRefused."""
+    has = ""
+    try:
+        for name, value in zip(own.attribute_names, own.attribute_values, strict=True):
+            has = f"it has the extended attribute {os.fsdecode(name)}"
+            os.setxattr(path, name, value)
+        if fd < 0:
+            return
+        if own.inode_flags:
+            has = f"it has attributes ({own.inode_flags:#x}, chattr)"
+            fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=i", _flags(fd) | own.inode_flags).ljust(_LONG, b"\0"))
+        if own.write_hint:
+            has = f"what is written to it lives for a time that it knows ({own.write_hint}, F_SET_RW_HINT)"
+            fcntl.fcntl(fd, F_SET_RW_HINT, struct.pack("=Q", own.write_hint))
+    except OSError as error:
+        raise InodeRefused(path, has, error) from None
 
 
 def _flags(fd: int) -> int:

@@ -2,6 +2,7 @@
 """What a tree has and this kernel lacks: found by trying it before anything is created, and said in these words."""
 
 import errno
+import os
 
 from torpor.arch import native
 from torpor.errors import Refusal
@@ -10,10 +11,14 @@ from torpor.kernel.syscall import call
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
     from torpor.arch.base import Registers
     from torpor.resources.context import Restore, RestoreTask
 
 REMEDY = "restore it under a kernel like the one that it was dumped on, or a newer one"
+# What a kernel says of what it does not know; of a module of its that is not there, too.
+NO_SUCH_THING = (errno.ENOSYS, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOENT)
 # Calls that a thread can wait in and that not every kernel has; each refuses to be called with zeros alone.
 NEW_CALLS = ("futex_waitv", "futex_wait")  # 5.16, 6.7
 
@@ -23,43 +28,58 @@ def refusal(subject: str, has: str) -> Refusal:
     return Refusal(subject, f"{has}, which this kernel cannot do", REMEDY, code="needs-kernel")
 
 
-def file_refusal(restore: "Restore", id: int, kind: str, has: str) -> Refusal:
-    """Of an open file, by its number in files.img: named as the first task has it."""
-    for task in restore.tasks.values():
-        if not task.dead and task.ids is not None and restore.images.exists(FDINFO, task.ids.files_id):
-            for fd in restore.images.entries(FDINFO, task.ids.files_id):
-                if fd.id == id:
-                    return refusal(f"{task.subject}, fd {fd.fd} ({kind})", has)
-    return refusal(f"files.img, {kind} {id}", has)
+def refused(subject: str, has: str, error: int) -> Refusal:
+    """The same, by the error with which trying it has failed: perhaps it is not the kernel."""
+    if error in (errno.EPERM, errno.EACCES):
+        why = f"{has}, which takes rights that Torpor does not have here"
+        return Refusal(subject, why, "run Torpor as root, in the initial user namespace", code="no-rights")
+    if error in NO_SUCH_THING:
+        return refusal(subject, has)
+    return Refusal(subject, f"{has}, which cannot be here: {os.strerror(error)}", "restore it where it was dumped")
+
+
+def file_subject(restore: "Restore", id: int, kind: str) -> str:
+    """An open file, by its number in files.img: named as the first task has it."""
+    if "first owners" not in restore.state:
+        owners: dict[int, str] = {}
+        for task in restore.tasks.values():
+            if not task.dead and task.ids is not None and restore.images.exists(FDINFO, task.ids.files_id):
+                for fd in restore.images.entries(FDINFO, task.ids.files_id):
+                    owners.setdefault(fd.id, f"{task.subject}, fd {fd.fd}")
+        restore.state["first owners"] = owners
+    owner = restore.state["first owners"].get(id)
+    return f"{owner} ({kind})" if owner else f"files.img, {kind} {id}"
 
 
 def error_of(restore: "Restore", name: str, *args: int) -> int:
     """The number of the error with which a call that changes nothing fails here; 0: it works.  Each is tried once."""
-    return _error_of(restore, name, args, False)
+    return error_of_trying(restore, (name, args), lambda: call(name, *args))
 
 
 def error_in_child(restore: "Restore", name: str, *args: int) -> int:
     """The same, of a call that changes a process for good."""
-    return _error_of(restore, name, args, True)
+    return error_of_trying(restore, (name, args), lambda: call(name, *args), in_child=True)
 
 
-def _error_of(restore: "Restore", name: str, args: tuple[int, ...], in_child: bool) -> int:
-    from torpor.kernel import probe
-
-    known: dict[tuple[str, tuple[int, ...]], int] = restore.state.setdefault("calls tried", {})
-    if (name, args) not in known:
+def error_of_trying(
+    restore: "Restore", what: "Hashable", test: "Callable[[], object]", *, in_child: bool = False
+) -> int:
+    """The same, of anything, by its name: an OSError's number, or 0.  In a child: for what changes a process."""
+    known: dict[Hashable, int] = restore.state.setdefault("tried", {})
+    if what not in known:
+        from torpor.kernel import probe
 
         def make() -> None:
-            call(name, *args)
+            test()
 
         try:
             (probe.in_child(make) if in_child else make)()
-            known[name, args] = 0
+            known[what] = 0
         except OSError as error:
-            known[name, args] = error.errno or -1
+            known[what] = error.errno or -1
         except probe.Missing:  # the child has ended by it
-            known[name, args] = -1
-    return known[name, args]
+            known[what] = -1
+    return known[what]
 
 
 def check_calls(restore: "Restore", task: "RestoreTask", registers: "dict[int, Registers]") -> None:

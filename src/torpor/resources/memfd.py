@@ -25,6 +25,7 @@ from torpor.resources.pipe import reopen
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torpor.images.schema.torpor_file import TorporFileEntry
     from torpor.resources.context import Dump, Restore, SeenFile
 
 MEMFD = 18  # FdTypes
@@ -73,9 +74,10 @@ class Memfd(Described):
             raise ImageError(f"torpor-files.img, memfd {entry.id}", "impossible attributes")
         segments.check_inode(restore, memfd.inode_id)
         seals = segments.seals_of(restore, memfd.inode_id) & ~OLD_SEALS
-        names = own.attribute_names if own is not None else []
-        if (seals or names) and (has := _lacking(seals, names)):
-            raise lacking.file_refusal(restore, entry.id, "memfd", has)
+        if seals or (own is not None and (own.attribute_names or own.inode_flags or own.write_hint)):
+            has, error = _trial(seals, own)
+            if error:
+                raise lacking.refused(lacking.file_subject(restore, entry.id, "memfd"), has, error)
 
     def make(self, entry: FileEntry, restore: "Restore") -> int:
         memfd = entry.memfd
@@ -86,21 +88,20 @@ class Memfd(Described):
         return fd
 
 
-def _lacking(seals: int, names: list[bytes]) -> str:
-    """Which of these a new memfd cannot have here, in words; "" if all."""
+def _trial(seals: int, own: "TorporFileEntry | None") -> tuple[str, int]:
+    """What of this a new memfd cannot have here, in words, and the error's number; 0: it can have all."""
     fd = segments.new_memfd("torpor")
-    has = ""
     try:
-        for name in names:
-            has = f"it has the extended attribute {os.fsdecode(name)}"
-            os.setxattr(fd, name, b"")
-        has = f"it has seals that are not in every kernel ({seals:#x})"
+        if own is not None:
+            inode.restore(own, f"/proc/self/fd/{fd}", fd)
         fcntl.fcntl(fd, segments.F_ADD_SEALS, seals)
+    except inode.InodeRefused as error:
+        return error.has, error.errno
     except OSError as error:
-        return has if error.errno in (errno.EOPNOTSUPP, errno.EINVAL) else ""
+        return f"it has seals that are not in every kernel ({seals:#x})", error.errno or errno.EINVAL
     finally:
         os.close(fd)
-    return ""
+    return "", 0
 
 
 FILE_KINDS = [Memfd()]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torpor.resources.context import DumpTask, Restore, RestoreTask
 
 COUNT = 16
+NOFILE = 7
 _ULIMIT = {0: "-t", 1: "-f", 2: "-d", 3: "-s", 4: "-c", 5: "-m", 6: "-u", 7: "-n", 8: "-l", 9: "-v", 10: "-x", 11: "-i",
            12: "-q", 13: "-e", 14: "-r", 15: "-R"}  # fmt: skip
 
@@ -57,6 +58,11 @@ class Rlimits(Attribute):
             if limit.cur > limit.max:
                 why = f"its limit of {names[number]} is above the hard limit"
                 raise ImageError(f"the core image of task {task.pid} is mangled", why)
+            if number == NOFILE and limit.max > _most_files(restore):  # also where it is Torpor's own
+                raise task.refusal(
+                    f"its hard limit of {names[number]} ({_text(limit.max)}) is higher than anybody may have here",
+                    f"sysctl fs.nr_open={limit.max}",
+                )
             if limit.max > ours.limits[number].hard and not ours.has(own.CAP_SYS_RESOURCE):
                 raise task.refusal(
                     f"its hard limit of {names[number]} ({_text(limit.max)}) is higher than Torpor's "
@@ -80,6 +86,13 @@ class Rlimits(Attribute):
 def _limits(task: "RestoreTask") -> list[RlimitEntry]:
     tc = task.core.tc
     return tc.rlimits.rlimits if tc is not None and tc.rlimits is not None else []
+
+
+def _most_files(restore: "Restore") -> int:
+    if "fs.nr_open" not in restore.state:
+        restore.state["fs.nr_open"] = own.number_file("/proc/sys/fs/nr_open") or INFINITY
+    found: int = restore.state["fs.nr_open"]
+    return found
 
 
 def _text(limit: int) -> str:

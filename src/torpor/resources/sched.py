@@ -7,7 +7,9 @@ one no more: sched_setattr(2) neither shows nor sets it.  Nor is a slice of its 
 thread that has not asked for one (Linux 6.12) is the system's, which is Torpor's as well.
 """
 
-from torpor.errors import ImageError, Refusal
+import os
+
+from torpor.errors import ImageError, KernelError, Refusal
 from torpor.kernel import sched
 from torpor.kernel.sched import SchedAttr
 from torpor.resources import extras, lacking, own
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from torpor.engine.tracee import Tracee
     from torpor.images.schema.core import CoreEntry, ThreadCoreEntry
+    from torpor.images.schema.torpor import ThreadExtraEntry
     from torpor.resources.context import Dump, DumpTask, Restore, RestoreTask
 
 SCHED_RESET_ON_FORK = 0x40000000  # in the policy of sched_getscheduler(2)
@@ -72,15 +75,13 @@ class Scheduling(Attribute):
                 raise task.refusal(f"thread {tid} ran under scheduling policy {wanted.policy}")
             if not (-20 <= wanted.nice <= 19 and 0 <= wanted.priority <= 99):
                 raise ImageError(f"the core image of thread {tid} is mangled", "its priority makes no sense")
-            more = task.extras.threads.get(tid)
-            if more is not None and more.slice_ns and not _usual_slice():
-                raise lacking.refusal(task.subject, f"its thread {tid} has a time slice of its own (sched_setattr)")
             if ours.has(own.CAP_SYS_NICE):
                 continue
             if wanted.policy in REAL_TIME and wanted.priority > ours.limits[14].soft:
                 raise task.refusal(f"thread {tid} has a real-time priority", "run Torpor with CAP_SYS_NICE")
             if wanted.nice < ours.sched.nice and 20 - wanted.nice > ours.limits[13].soft:
                 raise task.refusal(f"thread {tid} has the nice value {wanted.nice}", "run Torpor with CAP_SYS_NICE")
+        _try(task, restore)
 
     def outside(self, task: "RestoreTask", restore: "Restore") -> None:
         ours = own.facts()
@@ -91,21 +92,66 @@ class Scheduling(Attribute):
         for tid, core in task.cores.items():
             if core.thread_core is None:
                 continue
-            wanted = _attr(core.thread_core)
-            more = extra.threads.get(tid)
-            slice = (more.slice_ns or 0) if more is not None else 0
-            if wanted.policy in TAKES_NICE:
-                wanted = wanted._replace(runtime=slice)
-            elif wanted.nice != default.nice or slice:
-                sched.sched_setattr(tid, SchedAttr(sched.SCHED_OTHER, nice=wanted.nice, runtime=slice))
-            if wanted != default:
-                sched.sched_setattr(tid, wanted)
-            if more is None:
-                continue
-            if (more.io_priority or 0) != ours.io_priority:
-                sched.ioprio_set(tid, more.io_priority or 0)
-            if more.cpus and more.cpus != ours.cpus:
-                _pin(tid, more.cpus)
+            try:
+                _set(tid, _attr(core.thread_core), extra.threads.get(tid), default)
+            except OSError as error:
+                what = f"{task.subject}: its thread {tid} cannot be scheduled as it was"
+                raise KernelError(what, error, "restore under the kernel that it was dumped on") from None
+
+
+def _set(tid: int, wanted: SchedAttr, more: "ThreadExtraEntry | None", default: SchedAttr) -> None:
+    ours = own.facts()
+    slice = (more.slice_ns or 0) if more is not None else 0
+    if wanted.policy in TAKES_NICE:
+        wanted = wanted._replace(runtime=slice)
+    elif wanted.nice != default.nice or slice:
+        sched.sched_setattr(tid, SchedAttr(sched.SCHED_OTHER, nice=wanted.nice, runtime=slice))
+    if wanted != default:
+        sched.sched_setattr(tid, wanted)
+    if more is None:
+        return
+    if (more.io_priority or 0) != ours.io_priority:
+        sched.ioprio_set(tid, more.io_priority or 0)
+    if more.cpus and more.cpus != ours.cpus:
+        _pin(tid, more.cpus)
+
+
+def _try(task: "RestoreTask", restore: "Restore") -> None:
+    """What not every kernel takes, nor every control group, of the first thread that has it."""
+    told: set[tuple[str, int]] = set()
+    ours = own.facts()
+    for tid, core in task.cores.items():
+        attr = _attr(core.thread_core) if core.thread_core is not None else None
+        if attr is not None and (error := _error_of(restore, attr)) and ("policy", attr.policy) not in told:
+            told.add(("policy", attr.policy))
+            why = f"thread {tid} has a real-time priority, which cannot be given here: {os.strerror(error)}"
+            remedy = "run Torpor in a control group with time for such threads (cpu.rt_runtime_us)"
+            restore.problem(task.refusal(why, remedy, code="no-rights"))
+        more = task.extras.threads.get(tid)
+        if more is None:
+            continue
+        if more.slice_ns and not _usual_slice() and ("slice", 0) not in told:
+            told.add(("slice", 0))
+            has = f"its thread {tid} has a time slice of its own (sched_setattr)"
+            restore.problem(lacking.refusal(task.subject, has))
+        priority = more.io_priority or 0
+        if priority == ours.io_priority or ("io", priority) in told:
+            continue
+        if error := lacking.error_in_child(restore, "ioprio_set", sched.IOPRIO_WHO_PROCESS, 0, priority):
+            told.add(("io", priority))
+            restore.problem(lacking.refused(task.subject, f"its thread {tid} has {_words(priority)}", error))
+
+
+def _error_of(restore: "Restore", attr: SchedAttr) -> int:
+    """Of real-time policies: of the others nothing is in doubt but rights, and with them a child might end late."""
+    if attr.policy not in REAL_TIME:
+        return 0
+    return lacking.error_of_trying(restore, attr, lambda: sched.sched_setattr(0, attr), in_child=True)
+
+
+def _words(io_priority: int) -> str:
+    hint = io_priority >> 3 & 0x3FF  # 6.5
+    return f"an I/O priority with the hint {hint} (ioprio_set)" if hint else f"the I/O priority {io_priority:#x}"
 
 
 def _refuse_policy(task: "DumpTask", tid: int, attr: SchedAttr, refuse: "Callable[[Refusal], None]") -> None:

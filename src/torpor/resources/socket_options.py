@@ -6,13 +6,12 @@ tuning, which SO_BUF_LOCK (5.15) tells and mends.  SO_SNDBUFFORCE goes beyond th
 """
 
 import ctypes
-import errno
 import os
 import socket
 import struct
 import sys
 
-from torpor.errors import Refusal
+from torpor.errors import KernelError, Refusal, clean
 from torpor.images.schema.sk_opts import SkOptsEntry
 from torpor.kernel.syscall import call
 from torpor.typed import TYPE_CHECKING
@@ -41,15 +40,6 @@ _TIMES = struct.Struct("@ll")  # struct timeval
 def opened(fd: int) -> socket.socket:
     """A socket object on a duplicate of `fd`: to be closed by the caller."""
     return socket.socket(fileno=os.dup(fd))
-
-
-def exists(sock: socket.socket, level: int, option: int) -> bool:
-    """Whether this kernel has an option."""
-    try:
-        sock.getsockopt(level, option, 64)
-    except OSError as error:
-        return error.errno not in (errno.ENOPROTOOPT, errno.EOPNOTSUPP)
-    return True
 
 
 def has_peer(sock: socket.socket) -> bool:
@@ -123,13 +113,35 @@ def as_int(value: int, bits: int = 32) -> int:
     return value - (value >> bits - 1 << bits)
 
 
+class OptionRefused(KernelError):
+    """An option that cannot be set.  `has`: what a socket has, that has it."""
+
+    def __init__(self, error: OSError, name: str, value: int | bytes | str) -> None:
+        shown = value.hex() if isinstance(value, bytes) else value
+        self.has = f"it has the option {name} with the value {shown}"
+        remedy = "restore under the kernel, and with the rights, that it was dumped with"
+        super().__init__(f"cannot set the option {name} of a socket to {shown}", error, remedy)
+
+
+def put(sock: socket.socket, name: str, level: int, option: int, value: int | bytes) -> None:
+    """Raises OptionRefused."""
+    try:
+        sock.setsockopt(level, option, value)
+    except OSError as error:
+        raise OptionRefused(error, name, value) from None
+
+
 def bind_to_device(sock: socket.socket, name: str) -> None:
-    """Raises OSError: there is no such interface."""
-    sock.setsockopt(SOL, SO_BINDTODEVICE, os.fsencode(name) + b"\0")
+    """Raises OptionRefused: there is no such interface."""
+    try:
+        sock.setsockopt(SOL, SO_BINDTODEVICE, os.fsencode(name) + b"\0")
+    except OSError as error:
+        raise OptionRefused(error, "SO_BINDTODEVICE", clean(name)) from None
 
 
 def restore(sock: socket.socket, entry: SkOptsEntry) -> None:
-    """Set all general options; to be called when the socket is bound, since binding needs SO_REUSEADDR for a while."""
+    """Set all general options; to be called when the socket is bound, since binding needs SO_REUSEADDR for a while.
+    Raises OptionRefused, OSError."""
     for force, plain, size in (
         (SO_SNDBUFFORCE, SO_SNDBUF, entry.so_sndbuf),
         (SO_RCVBUFFORCE, SO_RCVBUF, entry.so_rcvbuf),
@@ -144,29 +156,29 @@ def restore(sock: socket.socket, entry: SkOptsEntry) -> None:
             sock.setsockopt(SOL, SO_BUF_LOCK, as_int(entry.so_buf_lock))
         except OSError:
             pass  # before 5.15: the size stays as set, which is what was asked for
-    for option, seconds, micros in (
-        (SO_SNDTIMEO, entry.so_snd_tmo_sec, entry.so_snd_tmo_usec),
-        (SO_RCVTIMEO, entry.so_rcv_tmo_sec, entry.so_rcv_tmo_usec),
+    for name, option, seconds, micros in (
+        ("SO_SNDTIMEO", SO_SNDTIMEO, entry.so_snd_tmo_sec, entry.so_snd_tmo_usec),
+        ("SO_RCVTIMEO", SO_RCVTIMEO, entry.so_rcv_tmo_sec, entry.so_rcv_tmo_usec),
     ):
         if seconds or micros:
-            sock.setsockopt(SOL, option, _TIMES.pack(as_int(seconds, 64), as_int(micros, 64)))
+            put(sock, name, SOL, option, _TIMES.pack(as_int(seconds, 64), as_int(micros, 64)))
     for name, option in _FLAGS.items():
         value = getattr(entry, name)
         if value is not None:
-            sock.setsockopt(SOL, option, int(value))
+            put(sock, name.upper(), SOL, option, int(value))
     if entry.so_priority:
-        sock.setsockopt(SOL, SO_PRIORITY, as_int(entry.so_priority))
+        put(sock, "SO_PRIORITY", SOL, SO_PRIORITY, as_int(entry.so_priority))
     if entry.so_rcvlowat is not None and entry.so_rcvlowat != 1:
-        sock.setsockopt(SOL, SO_RCVLOWAT, as_int(entry.so_rcvlowat))
+        put(sock, "SO_RCVLOWAT", SOL, SO_RCVLOWAT, as_int(entry.so_rcvlowat))
     if entry.so_mark:
-        sock.setsockopt(SOL, SO_MARK, as_int(entry.so_mark))
+        put(sock, "SO_MARK", SOL, SO_MARK, as_int(entry.so_mark))
     if entry.so_passcred:
-        sock.setsockopt(SOL, SO_PASSCRED, 1)
+        put(sock, "SO_PASSCRED", SOL, SO_PASSCRED, 1)
     if entry.so_passsec:
-        sock.setsockopt(SOL, SO_PASSSEC, 1)
+        put(sock, "SO_PASSSEC", SOL, SO_PASSSEC, 1)
     if entry.so_bound_dev:
         bind_to_device(sock, entry.so_bound_dev)
     if entry.so_oobinline:
-        sock.setsockopt(SOL, SO_OOBINLINE, 1)
+        put(sock, "SO_OOBINLINE", SOL, SO_OOBINLINE, 1)
     if entry.so_linger is not None:
-        sock.setsockopt(SOL, SO_LINGER, struct.pack("=ii", 1, as_int(entry.so_linger)))
+        put(sock, "SO_LINGER", SOL, SO_LINGER, struct.pack("=ii", 1, as_int(entry.so_linger)))

@@ -15,6 +15,7 @@ Surprising facts:
 
 import ctypes
 import fcntl
+import os
 import struct
 import time
 
@@ -24,6 +25,7 @@ from torpor.images.schema.timerfd import TimerfdEntry
 from torpor.kernel import fdinfo
 from torpor.kernel.ioctls import iow
 from torpor.kernel.syscall import call
+from torpor.resources import lacking
 from torpor.resources.description import Described, extra, extras, save_owner, set_flags
 from torpor.typed import TYPE_CHECKING
 
@@ -43,6 +45,10 @@ _LONGEST = 1 << 33  # seconds; beyond it the kernel's 64 bits of nanoseconds end
 
 _SPEC = struct.Struct("4q")  # struct itimerspec: interval, value
 _TICKS = struct.Struct("Q")
+
+
+def _new(clock: int) -> int:
+    return call("timerfd_create", clock, TFD_CLOEXEC)
 
 
 def _now(clock: int) -> int:
@@ -90,6 +96,11 @@ class Timerfd(Described):
             raise ImageError(what, f"unknown clock {tfd.clockid}")
         if max(tfd.vnsec, tfd.insec) >= SECOND or max(tfd.vsec, tfd.isec) >= _LONGEST:
             raise ImageError(what, "impossible time")
+        if tfd.clockid in _BASE:  # takes rights
+            error = lacking.error_of_trying(restore, ("timerfd", tfd.clockid), lambda: os.close(_new(tfd.clockid)))
+            if error:
+                has = "it is on an alarm clock, which wakes the machine"
+                raise lacking.refused(lacking.file_subject(restore, entry.id, "timerfd"), has, error)
         own = extras(restore).get(entry.id)
         if own and own.deadline_sec is not None and not 0 <= own.deadline_sec < _LONGEST:
             raise ImageError(f"torpor-files.img, timerfd {entry.id}", "impossible time")
@@ -97,7 +108,7 @@ class Timerfd(Described):
     def make(self, entry: FileEntry, restore: "Restore") -> int:
         assert entry.tfd is not None  # check
         try:
-            fd = call("timerfd_create", entry.tfd.clockid, TFD_CLOEXEC)
+            fd = _new(entry.tfd.clockid)
         except OSError as error:
             raise KernelError(f"cannot make a timer on clock {entry.tfd.clockid}", error) from error
         set_flags(fd, entry.tfd.flags)

@@ -13,6 +13,7 @@
   task has given up its rights; only alarm clocks need one (CAP_WAKE_ALARM) and are made earlier.
 """
 
+import ctypes
 import struct
 
 from torpor.engine.program import Program
@@ -20,7 +21,7 @@ from torpor.errors import ImageError
 from torpor.images.schema.timer import ItimerEntry, PosixTimerEntry, TaskTimersEntry
 from torpor.kernel.proc import Timer, parse_timers
 from torpor.kernel.procfs import read_all
-from torpor.resources import extras, overruns, own
+from torpor.resources import extras, lacking, overruns, own
 from torpor.resources.base import Attribute
 from torpor.typed import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from torpor.images.schema.core import CoreEntry
     from torpor.resources.context import DumpTask, Restore, RestoreTask
 
+_NUMBER = ctypes.create_string_buffer(4)  # for that of a timer which nobody is interested in
 ITIMERS = 3  # ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF
 SIGEV_SIGNAL, SIGEV_NONE, SIGEV_THREAD, SIGEV_THREAD_ID = 0, 1, 2, 4
 NOTIFY = {"signal": SIGEV_SIGNAL, "none": SIGEV_NONE, "thread": SIGEV_THREAD}
@@ -167,6 +169,9 @@ class PosixTimers(Attribute):
             raise ImageError(f"the core image of task {task.pid} is mangled", "a POSIX timer makes no sense")
         if any(_is_alarm(t) for t in timers) and not own.facts().has(own.CAP_WAKE_ALARM):
             raise task.refusal("it has a timer on an alarm clock", "run Torpor with CAP_WAKE_ALARM")
+        for clock in {t.clock_id for t in timers if _is_alarm(t)}:
+            if error := lacking.error_in_child(restore, "timer_create", clock, 0, ctypes.addressof(_NUMBER)):
+                raise lacking.refused(task.subject, "it has a timer on an alarm clock, which wakes the machine", error)
         if timers and not _can_choose() and max(t.it_id for t in timers) >= MAX_TRIES:
             raise task.refusal(
                 f"this kernel cannot make a timer with the id {max(t.it_id for t in timers)} in bounded time",

@@ -19,7 +19,7 @@ import select
 import socket
 import struct
 
-from torpor.errors import ImageError
+from torpor.errors import ImageError, RestoreFailed
 from torpor.images import kinds
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.sk_packet import ScmEntry, SkPacketEntry
@@ -27,7 +27,7 @@ from torpor.images.schema.sk_unix import FilePermsEntry, UnixSkEntry
 from torpor.images.schema.torpor_file import SenderEntry
 from torpor.kernel.polling import poll_events
 from torpor.kernel.sockdiag import CLOSE, ESTABLISHED, LISTEN, SockDiag, UnixSocket
-from torpor.resources import lacking, socket_options, unix_names, unix_queue
+from torpor.resources import socket_options, socket_trial, unix_names, unix_queue
 from torpor.resources.description import Described, extra, extras, save_owner
 from torpor.typed import TYPE_CHECKING
 
@@ -41,10 +41,13 @@ STREAM, DGRAM, SEQPACKET = socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SE
 RECEIVE_SHUT = 1
 SO_PEERCRED = socket.SO_PEERCRED
 SOL = socket.SOL_SOCKET
-# SO_TIMESTAMP, SO_TIMESTAMPNS, SO_TIMESTAMPING, SO_RXQ_OVFL, SO_LOCK_FILTER, the new time stamps, SO_PASSPIDFD,
-# SO_PASSRIGHTS, and what they are at first.  Others can be set, too, and mean nothing to a UNIX socket.
+# Those of SOL_SOCKET that say something to a UNIX socket, and what they are at first.
 MORE_OPTIONS = {29: 0, 35: 0, 37: 0, 40: 0, 44: 0, 63: 0, 64: 0, 65: 0, 76: 0, 83: 1}
-NEW_OPTIONS = {76: "SO_PASSPIDFD", 83: "SO_PASSRIGHTS"}  # those that not every kernel has
+NAMES = {
+    29: "SO_TIMESTAMP", 35: "SO_TIMESTAMPNS", 37: "SO_TIMESTAMPING", 40: "SO_RXQ_OVFL", 44: "SO_LOCK_FILTER",
+    63: "SO_TIMESTAMP_NEW", 64: "SO_TIMESTAMPNS_NEW", 65: "SO_TIMESTAMPING_NEW", 76: "SO_PASSPIDFD",
+    83: "SO_PASSRIGHTS",
+}  # fmt: skip
 
 
 class Unix(Described):
@@ -234,7 +237,12 @@ class Unix(Described):
     def wire(self, entry: FileEntry, fd: int, restore: "Restore") -> None:
         from torpor.resources import unix_finish, unix_restore
 
-        unix_finish.finish(unix_restore.sockets(restore))
+        try:
+            unix_finish.finish(unix_restore.sockets(restore))
+        except OSError as error:
+            raise RestoreFailed(
+                "the UNIX sockets cannot come back as they were", os.strerror(error.errno or 0)
+            ) from error
 
 
 def _facts(seen: "SeenFile", dump: "Dump") -> UnixSocket:
@@ -275,16 +283,18 @@ def _more_options(sock: socket.socket, own: "TorporFileEntry") -> None:
 
 
 def _check_options(entry: FileEntry, restore: "Restore") -> None:
-    own = extras(restore).get(entry.id)
-    if own is None or entry.usk is None or not own.option_numbers:
-        return
-    with socket.socket(socket.AF_UNIX, entry.usk.type) as fresh:
-        for option in own.option_numbers:
-            if option not in MORE_OPTIONS:
-                raise ImageError(f"torpor-files.img, UNIX socket {entry.id}", f"impossible option {option}")
-            if not socket_options.exists(fresh, SOL, option):
-                has = f"it has the option {NEW_OPTIONS.get(option, option)}"
-                raise lacking.file_refusal(restore, entry.id, "UNIX socket", has)
+    own, usk = extras(restore).get(entry.id), entry.usk
+    assert usk is not None  # unix_plan.check
+    for option in own.option_numbers if own is not None else ():
+        if option not in MORE_OPTIONS:
+            raise ImageError(f"torpor-files.img, UNIX socket {entry.id}", f"impossible option {option}")
+    socket_trial.check(restore, entry.id, "UNIX socket", (socket.AF_UNIX, usk.type), usk.opts, own, put_more)
+
+
+def put_more(sock: socket.socket, own: "TorporFileEntry") -> None:
+    """Set the rarer options.  Raises OptionRefused."""
+    for option, value in zip(own.option_numbers, own.option_values, strict=False):
+        socket_options.put(sock, NAMES[option], SOL, option, socket_options.as_int(value))
 
 
 def _owner(ino: int) -> str:

@@ -10,7 +10,8 @@ Send buffers are as large as can be while queues are filled; every socket gets i
 
 import socket
 
-from torpor.resources import socket_options, unix_queue
+from torpor.errors import KernelError
+from torpor.resources import lacking, socket_options, unix, unix_queue
 from torpor.resources.description import set_flags
 from torpor.resources.socket_options import has_peer
 from torpor.resources.unix_names import is_path
@@ -161,9 +162,12 @@ def _address(sockets: "Sockets", id: int) -> bytes:
 
 def _options(sockets: "Sockets", id: int, usk: "UnixSkEntry") -> None:
     sock, own = sockets.made[id], sockets.plan.extras[id]
-    socket_options.restore(sock, usk.opts)
-    for number, value in zip(own.option_numbers, own.option_values, strict=False):
-        sock.setsockopt(SOL, number, socket_options.as_int(value))
+    try:
+        socket_options.restore(sock, usk.opts)
+        unix.put_more(sock, own)
+    except KernelError as error:
+        error.what = f"{lacking.file_subject(sockets.restore, id, 'UNIX socket')}: {error.what}"
+        raise
     if own.peek_offset is not None:
         sock.setsockopt(SOL, unix_queue.SO_PEEK_OFF, own.peek_offset)
     set_flags(sock.fileno(), usk.flags)

@@ -15,12 +15,15 @@ import threading
 import time
 from collections.abc import Callable
 
-from torpor.kernel.sched import SCHED_OTHER, SchedAttr, sched_setattr
+from torpor.kernel.sched import SCHED_OTHER, SchedAttr, ioprio_set, sched_setattr
 from torpor.kernel.syscall import call
 from torpor.resources.epoll import EPIOCSPARAMS
 
 PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, PR_SET_MEMORY_MERGE = 65, 1, 67
 MFD_NOEXEC_SEAL, SO_PASSPIDFD = 8, 76
+SO_TIMESTAMPING, SO_TIMESTAMPING_NEW = 37, 65
+RX_SOFTWARE, SOFTWARE, OPT_ID, OPT_ID_TCP, OPT_RX_FILTER = 1 << 3, 1 << 4, 1 << 7, 1 << 16, 1 << 17  # 6.2, 6.12
+BEST_EFFORT, HINT = 2 << 13, 1 << 3  # of ioprio_set(2): 6.5
 FUTEX2_SIZE_U32, CLOCK_MONOTONIC = 2, 1
 word = ctypes.c_uint32(0)
 kept: list[object] = []
@@ -46,6 +49,13 @@ def pass_pidfd() -> None:
     pair[0].setsockopt(socket.SOL_SOCKET, SO_PASSPIDFD, 1)
 
 
+def stamp(family: int, option: int, flags: int) -> None:
+    """All kernels have these options, but not with all these flags."""
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    kept.append(sock)
+    sock.setsockopt(socket.SOL_SOCKET, option, flags)
+
+
 def poll_devices() -> None:
     poller = select.epoll()
     kept.append(poller)
@@ -68,6 +78,10 @@ NOVELTIES: dict[str, Callable[[], object]] = {
     "0x20": not_executable,  # F_SEAL_EXEC
     "user.novelty": attribute,
     "SO_PASSPIDFD": pass_pidfd,
+    "65680": lambda: stamp(socket.AF_INET, SO_TIMESTAMPING, SOFTWARE | OPT_ID | OPT_ID_TCP),
+    "131096": lambda: stamp(socket.AF_INET6, SO_TIMESTAMPING_NEW, SOFTWARE | RX_SOFTWARE | OPT_RX_FILTER),
+    "131088": lambda: stamp(socket.AF_UNIX, SO_TIMESTAMPING_NEW, SOFTWARE | OPT_RX_FILTER),
+    "ioprio_set": lambda: ioprio_set(0, BEST_EFFORT | HINT | 4),
     "EPIOCSPARAMS": poll_devices,
     "futex_wait": wait_in_thread,
     "time slice": lambda: sched_setattr(0, SchedAttr(SCHED_OTHER, runtime=9_000_000)),
