@@ -28,6 +28,7 @@ from torpor.resources import (
     inet_options,
     lacking,
     memfd,
+    prctl,
     rlimits,
     sched,
     socket_options,
@@ -215,6 +216,15 @@ def test_more_open_files_than_anybody_may_have() -> None:
     made.core.tc.rlimits = TaskRlimitsEntry(rlimits=limits)
     with pytest.raises(Refusal, match="higher than anybody may have here"):
         rlimits.Rlimits().check(made, asked)
+
+
+def test_memory_barriers_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = task(membarrier_registration_mask=1 << 2 | 1 << 4)
+    monkeypatch.setattr(prctl, "_membarrier", lambda command: 1 << 4)
+    with pytest.raises(Refusal, match=r"memory barriers \(membarrier, 0x4\), which this kernel cannot do"):
+        prctl.Membarrier().check(made, restore())
+    monkeypatch.setattr(prctl, "_membarrier", lambda command: 1 << 2 | 1 << 4)
+    prctl.Membarrier().check(made, restore())
 
 
 def test_securebits_of_a_newer_kernel() -> None:

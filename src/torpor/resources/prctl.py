@@ -11,7 +11,7 @@ import os
 import struct
 
 from torpor.kernel.syscall import call
-from torpor.resources import extras, own
+from torpor.resources import extras, lacking, own
 from torpor.resources.base import Attribute
 from torpor.typed import TYPE_CHECKING
 
@@ -139,9 +139,12 @@ class Membarrier(Attribute):
 
     def check(self, task: "RestoreTask", restore: "Restore") -> None:
         assert task.core.tc is not None
-        unknown = (task.core.tc.membarrier_registration_mask or 0) & ~MEMBARRIER_REGISTRATIONS
+        mask = task.core.tc.membarrier_registration_mask or 0
+        unknown = mask & ~MEMBARRIER_REGISTRATIONS
         if unknown:
             raise task.refusal(f"it is registered for memory barriers that Torpor does not know ({unknown:#x})")
+        if mask and (missing := mask & ~max(_membarrier(MEMBARRIER_QUERY), 0)):
+            raise lacking.refusal(task.subject, f"it is registered for memory barriers (membarrier, {missing:#x})")
 
     def place(self, task: "RestoreTask", program: "Program") -> None:
         assert task.core.tc is not None

@@ -233,8 +233,11 @@ def own_speculation(which: int) -> int:
 
 
 def _try(restore: "Restore", task: "RestoreTask", words: str, call: str, *args: int) -> None:
-    if lacking.error_in_child(restore, call, *args) in (errno.EINVAL, errno.ENODEV):
+    error = lacking.error_in_child(restore, call, *args)
+    if error == errno.ENODEV:
         restore.problem(lacking.refusal(task.subject, words))
+    elif error > 0:
+        restore.problem(lacking.refused(task.subject, words, error))
 
 
 def _value(task: "DumpTask", result: "Result", space: "Pointer | None") -> int:
