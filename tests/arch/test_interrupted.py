@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from torpor.arch import MODULES, interrupted
-from torpor.arch.base import ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTSYS, RESTARTED, Arch, Call
+from torpor.arch.base import EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTSYS, RESTARTED, Arch, Call
 from torpor.arch.s390x import NT_S390_SYSTEM_CALL
 from torpor.engine import reenter
 from torpor.engine.tracee import Tracee
@@ -165,39 +165,96 @@ def test_by_way_of_another_call() -> None:
     assert arch.ends_by_a_stop(socketcall, 10) and not arch.ends_by_a_stop(socketcall, 3)  # recv, connect
 
 
-def continued(name: str) -> tuple[bytes, dict[int, bytes], SeenCall, bytes]:
-    """What a thread shows whose futex the kernel has continued by restart_syscall when it is interrupted again:
-    registers, register sets, the call that it was seen in before that, and the instructions up to the next one."""
-    nr, restart = (ARCHES[name].SYSCALLS[call] for call in ("futex", "restart_syscall"))
+ADDRESS, LIMIT, BITSET = 0x5000, 0x6000, 0xFFFFFFFF
+UNTIL = (ADDRESS, 0x189, 1, LIMIT, 0, BITSET)  # the arguments of a futex that is waited for until a point in time
+
+
+def moves(name: str, nr: int) -> bytes:
+    """Instructions before the next one that load the number of a call, and on x86_64 and s390x make it."""
+    return {"x86_64": b"\x90\xb8" + nr.to_bytes(4, "little") + b"\x0f\x05",
+            "aarch64": struct.pack("<3I", 0xD2800008 | nr << 5, 0xAA0203E3, 0x93407C21),
+            "s390x": bytes((0x0A, nr & 0xFF))}[name]  # fmt: skip
+
+
+def continued(name: str, args: tuple[int, ...]) -> tuple[bytes, dict[int, bytes], SeenCall]:
+    """What a thread shows whose call the kernel has continued by restart_syscall when it is interrupted again:
+    registers, register sets, and the call that it was seen in before that."""
+    restart = ARCHES[name].SYSCALLS["restart_syscall"]
     ended = (1 << 64) - ERESTART_RESTARTBLOCK
-    return {
-        "x86_64": lambda: (words("<27Q", {10: ended, 15: restart, 16: PC}), {}, UNSEEN,
-                           b"\x90\xb8" + nr.to_bytes(4, "little") + b"\x0f\x05"),
-        "aarch64": lambda: (words("<34Q", {8: restart, 32: PC}), {}, SeenCall(restart, (0,) * 6, 0, PC + 4),
-                            struct.pack("<3I", 0xD2800008 | nr << 5, 0xAA0203E3, 0x93407C21)),
-        "s390x": lambda: (words(">18Q", {1: PC, 4: ended}) + bytes(72),
-                          {NT_S390_SYSTEM_CALL: struct.pack(">I", 2 << 16 | restart)}, UNSEEN, bytes((0x0A, nr))),
-    }[name]()  # fmt: skip
+    if name == "x86_64":
+        known = {10: ended, 15: restart, 16: PC} | dict(zip((14, 13, 12, 7, 9, 8), args, strict=True))
+        return words("<27Q", known), {}, UNSEEN
+    if name == "aarch64":
+        known = {8: restart, 32: PC} | dict(enumerate(args))
+        return words("<34Q", known), {}, SeenCall(restart, args, 0, PC + 4)
+    general = words(">18Q", {1: PC, 4: ended} | dict(enumerate(args[1:], 5))) + bytes(64) + struct.pack(">Q", args[0])
+    return general, {NT_S390_SYSTEM_CALL: struct.pack(">I", 2 << 16 | restart)}, UNSEEN
 
 
-@pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("name", ["x86_64", "aarch64", "s390x"])
-def test_a_continued_call_gets_its_number_back(name: str, known: bool) -> None:
+def found_number(name: str, args: tuple[int, ...], code: bytes, nanoseconds: int = 5) -> int:
+    """Which call such a thread is said to be in, with memory in two pages and `code` before its next instruction."""
     arch = ARCHES[name]
-    general, specials, before, code = continued(name)
-    seen = {"x86_64": lambda: general[8 * 15 : 8 * 16],
-            "aarch64": lambda: general[8 * 8 : 8 * 9] + b"%d" % before.number,
-            "s390x": lambda: specials[NT_S390_SYSTEM_CALL]}[name]  # fmt: skip
-    nr, restart = (
-        {"x86_64": struct.pack("<Q", nr), "aarch64": struct.pack("<Q", nr) + b"%d" % nr,
-         "s390x": struct.pack(">I", 2 << 16 | nr)}[name]
-        for nr in (arch.SYSCALLS["futex"], arch.SYSCALLS["restart_syscall"])
-    )  # fmt: skip
-    assert seen() == restart
+    general, specials, before = continued(name, args)
+    memory = struct.pack(arch.word[0] + "2q", 1, nanoseconds)
 
     def read(address: int, length: int) -> bytes:
-        assert address + length == PC
-        return code[-length:] if known else b""
+        if PC - 64 <= address < PC:
+            return code[-length:]
+        if address >> 12 not in (ADDRESS >> 12, LIMIT >> 12):
+            return b""
+        return memory[:length] if address == LIMIT else bytes(length)
 
     general, specials, before = arch.first_interrupted(general, specials, before, read)
-    assert seen() == (nr if known else restart)
+    if name == "x86_64":
+        return int.from_bytes(general[8 * 15 : 8 * 16], "little")
+    if name == "s390x":
+        return int.from_bytes(specials[NT_S390_SYSTEM_CALL][2:], "big")
+    assert before.number == int.from_bytes(general[8 * 8 : 8 * 9], "little")
+    return before.number
+
+
+@pytest.mark.parametrize("name", ["x86_64", "aarch64", "s390x"])
+def test_a_continued_call_gets_its_number_back(name: str) -> None:
+    futex, restart = (ARCHES[name].SYSCALLS[call] for call in ("futex", "restart_syscall"))
+    assert found_number(name, UNTIL, moves(name, futex)) == futex
+    assert found_number(name, UNTIL, b"") == (futex if name == "aarch64" else restart)
+
+
+@pytest.mark.parametrize("nr", [3, 7, 57, 73, 98, 202])
+@pytest.mark.parametrize(
+    "args",
+    [(ADDRESS, LIMIT, 0, LIMIT, 0, BITSET), (ADDRESS, 0, 0, 0, 0, 0),  # nanosleep
+     (0, 0, LIMIT, LIMIT, 0, BITSET), (1, 0, LIMIT, 0, 0, 0),  # clock_nanosleep
+     (ADDRESS, 0x80, 1, LIMIT, 0, BITSET)],  # a futex for a while
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["x86_64", "aarch64"])
+def test_no_other_call_is_made(name: str, args: tuple[int, ...], nr: int) -> None:
+    """Whatever number the instructions in front of the call load: it may have been jumped to."""
+    arch = ARCHES[name]
+    assert found_number(name, args, moves(name, nr)) == arch.SYSCALLS["restart_syscall"]
+    general, specials, before = continued(name, args)
+    assert arch.result(settled := arch.settled(general, specials, before)) == -EINTR
+    assert arch.pc(settled) == PC + (4 if name == "aarch64" else 0)
+
+
+@pytest.mark.parametrize(
+    ("args", "again"),
+    [
+        ((ADDRESS, 1, 600000, 0, 0, 0), True), ((0, 0, 600000, 0, 0, 0), True),
+        ((ADDRESS, 9, BITSET, LIMIT, 0, 0), True),
+        ((ADDRESS, 0, 600000, 0, 0, 0), False),  # may be a nanosleep
+        ((0x7000, 1, 600000, 0, 0, 0), False),  # no array
+        (UNTIL, False),
+    ],
+)  # fmt: skip
+def test_poll_is_told_by_its_arguments(args: tuple[int, ...], again: bool) -> None:
+    poll, restart = (ARCHES["x86_64"].SYSCALLS[call] for call in ("poll", "restart_syscall"))
+    assert found_number("x86_64", args, moves("x86_64", poll)) == (poll if again else restart)
+
+
+@pytest.mark.parametrize("name", ["x86_64", "aarch64", "s390x"])
+@pytest.mark.parametrize("args", [(ADDRESS, 0x189, 1, 0, 0, BITSET), (ADDRESS + 1, *UNTIL[1:]), (*UNTIL[:5], 0)])
+def test_a_futex_has_to_be_one(name: str, args: tuple[int, ...]) -> None:
+    futex, restart = (ARCHES[name].SYSCALLS[call] for call in ("futex", "restart_syscall"))
+    assert found_number(name, args, moves(name, futex)) == restart
+    assert found_number(name, UNTIL, moves(name, futex), 1000000000) == restart

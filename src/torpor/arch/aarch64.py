@@ -67,7 +67,6 @@ _AT_HWCAP2, _HWCAP2_MTE = 26, 1 << 18
 _GENERAL = struct.Struct("<34Q")
 X0, X8, SP, PC, PSTATE = 0, 8, 31, 32, 33
 _M64 = (1 << 64) - 1
-_MOVZ_X8, _MOVZ_X8_MASK, _NEAR = 0x52800008, 0x7FE0001F, 8  # mov x8 or w8, NUMBER; so near before its svc
 _BTYPE = 0xC00  # set between an indirect branch and its target: it would fault at our entry
 
 # The calls that ask to be continued by restart_syscall, see ERESTART_RESTARTBLOCK in kernel/ and fs/.
@@ -182,13 +181,13 @@ class AArch64(Arch):
         self, general: bytes, specials: dict[int, bytes], before: "SeenCall", read: Callable[[int, int], bytes]
     ) -> tuple[bytes, dict[int, bytes], "SeenCall"]:
         r = _words(general)
-        if r[X8] != self.SYSCALLS["restart_syscall"] or before.number != r[X8]:
+        if not self._continues(r, before):
             return general, specials, before
-        code = struct.iter_unpack("<I", read(r[PC] - 4 * _NEAR, 4 * _NEAR))
-        numbers = [word >> 5 & 0xFFFF for (word,) in code if word & _MOVZ_X8_MASK == _MOVZ_X8]
-        if numbers:
-            r[X8] = numbers[-1]
-            before = before._replace(number=r[X8])
+        from torpor.arch import continued
+
+        if (number := continued.call(self, r[X0 : X0 + 6], read)) >= 0:  # here that is a futex, and certain
+            r[X8] = number
+            before = before._replace(number=number)
         return _GENERAL.pack(*r), specials, before
 
     def call_at(self, general: bytes, code: bytes) -> Call | None:
@@ -208,7 +207,7 @@ class AArch64(Arch):
 
     def settled(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> bytes:
         r = _words(general)
-        if self._forgets(r, before):  # else it is rewound already
+        if self._forgets(r, before) or self._continues(r, before):  # else it is rewound already
             r[X0], r[PC] = -EINTR & _M64, r[PC] + 4
             return _GENERAL.pack(*r)
         return self.again(general, specials, before) or general
@@ -227,6 +226,10 @@ class AArch64(Arch):
         if self._forgets(r, before):
             r[X8] = self.SYSCALLS["restart_syscall"]
         return _GENERAL.pack(*r)
+
+    def _continues(self, r: list[int], before: "SeenCall") -> bool:
+        """Whether it was interrupted in restart_syscall."""
+        return r[X8] == before.number == self.SYSCALLS["restart_syscall"] and before.pc == r[PC] + 4
 
     def _forgets(self, r: list[int], before: "SeenCall") -> bool:
         """Whether the interrupted call is one that would begin anew, and lose time: not until a point in time."""

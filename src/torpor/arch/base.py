@@ -229,8 +229,9 @@ class Arch:
         self, general: bytes, specials: dict[int, bytes], before: "SeenCall", read: Callable[[int, int], bytes]
     ) -> tuple[bytes, dict[int, bytes], "SeenCall"]:
         """The same, or, of a thread that was interrupted in restart_syscall, by which the kernel continues a call that
-        was interrupted before, what it would show in that call itself.  The kernel forgets its number, so `read`
-        (address, length; empty where nothing is) is asked for the instructions that have made it.  (On ppc64le it
+        was interrupted before, what it would show in that call itself, if that is certain and can be begun anew.
+        The kernel forgets its number, so `read` (address, length; empty where nothing is) is asked for the instructions
+        that have made it, and for what its arguments point to (`arch.continued`).  For images alone.  (On ppc64le it
         forgets the first argument, too; 32-bit ARM keeps the number.)"""
         return general, specials, before
 

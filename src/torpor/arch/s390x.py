@@ -157,8 +157,11 @@ class S390x(Arch):
         if call & 0xFFFF == self.SYSCALLS["restart_syscall"] and r[R2] == -ERESTART_RESTARTBLOCK & _M64:
             code = read(r[PSW_ADDRESS] - 2, 2)  # svc NUMBER; with 0 it is in r1
             if code[:1] == b"\x0a":
-                call = 2 << 16 | (code[1] or r[R1] & 0xFFFF)
-                specials = {**specials, NT_S390_SYSTEM_CALL: struct.pack(">I", call)}
+                number = code[1] or r[R1] & 0xFFFF
+                from torpor.arch import continued
+
+                if continued.fits(self, number, [r[ORIG_R2], *r[R3 : R3 + 5]], read):  # else it may be another's end
+                    specials = {**specials, NT_S390_SYSTEM_CALL: struct.pack(">I", 2 << 16 | number)}
         return general, specials, before
 
     def _how(self, r: list[int], call: int) -> int:

@@ -77,6 +77,7 @@ NT_PRFPREG, NT_X86_XSTATE = 2, 0x202
 _GENERAL = struct.Struct("<27Q")
 R15, R14, R13, R12, RBP, RBX, R11, R10, R9, R8, RAX, RCX, RDX, RSI, RDI, ORIG_RAX, RIP, CS, EFLAGS, RSP, SS = range(21)
 FS_BASE, GS_BASE, DS, ES, FS, GS = range(21, 27)
+_ARGUMENTS = RDI, RSI, RDX, R10, R8, R9
 _M64 = (1 << 64) - 1
 _NO_CALL = _M64  # orig_rax outside a system call
 
@@ -151,13 +152,18 @@ class X86_64(Arch):
         if -_signed(r[RAX]) != ERESTART_RESTARTBLOCK:
             return general, specials, before
         code = read(r[RIP] - 7, 7)  # mov eax, NUMBER; syscall
-        if code[:1] == b"\xb8" and code[5:] == self.instruction:
-            r[ORIG_RAX] = int.from_bytes(code[1:5], "little")
+        if code[:1] != b"\xb8" or code[5:] != self.instruction:
+            return general, specials, before
+        from torpor.arch import continued
+
+        args = [r[i] for i in _ARGUMENTS]
+        if (number := continued.call(self, args, read, int.from_bytes(code[1:5], "little"))) >= 0:
+            r[ORIG_RAX] = number
         return _GENERAL.pack(*r), specials, before
 
     def call_at(self, general: bytes, code: bytes) -> Call | None:
         r = _words(general)
-        args = [r[i] for i in (RDI, RSI, RDX, R10, R8, R9)]
+        args = [r[i] for i in _ARGUMENTS]
         return Call(r[RAX], args) if code[:2] == self.instruction and r[ORIG_RAX] == _NO_CALL else None
 
     def waits_in(self, general: bytes, told: bool) -> int:

@@ -21,7 +21,7 @@ from torpor.engine import gadget, journal, stops
 from torpor.engine.stops import Kind, Stop
 from torpor.errors import TaskGone, TorporError
 from torpor.kernel import ptrace
-from torpor.kernel.inside import RUNNING, UNSEEN, seen_call
+from torpor.kernel.inside import RUNNING, UNSEEN, SeenCall, seen_call
 from torpor.typed import Sequence
 
 ALL_SIGNALS = (1 << 64) - 1
@@ -46,6 +46,7 @@ class Tracee:
         self._mask: int | None = None
         self._specials: dict[int, bytes] = {}
         self._registers: Registers | None = None
+        self._told: tuple[bytes, dict[int, bytes], SeenCall] | None = None
         self._rseq: ptrace.RseqConfiguration | None = None
         self._rseq_abort = 0
         self._touched = False
@@ -100,11 +101,16 @@ class Tracee:
             self._specials = {which: ptrace.get_regset(self.tid, which) for which in self.arch.before_programs()}
             if self.arch.volatile:
                 self._read_volatile()
-            self._general, self._specials, self.call_before = self.arch.first_interrupted(
-                self._general, self._specials, self.call_before, self.code
-            )
             self._read_rseq()
         return self._general
+
+    def _for_images(self) -> tuple[bytes, dict[int, bytes], SeenCall]:
+        """The same, with the call that it is in where the kernel shows only that it continues one.  Never for a thread
+        that is let go: there the kernel knows better."""
+        if self._told is None:
+            _ = self.general
+            self._told = self.arch.first_interrupted(self._general, self._specials, self.call_before, self.code)
+        return self._told
 
     def _read_volatile(self) -> None:
         for which in self.arch.volatile:
@@ -167,7 +173,7 @@ class Tracee:
                 others[self.arch.thread_area] = ptrace.thread_area(self.tid)
             _ = self.general
             others |= {which: self._specials[which] for which in self.arch.volatile if which in self._specials}
-            general = self.arch.settled(self.general, self._specials, self.call_before)
+            general = self.arch.settled(*self._for_images())
             if self._rseq_abort:
                 general = self.arch.with_pc(general, self._rseq_abort)
             self._registers = Registers(general, others)
@@ -175,8 +181,8 @@ class Tracee:
 
     def interruption(self) -> tuple[int, int] | None:
         """How its call was interrupted: see `Arch.interruption`."""
-        general = self.general
-        return None if self._rseq_abort else self.arch.interruption(general, self._specials, self.call_before)
+        told = self._for_images()
+        return None if self._rseq_abort else self.arch.interruption(*told)
 
     @property
     def mask(self) -> int:
@@ -200,12 +206,13 @@ class Tracee:
     def forget(self) -> None:
         """It has run and was stopped again: what was read before counts no more."""
         self._general, self._mask, self._registers, self._specials, self._put = b"", None, None, {}, b""
+        self._told = None
         self._rseq_abort, self._in_mask, self._inside = 0, None, False
 
     def adopt(self, general: bytes, mask: int, specials: dict[int, bytes]) -> None:
         """Take these for what was found, to be put back: somebody else found it, and died."""
         self._general, self._mask, self._specials, self._rseq_abort = general, mask, specials, 0
-        self._registers = None
+        self._registers = self._told = None
         self._touched = self._mask_touched = True
         ptrace.set_signal_mask(self.tid, ALL_SIGNALS)
 
