@@ -170,9 +170,9 @@ class Arch:
         """The registers' contents for call `name` with the arguments that 64-bit machines give it."""
         return args
 
-    def call_block(self, general: bytes, nr: int, args: Sequence[int]) -> tuple[int, bytes] | None:
-        """Memory that `enter_call` wants written first, and to be put back after the call (s390x: mmap)."""
-        return None
+    def call_block(self, nr: int, args: Sequence[int]) -> bytes:
+        """What a call wants in memory, whose address is then its only argument (s390x: mmap); b"": nothing."""
+        return b""
 
     def enter_call(self, general: bytes, gadget: int, nr: int, args: Sequence[int]) -> bytes:
         """Registers that make the instruction at `gadget` do system call `nr`, without restart of an earlier one."""
@@ -234,6 +234,10 @@ class Arch:
         that have made it, and for what its arguments point to (`arch.continued`).  For images alone.  (On ppc64le it
         forgets the first argument, too; 32-bit ARM keeps the number.)"""
         return general, specials, before
+
+    def lacks_entry(self, word: int) -> str:
+        """The instruction by which a call was made (`Call.word`) that this CPU does not have; "": it has it."""
+        return ""
 
     def call_at(self, general: bytes, code: bytes) -> Call | None:
         """The call that a thread is about to make whose next instruction `code` (4 bytes) begins with.  See

@@ -117,21 +117,12 @@ class S390x(Arch):
 
     def enter_call(self, general: bytes, gadget: int, nr: int, args: Sequence[int]) -> bytes:
         r = _words(general)
-        if nr == self.SYSCALLS["mmap"]:
-            args = (self._block_at(general),)
         r[R2 : R2 + len(args)] = [x & _M64 for x in args]
         r[R1], r[PSW_ADDRESS] = nr, gadget
         return _GENERAL.pack(*r)
 
-    def call_block(self, general: bytes, nr: int, args: Sequence[int]) -> tuple[int, bytes] | None:
-        if nr != self.SYSCALLS["mmap"]:
-            return None
-        return self._block_at(general), struct.pack(">6Q", *[x & _M64 for x in args])
-
-    def _block_at(self, general: bytes) -> int:
-        # Below the stack pointer nothing is live, but the page below may not be there yet.
-        sp = self.sp(general) & ~7
-        return sp - 64 if sp % self.page_size_hint >= 64 else sp
+    def call_block(self, nr: int, args: Sequence[int]) -> bytes:
+        return struct.pack(">6Q", *[x & _M64 for x in args]) if nr == self.SYSCALLS["mmap"] else b""
 
     def result(self, general: bytes) -> int:
         return int(struct.unpack_from(">q", general, 8 * R2)[0])

@@ -287,28 +287,40 @@ class Tracee:
     def step_number(self, nr: int, args: Sequence[int]) -> int:
         """As `step`, for a call that is given by its number and the contents of its registers."""
         self.touch()
-        self.set_general(self.arch.enter_call(self.general, self.gadget, nr, args))
-        block = self.arch.call_block(self.general, nr, args)
-        if block is None:
-            return self._step()
-        address, data = block
-        before = self.read(address, len(data))
-        self.write(address, data)
-        try:
-            return self._step()
-        finally:
-            self.write(address, before)
+        if block := self.arch.call_block(nr, args):
+            return self._step_with(block, nr)
+        return self._step(nr, args)
 
-    def _step(self) -> int:
+    def _step_with(self, block: bytes, nr: int) -> int:
+        """Step a call that takes its arguments from memory."""
+        from torpor.engine import room
+
+        result = -errno.EFAULT
+        for address in room.places(self):
+            try:
+                before = self.read(address, len(block))
+                self.write(address, block)
+            except (OSError, OverflowError):
+                continue
+            try:
+                result = self._step(nr, (address,))
+            finally:
+                self.write(address, before)
+            if result != -errno.EFAULT:
+                break
+        return result
+
+    def _step(self, nr: int, args: Sequence[int]) -> int:
+        self.set_general(self.arch.enter_call(self.general, self.gadget, nr, args))
+        return self.step_over_call()
+
+    def step_over_call(self) -> int:
+        """Let it make the call to which its registers lead; the call's result."""
         for _ in range(2):
             ptrace.cont_to_call(self.tid)
             while (stop := self.wait()).kind != Kind.CALL:
                 ptrace.cont_to_call(self.tid, self.surprise(stop))
         return self.arch.result(ptrace.get_regset(self.tid, NT_PRSTATUS))
-
-    def step_over_call(self) -> int:
-        """Let it make the call to which its registers lead; the call's result."""
-        return self._step()
 
     def wait(self) -> Stop:
         """Its next stop, or its end."""
