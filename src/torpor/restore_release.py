@@ -14,6 +14,7 @@ from torpor.arch.base import NT_PRSTATUS
 from torpor.engine import reenter
 from torpor.errors import KernelError
 from torpor.kernel import ptrace
+from torpor.resources import lacking
 from torpor.typed import TYPE_CHECKING, Iterable
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def load_registers(tasks: "Iterable[RestoreTask]", registers: "dict[int, Registe
             thread.leave_call_stop()
             general, call = registers[tid].general, thread.arch.before_programs()
             if (inside := _inside(task, thread, core, general)) is not None:
+                if refused := lacking.entry_refusal(task, tid, inside.call.word):  # CRIU's images do not tell before
+                    raise refused
                 general, more = reenter.enter(thread, inside)
                 call = {**call, **more}
             for which, data in (*registers[tid].others.items(), *call.items()):

@@ -258,3 +258,21 @@ def test_a_futex_has_to_be_one(name: str, args: tuple[int, ...]) -> None:
     futex, restart = (ARCHES[name].SYSCALLS[call] for call in ("futex", "restart_syscall"))
     assert found_number(name, args, moves(name, futex)) == restart
     assert found_number(name, UNTIL, moves(name, futex), 1000000000) == restart
+
+
+@pytest.mark.parametrize(
+    ("trap", "r3", "expected"),
+    [(0xC00, ERESTARTSYS, (ERESTARTSYS, 0xC00)), (0x3000, -ERESTARTSYS, (ERESTARTSYS, 0x3000)),
+     (0xC00, EINTR, None), (0x3000, -EINTR, (0, 0x3000)), (0x3001, 5, (0, 0x3000)), (0x900, 5, None)],
+)  # fmt: skip
+def test_calls_by_scv_are_told(trap: int, r3: int, expected: tuple[int, int] | None) -> None:
+    """Those that are not made again, too: the thread will make more of them."""
+    general = words("<48Q", {0: ARCHES["ppc64le"].SYSCALLS["pause"], 3: r3 & (1 << 64) - 1, 38: 1 << 28, 40: trap})
+    assert ARCHES["ppc64le"].interruption(general, {}, UNSEEN) == expected
+
+
+@pytest.mark.parametrize("has", [False, True])
+def test_a_cpu_without_scv(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+    monkeypatch.setattr("torpor.arch.ppc64le._has_scv", lambda: has)
+    assert ARCHES["ppc64le"].lacks_entry(0x3000) == ("" if has else "scv")
+    assert not ARCHES["ppc64le"].lacks_entry(0xC00) and not ARCHES["s390x"].lacks_entry(0x3000)

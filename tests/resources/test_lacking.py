@@ -258,3 +258,16 @@ def test_a_call_that_this_kernel_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not found
     lacking.check_calls(asked, made, {made.pid: Registers(waits, {})})
     assert "waits in the system call futex_wait" in str(found[0])
+
+
+def test_an_instruction_that_this_cpu_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, asked, arch = task(), restore(), native()
+    found: list[Refusal] = []
+    monkeypatch.setattr(asked, "problem", found.append, raising=False)
+    monkeypatch.setattr(arch, "lacks_entry", lambda word: "scv" if word == 0x3000 else "", raising=False)
+    general, _ = arch.inside_call(bytes(27 * 8), Call(arch.SYSCALLS["read"], [0] * 6), ERESTARTSYS)
+    for word in (0xC00, 0x3000):
+        made.extras.threads[made.pid] = ThreadExtraEntry(tid=made.pid, interrupted=ERESTARTSYS, call=word)
+        lacking.check_calls(asked, made, {made.pid: Registers(general, {})})
+    (refused,) = found
+    assert refused.code == "cpu-feature" and "made by scv, which this CPU does not have" in refused.why

@@ -56,6 +56,7 @@ JOURNEYS = {
     ("aarch64", "signing"): (("max", "dump"), ("max,pauth-impdef=on", "signs_otherwise")),
     ("aarch64", "shorter_vectors"): (("max,pauth=off", "dump"), ("max,pauth=off,sve-max-vq=1", "shorter_vectors")),
     ("s390x", "facilities"): (("max,vx=off", "dump"), ("max,vx=off,minste2=off,minste3=off", "fewer_facilities")),
+    ("ppc64le", "vectored_calls"): (("power9", "dump"), ("power8", "vectored_calls"), ("power9", "restore")),
     **{(arch, "to_more_and_less"): _there_and_back(*cpus) for arch, cpus in LESS_AND_MORE.items()},
     **{(arch, "with_vectors"): _with_vectors(*LESS_AND_MORE[arch]) for arch in ("aarch64", "s390x")},
 }

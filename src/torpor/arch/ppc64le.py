@@ -69,6 +69,7 @@ _M64 = (1 << 64) - 1
 _SUMMARY_OVERFLOW = 0x10000000
 _TRAP_SC, _TRAP_SCV = 0xC00, 0x3000
 _ENTRIES = {b"\x02\x00\x00\x44": _TRAP_SC, b"\x01\x00\x00\x44": _TRAP_SCV}  # by instruction: sc, scv 0
+_AT_HWCAP2, _HWCAP2_SCV = 26, 1 << 20
 _MSR_VEC, _MSR_VSX, _MSR_TRANSACTION, _MSR_LITTLE = 1 << 25, 1 << 23, 3 << 33, 1
 _USER_MSR = b"\0\0\x80"  # the highest bytes of it in any user program; the next has the state of transactions
 
@@ -87,6 +88,13 @@ def _error(r: Sequence[int]) -> int:
     if kind == _TRAP_SCV:
         return (1 << 64) - r[R3]
     return r[R3] if kind == _TRAP_SC and r[CCR] & _SUMMARY_OVERFLOW else 0
+
+
+def _has_scv() -> bool:
+    from torpor.kernel.proc import parse_auxv
+    from torpor.kernel.procfs import read_all
+
+    return bool(dict(parse_auxv(read_all("/proc/self/auxv"))).get(_AT_HWCAP2, 0) & _HWCAP2_SCV)
 
 
 def _usual_stream_control() -> bytes:
@@ -139,9 +147,13 @@ class Ppc64le(Arch):
         return _GENERAL.pack(*r)
 
     def interruption(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> tuple[int, int] | None:
+        """By `scv` also where the call is not made again: a CPU without it could not make the next one."""
         r = _words(general)
-        how = self._how(r)
-        return (how, r[TRAP] & ~0xF) if how else None
+        how, entry = self._how(r), r[TRAP] & ~0xF
+        return (how, entry) if how or entry == _TRAP_SCV else None
+
+    def lacks_entry(self, word: int) -> str:
+        return "scv" if word == _TRAP_SCV and not _has_scv() else ""
 
     def _how(self, r: list[int]) -> int:
         return self.how_interrupted(_error(r), r[R0], r[ORIG_R3], r[R4])

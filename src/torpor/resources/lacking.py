@@ -83,12 +83,23 @@ def error_of_trying(
 
 
 def check_calls(restore: "Restore", task: "RestoreTask", registers: "dict[int, Registers]") -> None:
-    """Refuse threads that are to go on waiting in a call that this kernel does not have."""
+    """Refuse threads that are to go on waiting in a call that this kernel does not have, or this CPU cannot make."""
     arch = native()
     names = {arch.SYSCALLS[name]: name for name in NEW_CALLS if name in arch.SYSCALLS}
     for tid in task.cores.keys() & registers.keys():
         extra = task.extras.threads.get(tid)
-        told = extra is not None and extra.interrupted is not None
+        told = extra is not None and bool(extra.interrupted)
+        if refused := entry_refusal(task, tid, (extra.call or 0) if extra is not None else 0):
+            restore.problem(refused)
         name = names.get(arch.waits_in(registers[tid].general, told))
         if name is not None and error_of(restore, name, *[0] * 6) == errno.ENOSYS:
             restore.problem(refusal(task.subject, f"its thread {tid} waits in the system call {name}"))
+
+
+def entry_refusal(task: "RestoreTask", tid: int, word: int) -> Refusal | None:
+    """Of a thread that makes its system calls (`Call.word`) by an instruction that this CPU does not have: its C
+    library has chosen that at its start."""
+    if not (instruction := native().lacks_entry(word)):
+        return None
+    why = f"its thread {tid} is in a system call that was made by {instruction}, which this CPU does not have"
+    return task.refusal(why, "restore it on a CPU that has it", code="cpu-feature")

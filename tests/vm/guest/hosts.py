@@ -29,6 +29,7 @@ LACKING = {
 UNLIKE = {
     "signs_otherwise": "a machine that signs pointers by QARMA5 in the bits",
     "shorter_vectors": "it uses SVE vectors of 64 bytes, which this CPU does not have",
+    "vectored_calls": "is in a system call that was made by scv, which this CPU does not have",
     "shorter_addresses": "it has memory at 0x4000000000000, further up than this machine's programs can have any",
 }
 LACKING_MORE = {"fewer_facilities": "it lacks facility 58, facility 61"}  # what only torpor-cpu.img tells

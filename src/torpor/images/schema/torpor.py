@@ -35,7 +35,7 @@ class ThreadExtraEntry(Message):
     cpu_timers: list[int] = repeated(7, UINT32, default_factory=list)  # ids of POSIX timers on this thread's CPU clock
     registers: list[RegisterSetEntry] = repeated(8, "torpor.RegisterSetEntry", default_factory=list)
     # Of a system call that the thread is about to make because the dump interrupted it: the kernel's ERESTART number,
-    # and NT_S390_SYSTEM_CALL of s390x, `trap` of ppc64le, else 0.
+    # and NT_S390_SYSTEM_CALL of s390x, `trap` of ppc64le, else 0.  On ppc64le also of one by scv that has ended: 0.
     interrupted: int | None = optional(9, UINT32, default=None)
     call: int | None = optional(10, UINT32, default=None)
     slice_ns: int | None = optional(11, UINT64, default=None)  # sched_runtime of a fair policy, if not the usual
