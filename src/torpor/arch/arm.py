@@ -110,6 +110,7 @@ def _length(r: Sequence[int]) -> int:
 def _table() -> dict[str, int]:
     table = numbers(_CALLS + FROM_424)
     table["set_tls"] = 0xF0005
+    table |= {"get_thread_register": 0xE0000, "set_thread_register": 0xE0001}  # the executor's own
     for name in _MODERN.split():
         table[name] = table[name + "32"]
     for name, modern in _LARGE.items():
@@ -144,6 +145,10 @@ class Arm(Arch):
     call_before_stop = True
     restarts_alike = False
     images_tell = False
+    own_code = {  # noqa: RUF012
+        "get_thread_register": struct.pack("<3I", 0xEE1D1F50, 0xE5801000, 0xEF000000),  # mrc to r1; str r1, [r0]; svc
+        "set_thread_register": struct.pack("<2I", 0xEE0D0F50, 0xEF000000),  # mcr from r0; svc
+    }
 
     def arguments(self, name: str, args: Sequence[T | int]) -> Sequence[T | int]:
         if name == "mmap" and len(args) == 6:

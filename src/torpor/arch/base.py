@@ -113,6 +113,8 @@ class Arch:
     call_stop_keeps_all = True  # False: some of the registers that are set in a system-call stop are lost
     single_step = True  # PTRACE_SINGLESTEP can be relied on
     call_before_stop = False  # `resumed` needs to know which call the task was in before it was stopped
+    # What the executor does without the kernel, by its name in the table: code that does it and then makes a call.
+    own_code: Mapping[str, bytes] = {}  # noqa: RUF012
     number_at = 0  # which of the general registers, as ptrace has them, holds the number of a system call
     images_tell = True  # how a call was interrupted (`interruption`); False: `arch.interrupted` has to guess
     signs_pointers = False  # addresses may carry signatures that only an alike CPU takes (`signing`)

@@ -19,7 +19,7 @@ from torpor.images.schema.rseq import RseqEntry
 from torpor.kernel.proc import parse_auxv
 from torpor.kernel.process import get_robust_list
 from torpor.kernel.procfs import read_all
-from torpor.resources import lacking
+from torpor.resources import extras, lacking
 from torpor.resources.base import Attribute
 from torpor.typed import TYPE_CHECKING, Iterable
 
@@ -148,6 +148,32 @@ class ThreadPointer(Attribute):
             program.call("set_tls", pointer)
 
 
+class ThreadRegister(Attribute):
+    """A register that is the program's own, where there is one beside that for thread-local storage (TPIDRURW of 32-bit
+    ARM; Wine uses it).  The kernel keeps one for each thread, and neither a call nor ptrace gets at it: the executor
+    does.  A new thread or child has its maker's; at a restore the makers get theirs last."""
+
+    covers = frozenset({"thread:register"})
+
+    def ask_thread(self, task: "DumpTask", program: "Program") -> "Pointer | None":
+        arch = task.leader.arch
+        if "get_thread_register" not in arch.SYSCALLS:
+            return None
+        space = program.space(arch.word_size)
+        program.call("get_thread_register", space)
+        return space
+
+    def save_thread(self, task: "DumpTask", thread: "Tracee", answer: "Pointer | None", core: "CoreEntry") -> None:
+        value = struct.unpack(thread.arch.word, answer.data)[0] if answer is not None else 0
+        if value:
+            extras.of_thread(task, thread.tid).thread_register = value
+
+    def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
+        extra = task.extras.threads.get(tid)
+        if extra is not None and extra.thread_register is not None and "set_thread_register" in native().SYSCALLS:
+            program.call("set_thread_register", extra.thread_register)
+
+
 def may_be_automatic(slots: int, threads: int) -> bool:
     """Whether the kernel may have given a process so many slots by itself: it begins with the second thread, and goes
     by the most threads that there have been, or by the number of processors."""
@@ -177,4 +203,4 @@ class FutexHash(Attribute):
             program.call("prctl", PR_FUTEX_HASH, PR_FUTEX_HASH_SET_SLOTS, slots, 0, 0, may_fail=True)
 
 
-ATTRIBUTES = [RobustList(), ClearChildTid(), Rseq(), ThreadPointer(), FutexHash()]
+ATTRIBUTES = [RobustList(), ClearChildTid(), Rseq(), ThreadPointer(), ThreadRegister(), FutexHash()]

@@ -120,6 +120,7 @@ OTHERS = {
     "thread:pending": "signals pending for the thread",
     "thread:robust_list": "robust futexes",
     "thread:thread_pointer": "thread-local storage",
+    "thread:register": "a register that is its own (TPIDRURW of 32-bit ARM)",
     "thread:rseq": "restartable sequences",
     "thread:sched": "scheduling policy and priority, I/O priority, processors",
     "thread:seccomp": "seccomp: refused",

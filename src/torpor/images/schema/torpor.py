@@ -48,6 +48,7 @@ class ThreadExtraEntry(Message):
     cpuid: int | None = optional(17, UINT32, default=None)  # ARCH_GET_CPUID
     # PR_PPC_GET_DEXCR: of each aspect two bits: it is on, it is on after execve(2)
     dexcr: int | None = optional(18, UINT32, default=None)
+    thread_register: int | None = optional(19, UINT32, default=None)  # TPIDRURW of armv7, if not 0
 
 
 class TaskExtraEntry(Message):
