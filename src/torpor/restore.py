@@ -273,12 +273,14 @@ class _Work:
         from torpor.resources import clocks
 
         frames = {}
-        if self.spaces.vdso.is_foreign or not clocks.is_same_boot(self.restore):
+        same_boot = clocks.is_same_boot(self.restore)
+        if self.spaces.vdso.is_foreign or not same_boot:
             from torpor.memory.signal_frames import SignalFrames
 
             self.frames = SignalFrames(self.restore, self.registers, self.spaces.spaces)
             frames = self.frames.of
         self.spaces.vdso.check_threads(self.restore, self.registers, frames)
+        self.spaces.vdso.leave_signal_pages(self.restore, frames, same_boot)
 
     def _with(self, hook: str) -> "list[Attribute]":
         """The attributes that have this hook: the others need not be asked for each of a thousand threads."""

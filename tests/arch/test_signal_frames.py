@@ -267,6 +267,16 @@ def test_arm_an_empty_block_goes() -> None:
     assert changed(bad, 448, mended(ARM, bad, good)) == without[360:][:288] + bytes(160)
 
 
+@pytest.mark.parametrize("code", [0xE3A07077, 0xE3A070AD, 0xDF002777, 0xDF0027AD])
+def test_arm_a_handler_without_a_way_back_of_its_own(code: int) -> None:
+    """The kernel writes that into the frame only where SA_RESTORER is not set."""
+    frame = bytearray(arm(SP, PC))
+    (own,) = found(ARM, bytes(frame))
+    struct.pack_into("<I", frame, 360 + 512, code)
+    (kernels,) = found(ARM, bytes(frame))
+    assert (ARM.returns_by_kernel(own), ARM.returns_by_kernel(kernels)) == (False, True)
+
+
 @pytest.mark.parametrize("make,vectors_at", [(s390x, 336 + 472), (s390x_old, 176 + 352)])
 def test_s390x_vector_registers_are_refused_where_there_are_none(
     make: Callable[[int, int], bytes], vectors_at: int

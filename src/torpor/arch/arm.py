@@ -73,6 +73,10 @@ _TIMER_ABSTIME = 1
 
 # struct rt_sigframe: siginfo (128 bytes), then ucontext: flags, link, stack, sigcontext, mask (128 bytes), extensions.
 _CONTEXT, _MASK, _REGSPACE = 128 + 20, 128 + 104, 128 + 232
+# From the extensions: the code by which a handler returns.  What that begins with: `mov r7` of sigreturn (119) and of
+# rt_sigreturn (173), in ARM and in Thumb mode (there with the `svc` behind it).
+_RETCODE = 512
+_RETURNS = frozenset({0xE3A07077, 0xE3A070AD, 0xDF002777, 0xDF0027AD})
 _VFP_MAGIC, _VFP_SIZE = 0x56465001, 288
 # Room for iWMMXt registers that the thread does not use.
 _DUMMY_MAGIC, _DUMMY_SIZE = 0xB0D9ED01, 160
@@ -283,6 +287,10 @@ class Arm(Arch):
                 if r[CPSR] & _MODE == _USER_MODE:
                     yield Frame(base + start, r[PC], r[SP], memory)
             at = stack.find(_VFP_HEAD, at + 1)
+
+    def returns_by_kernel(self, frame: Frame) -> bool:
+        """Only then the kernel puts a copy of that code into the frame, for those who look for it there."""
+        return int.from_bytes(frame.memory(frame.at + _RETCODE, 4), "little") in _RETURNS
 
     def mended_frame(self, frame: Frame, own: Frame) -> Iterator[tuple[int, bytes]]:
         """A kernel with CONFIG_IWMMXT (Debian's 6.1) puts an empty block before the VFP registers, and takes frames

@@ -292,6 +292,10 @@ class Arch:
         several words that belong together, so that hardly anything else is taken for one."""
         return iter(())
 
+    def returns_by_kernel(self, frame: "Frame") -> bool:
+        """Whether the handler of this frame returns by code in the kernel's [sigpage]."""
+        return False
+
     def vector_lengths(self, registers: Registers) -> Mapping[int, bytes]:
         """Register sets that make a thread's signal frames like those of a thread that has `registers`."""
         return {}

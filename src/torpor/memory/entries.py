@@ -73,7 +73,7 @@ def describe(space: "AddressSpace", sorts: Sorts) -> list[Any]:
                 rest = sort.rests[of_file] = VmaEntry.part(pgoff=pgoff, shmid=shmid, fdflags=fdflags, **sort.fixed)
         elif path and path.startswith("[anon:"):
             space.names[start] = path[6:-1]
-        if sort.status & vma.VVAR:
+        if sort.status & vma.VVAR and what != "sigpage":
             if vvar_end == start:
                 start = vvar_start
                 entries.pop()

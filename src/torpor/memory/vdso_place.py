@@ -2,7 +2,8 @@
 """Putting the kernel's own areas, [vvar] and [vdso], into restored address spaces (see `torpor.memory.vdso`).
 
 The kernel gave them to the first task; all others inherit them.  mremap(2) moves them, whole, and the kernel takes
-note: where a vDSO has signal trampolines, it finds them again.
+note: where a vDSO has signal trampolines, it finds them again.  32-bit ARM has these on a page of their own, [sigpage]
+(see `torpor.memory.sigpage`).
 
 What a task had unmapped of them is put aside, and unmapped at the end: its children may have it.
 """
@@ -16,45 +17,18 @@ from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.schema.vma import VmaEntry
 from torpor.kernel.maps import Area, kind, read_maps
 from torpor.memory import areas as vma
-from torpor.memory import own_vdso
+from torpor.memory import sigpage
+from torpor.memory.kernels_areas import KINDS, NONE, PROT_EXEC, PROT_READ, Kernels, Place
 from torpor.memory.layout import Span
-from torpor.typed import TYPE_CHECKING, Callable, NamedTuple
+from torpor.typed import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING:
     from torpor.arch.base import Frame, Registers
     from torpor.memory.space import AddressSpace
     from torpor.resources.context import Restore, RestoreTask
 
-PROT_READ, PROT_EXEC = 1, 4
 MAP_FIXED = 0x10
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
-KINDS = frozenset({"vvar", "vvar_vclock", "sigpage", "vdso"})
-_NONE = (0, 0)
-
-
-class Kernels(NamedTuple):
-    """What this kernel gives every task."""
-
-    data: int  # bytes of [vvar] and [vvar_vclock]
-    text: bytes
-
-    @classmethod
-    def look(cls) -> "Kernels":
-        mine = [area for area in read_maps(os.getpid()) if kind(area) in KINDS]
-        return cls(sum(area.size for area in mine if kind(area) != "vdso"), own_vdso.text())
-
-
-class Place(NamedTuple):
-    """Where the kernel's areas go in one address space.  `text` is what is left at the old place, if anything."""
-
-    data: Span  # empty: the task has none
-    code: Span
-    text: bytes
-    spare: int  # where the kernel's areas go if not to the old place; those that the task does not have, until the end
-
-    def is_left(self, address: int) -> bool:
-        """Whether what is at `address` is the old text, or the zeros where its data were."""
-        return bool(self.text) and any(start <= address < end for start, end in (self.data, self.code))
 
 
 class Places:
@@ -71,10 +45,10 @@ class Places:
         self.of = {pid: self._find(space) for pid, space in spaces.items()}
 
     def _find(self, space: "AddressSpace") -> Place:
-        data = _span([area for area in space.areas if area.status & vma.VVAR])
+        signals, data = self._apart([area for area in space.areas if area.status & vma.VVAR])
         code = _span([area for area in space.areas if area.status & vma.VDSO])
-        if code == _NONE:
-            return self._without_code(space, data)
+        if code == NONE:
+            return self._without_code(space, data)._replace(signals=signals)
         if any(area.status & vma.VDSO and area.prot != PROT_READ | PROT_EXEC for area in space.areas):
             why = f"its vDSO at {code[0]:#x} had a protection of its own, which it would lose"
             raise space.task.refusal(why, "run the program without what changes it", code="vdso-changed")
@@ -83,31 +57,37 @@ class Places:
             self._foreign[space.task.pid] = text
         same_size = code[1] - code[0] == len(kernels.text) and data[1] - data[0] == kernels.data
         if same_size and (not text or text == kernels.text or self._fits(text)):
-            return Place(data, code, b"", 0)
-        return Place(data, code, self._redirect(space, text), self._find_spare())
+            spare = self._find_spare() if self.kernels.signals and signals == NONE else 0
+            return Place(data, code, b"", spare, signals)
+        return Place(data, code, self._redirect(space, text), self._find_spare(), signals)
+
+    def _apart(self, areas: list[VmaEntry]) -> tuple[Span, Span]:
+        """[sigpage], of which alone code is executed, and the vDSO's data: one area in images of older Torpors."""
+        signals = _span([area for area in areas if area.prot & PROT_EXEC])
+        start, end = _span([area for area in areas if not area.prot & PROT_EXEC])
+        size = len(self.kernels.signals)
+        if size and signals == NONE and end - start == size + self.kernels.data:
+            return (start, start + size), (start + size, end)
+        return signals, (start, end)
 
     def _without_code(self, space: "AddressSpace", data: Span) -> Place:
         """It has unmapped its vDSO, and what that needs perhaps."""
-        if data != _NONE and data[1] - data[0] != self.kernels.data:
+        if data != NONE and data[1] - data[0] != self.kernels.data:
             raise space.task.refusal(
                 "the data of its vDSO, without the vDSO, are of another kernel than this one",
                 "restore it under the kernel that it was dumped on", code="other-vdso",
             )  # fmt: skip
-        return Place(data, _NONE, b"", self._find_spare())
+        return Place(data, NONE, b"", self._find_spare())
 
     def _find_spare(self) -> int:
         if not self._spare:
-            self._spare = self._find_hole(self._kernels_size or PAGE)
+            self._spare = self._find_hole(self.kernels.size or PAGE)
         return self._spare
 
     @property
     def spare(self) -> Span:
         """Where the kernel's areas are in those tasks that have them elsewhere; empty: in none."""
-        return (self._spare, self._spare + self._kernels_size) if self._spare else _NONE
-
-    @property
-    def _kernels_size(self) -> int:
-        return self.kernels.data + len(self.kernels.text)
+        return (self._spare, self._spare + self.kernels.size) if self._spare else NONE
 
     def _fits(self, text: bytes) -> bool:
         from torpor.memory import vdso
@@ -128,7 +108,7 @@ class Places:
         spare = self._find_spare()
         if text not in self._redirected:
             try:
-                base = spare + self.kernels.data
+                base = self.kernels.each(spare)[2][0]
                 new = vdso.symbols(self.kernels.text)
                 self._redirected[text] = vdso.redirect(text, new, base, native())
             except (vdso.NotElf, vdso.TooShort) as error:
@@ -150,13 +130,9 @@ class Places:
         that will return to one.  `frames`: by thread, what they return by."""
         if not self._foreign:
             return
-        sharing: dict[int, list[RestoreTask]] = {}
-        for task in restore.tasks.values():
-            if task.ids is not None:
-                sharing.setdefault(task.ids.vm_id, []).append(task)
+        sharing = _sharing(restore)
         for pid in self._foreign:
-            owner = restore.tasks[pid].ids
-            for task in sharing[owner.vm_id] if owner is not None else ():
+            for task in sharing(pid):
                 for tid in task.cores:
                     if tid in registers and self._is_inside(pid, native().pc(registers[tid].general)):
                         why = f"its thread {tid} was in the middle of a function of its kernel's vDSO"
@@ -167,6 +143,21 @@ class Places:
                         continue
                     remedy = "restore it under the kernel that it was dumped on"
                     restore.problem(task.refusal(why, remedy, code="inside-vdso"))
+
+    def leave_signal_pages(self, restore: "Restore", frames: "dict[int, list[Frame]]", same_boot: bool) -> None:
+        """Decide where the old [sigpage] has to stay.  Refuse threads that need it where the images do not hold it."""
+        ours = self.kernels.signals
+        if not ours:
+            return
+        theirs, sharing = sigpage.stored(restore), _sharing(restore)
+        for pid, place in self.of.items():
+            tasks = sharing(pid)
+            inside = [tid for task in tasks for tid in task.cores if sigpage.is_inside(frames.get(tid, ()))]
+            if inside and not theirs and not same_boot:
+                sigpage.refuse(restore, restore.tasks[pid], inside[0])
+            needed = theirs != ours and (bool(inside) or any(map(sigpage.has_handler, tasks)))
+            if place.signals != NONE and theirs and (place.text or needed):
+                self.of[pid] = place._replace(old_signals=theirs, spare=self._find_spare())
 
     def _is_inside(self, pid: int, pc: int) -> bool:
         """Whether that is in the old text, but where no function begins."""
@@ -185,34 +176,50 @@ class Places:
             return program
         runner = task.runner
         assert runner is not None and task.tracee is not None
-        if before is not None and before.text:
-            for start, end in (before.data, before.code):
-                if end > start:
-                    program.call("munmap", start, end - start)
+        for (start, end), _, _ in before.left if before is not None else ():
+            program.call("munmap", start, end - start)
         now = [area for area in read_maps(task.pid) if kind(area) in KINDS]
-        self._move(runner, program, _moves(now, place))
-        if place.text:
+        self._move(runner, program, self._moves(now, place))
+        if place.left:
             program = Program()
-            for (start, end), prot in ((place.data, PROT_READ), (place.code, PROT_READ | PROT_EXEC)):
-                if end > start:
-                    flags = vma.MAP_PRIVATE | vma.MAP_ANONYMOUS | MAP_FIXED
-                    program.call("mmap", start, end - start, prot, flags, -1, 0)
+            for (start, end), prot, _ in place.left:
+                flags = vma.MAP_PRIVATE | vma.MAP_ANONYMOUS | MAP_FIXED
+                program.call("mmap", start, end - start, prot, flags, -1, 0)
             runner.run(program)
-            task.tracee.write(place.code[0], place.text)
+            for (start, _), _, content in place.left:
+                task.tracee.write(start, content)
         task.tracee.use_gadget(0)
         return Program()
 
     def drop(self, task: "RestoreTask", program: Program) -> bool:
-        """Append that what the task does not have goes, now that all its children are there; whether there is any."""
+        """Append that what the task does not have goes, now that all its children are there; whether that is the
+        vDSO."""
         place = self.of.get(task.pid)
-        if place is None or place.code != _NONE:
+        if place is None or place.text:
             return False
-        start, end = self.spare
-        if place.data != _NONE:
-            start += self.kernels.data
-        if end > start:
-            program.call("munmap", start, end - start)
-        return True
+        own = place.signals, place.data, place.code
+        for span, (start, end) in zip(own, self.kernels.each(place.spare), strict=True):
+            if span == NONE and place.spare and end > start:
+                program.call("munmap", start, end - start)
+        return place.code == NONE
+
+    def _moves(self, now: list[Area], place: Place) -> list[tuple[int, int, int]]:
+        """(from, bytes, to) of each area; [vvar] and [vvar_vclock] are one in images."""
+        left = [span for span, _, _ in place.left]
+        (signals, _), (data, _), (code, _) = (
+            spare if own == NONE or own in left else own
+            for own, spare in zip((place.signals, place.data, place.code), self.kernels.each(place.spare), strict=True)
+        )
+        moves = []
+        for area in sorted(now, key=lambda area: area.start):
+            if kind(area) == "vdso":
+                moves.append((area.start, area.size, code))
+            elif kind(area) == "sigpage":
+                moves.append((area.start, area.size, signals))
+            else:
+                moves.append((area.start, area.size, data))
+                data += area.size
+        return moves
 
     def _move(self, runner: Executor, program: Program, moves: list[tuple[int, int, int]]) -> None:
         flags = MREMAP_MAYMOVE | MREMAP_FIXED
@@ -233,25 +240,22 @@ class Places:
             runner.run(program)
 
 
-def _moves(now: list[Area], place: Place) -> list[tuple[int, int, int]]:
-    """(from, bytes, to) of each area; [vvar] and [vvar_vclock] are one in images."""
-    moves = []
-    data, code = place.data[0], place.code[0]
-    if place.text or place.data == _NONE:
-        data = place.spare
-    if place.text or place.code == _NONE:
-        code = place.spare + sum(area.size for area in now if kind(area) != "vdso")
-    for area in sorted(now, key=lambda area: area.start):
-        if kind(area) == "vdso":
-            moves.append((area.start, area.size, code))
-        else:
-            moves.append((area.start, area.size, data))
-            data += area.size
-    return moves
+def _sharing(restore: "Restore") -> "Callable[[int], list[RestoreTask]]":
+    """The tasks that have the memory of the one with this PID."""
+    of: dict[int, list[RestoreTask]] = {}
+    for task in restore.tasks.values():
+        if task.ids is not None:
+            of.setdefault(task.ids.vm_id, []).append(task)
+
+    def sharing(pid: int) -> "list[RestoreTask]":
+        owner = restore.tasks[pid].ids
+        return of[owner.vm_id] if owner is not None else []
+
+    return sharing
 
 
 def _span(areas: list[VmaEntry]) -> Span:
-    return (areas[0].start, areas[-1].end) if areas else _NONE
+    return (areas[0].start, areas[-1].end) if areas else NONE
 
 
 def _stored(space: "AddressSpace", code: Span) -> bytes:

@@ -26,6 +26,7 @@ from torpor.images import kinds
 from torpor.images.schema.timens import TimensEntry, Timespec
 from torpor.images.schema.torpor_host import TorporHostEntry
 from torpor.kernel.process import CLONE_NEWTIME, setns, unshare
+from torpor.memory import sigpage
 from torpor.resources import own
 from torpor.typed import TYPE_CHECKING, NamedTuple
 
@@ -115,6 +116,7 @@ def save(dump: "Dump") -> None:
         monotonic_offset=theirs.monotonic,
         boottime_offset=theirs.boottime,
         signing=native().signing() or None,
+        signal_page=sigpage.page() or None,
     )
     dump.images.write(kinds.TORPOR_HOST, [host])
 
