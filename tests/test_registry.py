@@ -68,7 +68,7 @@ SAVED_ELSEWHERE = {
     "task:dumpable": Because("memory's image has it"), "thread:thread_pointer": Because("it is one of the registers"),
 }  # fmt: skip
 RESTORED_ELSEWHERE = {"task:unseen_stop": Because("resources/tree.py stops the task so that the parent is told")}
-ONLY_REFUSED = {"Confinement", "Cgroups", "Undo"}
+ONLY_REFUSED = {"Confinement", "Cgroups", "Ports", "Undo"}
 SAVES = {"ask", "save", "ask_thread", "look_thread", "save_thread"}
 RESTORES = {"place", "place_thread", "in_turn", "last", "outside"}
 
@@ -269,7 +269,8 @@ CALLS = {
     "sigaltstack": "thread:altstack", "rt_sigaction": "task:sigactions", "getitimer": "task:itimers",
     "get_robust_list": "thread:robust_list", "rseq": "thread:rseq", "membarrier": "task:membarrier",
     "sched_getattr": "thread:sched", "getpriority": "thread:nice", "ioprio_get": "thread:sched",
-    "get_mempolicy": "task:mempolicy", "keyctl": "task:keyrings", "ioperm": "task:ioperm",
+    "get_mempolicy": "task:mempolicy", "keyctl": "task:keyrings", "ioperm": "task:ioperm", "iopl": "task:ioperm",
+    "modify_ldt": "task:segments", "set_thread_area": "task:segments", "pkey_alloc": "task:protection_keys",
     "arch_prctl": "thread:registers", "personality": "task:personality", "io_setup": "vma:aio",
     "landlock": Because("not to be seen from outside"),
 }  # fmt: skip

@@ -25,6 +25,7 @@ from torpor.memory.dump import AddressSpace
 from torpor.model import identity
 from torpor.resources import clocks, namespaces, registry
 from torpor.resources.context import DumpTask
+from torpor.resources.security import refuse_32bit
 from torpor.resources.signals import look_at_pending
 from torpor.typed import TYPE_CHECKING
 
@@ -73,6 +74,7 @@ def tasks(dump: "Dump", tree: "FrozenTree") -> None:
                 task.process_extras.update(zombie_uid=credentials.uids[0], zombie_gid=credentials.gids[0])
             continue
         leaders = data = read_all(f"/proc/{task.leader.tid}/status")
+        refuse_32bit(task)  # of whose registers nothing else is read
         for thread in task.threads:
             thread.capture()
             if thread is not task.leader:

@@ -51,6 +51,18 @@ static int filter(void)
 }
 static void *apart(void *flags) { if (unshare((long)flags)) skip("unshare"); ready(); return flags; }
 static void *confined(void *unused) { if (filter()) skip("seccomp"); ready(); return unused; }
+#ifdef __x86_64__
+static void *described(void *unused) /* a call of 32-bit programs; their pointers have 32 bits */
+{
+	struct user_desc *low = mmap(0, 4096, 3, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+	*low = (struct user_desc){.entry_number = 13, .base_addr = 4096, .limit = 0xfffff, .seg_32bit = 1, .useable = 1};
+	long result;
+	__asm__ volatile("int $0x80" : "=a"(result) : "a"(243L), "b"(low) : "memory", "r8", "r9", "r10", "r11");
+	if (result) skip("set_thread_area");
+	ready();
+	return unused;
+}
+#endif
 static void *idle(void *unused) { ready(); return unused; }
 int main(int count, char **words)
 {
@@ -86,6 +98,7 @@ int main(int count, char **words)
 	}
 #ifdef __x86_64__
 	struct user_desc segment = {.entry_number = 3, .base_addr = 0x1000, .limit = 0xfffff, .seg_32bit = 1, .useable = 1};
+	if (!strcmp(what, "described")) { pthread_t t; pthread_create(&t, 0, described, 0); for (;;) pause(); }
 	if (!strcmp(what, "segments") && syscall(SYS_modify_ldt, 1, &segment, sizeof segment)) skip(what);
 #endif
 	ready();
@@ -153,6 +166,12 @@ def victims(tmp_path: Path) -> Iterator[list[Victim]]:
             "segments",
             "unsupported",
             "modify_ldt",
+            marks=pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86 has segments"),
+        ),
+        pytest.param(
+            "described",
+            "unsupported",
+            "has memory segments of its own (set_thread_area)",
             marks=pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86 has segments"),
         ),
         ("uts", "namespace", "has another UTS namespace than the process"),

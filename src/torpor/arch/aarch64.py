@@ -109,6 +109,7 @@ class AArch64(Arch):
     march = 3
     SYSCALLS = numbers(_CALLS + FROM_424) | {"memfd_secret": 447}
     instruction = b"\x01\x00\x00\xd4"
+    general_size = 272
     instruction_alignment = 4
     number_at = X8
     regsets = (NT_PRFPREG, NT_ARM_TLS)

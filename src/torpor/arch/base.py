@@ -115,6 +115,8 @@ class Arch:
     call_before_stop = False  # `resumed` needs to know which call the task was in before it was stopped
     # What the executor does without the kernel, by its name in the table: code that does it and then makes a call.
     own_code: Mapping[str, bytes] = {}  # noqa: RUF012
+    dispatches_calls = False  # the kernel can send a thread's system calls to a handler of its own
+    general_size = 0  # bytes of NT_PRSTATUS; a thread in 32-bit code has fewer
     number_at = 0  # which of the general registers, as ptrace has them, holds the number of a system call
     images_tell = True  # how a call was interrupted (`interruption`); False: `arch.interrupted` has to guess
     signs_pointers = False  # addresses may carry signatures that only an alike CPU takes (`signing`)

@@ -122,6 +122,7 @@ class Ppc64le(Arch):
     march = 4
     SYSCALLS = numbers(_CALLS + FROM_424)
     instruction = b"\x02\x00\x00\x44"
+    general_size = 384
     instruction_alignment = 4
     number_at = R0
     regsets = (NT_PRFPREG, NT_PPC_VMX, NT_PPC_VSX)

@@ -101,6 +101,8 @@ class S390x(Arch):
     march = 5
     SYSCALLS = numbers(_CALLS + FROM_424)
     instruction = b"\x0a\x00"
+    dispatches_calls = True
+    general_size = 216
     instruction_alignment = 2
     number_at = R1  # of all that do not stand in the instruction: those above 255
     regsets = (NT_PRFPREG,)

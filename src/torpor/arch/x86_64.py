@@ -121,6 +121,8 @@ class X86_64(Arch):
         | _LATER
     )
     instruction = b"\x0f\x05"
+    dispatches_calls = True
+    general_size = 216
     instruction_alignment = 1
     regsets = (NT_X86_XSTATE,)
     # A CPU without XSAVE has the first 512 bytes of it.

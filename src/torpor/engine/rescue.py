@@ -122,7 +122,7 @@ class Rescue:
                 self._note_pair(tracee, thread.pair)
             if thread.mapped and thread.mapped[0]:
                 self._note_mapped(tracee, *thread.mapped)
-        elif tracee.mask == ALL_SIGNALS & ~_UNBLOCKABLE:
+        elif tracee.mask | _LET_THROUGH == ALL_SIGNALS & ~_UNBLOCKABLE:
             tracee.adopt(tracee.general, thread.mask, {})
 
     def _note_pair(self, tracee: Tracee, address: int) -> None:
@@ -168,6 +168,7 @@ class Rescue:
             leader.step("munmap", address, size)
 
 
+_LET_THROUGH = 1 << signal.SIGSYS - 1  # perhaps: Tracee.block_signals
 _UNBLOCKABLE = 1 << signal.SIGKILL - 1 | 1 << signal.SIGSTOP - 1
 
 

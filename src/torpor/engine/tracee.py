@@ -19,12 +19,15 @@ from torpor.arch import native
 from torpor.arch.base import NT_PRSTATUS, Registers
 from torpor.engine import gadget, journal, stops
 from torpor.engine.stops import Kind, Stop
-from torpor.errors import TaskGone, TorporError
+from torpor.errors import Refusal, TaskGone, TorporError
 from torpor.kernel import ptrace
 from torpor.kernel.inside import RUNNING, UNSEEN, SeenCall, seen_call
 from torpor.typed import Sequence
 
 ALL_SIGNALS = (1 << 64) - 1
+DISPATCHES_NONE = "start the program without that"
+_SIGSYS = 1 << signal.SIGSYS - 1
+_tells: bool | None = None  # whether ptrace tells whose system calls are dispatched
 _absent: set[int] = set()  # register sets that this CPU does not have
 _RSEQ_CS = struct.Struct("=IIQQQ")  # version, flags, start_ip, post_commit_offset, abort_ip
 
@@ -101,7 +104,10 @@ class Tracee:
             self._specials = {which: ptrace.get_regset(self.tid, which) for which in self.arch.before_programs()}
             if self.arch.volatile:
                 self._read_volatile()
-            self._read_rseq()
+            if len(self._general) < self.arch.general_size:  # in 32-bit code: nothing will be run in it
+                self._rseq = ptrace.RseqConfiguration(0, 0, 0)
+            else:
+                self._read_rseq()
         return self._general
 
     def _for_images(self) -> tuple[bytes, dict[int, bytes], SeenCall]:
@@ -233,8 +239,16 @@ class Tracee:
     def block_signals(self) -> None:
         if not self._mask_touched:
             self._note()
-            ptrace.set_signal_mask(self.tid, ALL_SIGNALS)
+            ptrace.set_signal_mask(self.tid, ALL_SIGNALS & ~self._let_through())
             self._mask_touched = True
+
+    def _let_through(self) -> int:
+        """SIGSYS, where only that tells that the thread's system calls are dispatched to a handler of its own.  Were it
+        blocked, the kernel would take the handler away."""
+        global _tells
+        if _tells is None:
+            _tells = not self.arch.dispatches_calls or ptrace.dispatches_syscalls(self.tid) is not None
+        return 0 if _tells else _SIGSYS & ~self.mask
 
     def _note(self) -> None:
         """Write down what is to be put back, should the engine die."""
@@ -342,6 +356,13 @@ class Tracee:
         if stop.kind == Kind.ENDED:
             self.stopped = False
             raise TaskGone(f"task {self.tid} was ended by somebody else while Torpor worked on it")
+        if stop.kind == Kind.SIGNAL and stop.signal == signal.SIGSYS and self._let_through():
+            if ptrace.is_dispatched_call(self.tid):
+                self.stopped = True
+                why = f"thread {self.tid} has its system calls dispatched to a handler of its own"
+                raise Refusal(self._subject(), f"{why} (PR_SET_SYSCALL_USER_DISPATCH)", DISPATCHES_NONE)
+            ptrace.set_signal_mask(self.tid, ALL_SIGNALS)  # somebody has sent it: with that, it waits again
+            return stop.signal
         if stop.kind == Kind.SIGNAL and stop.signal != signal.SIGSTOP:
             self.stopped = True  # and no other stop will come
             raise TorporError(
@@ -351,6 +372,11 @@ class Tracee:
             return 0
         journal.note("stopped", self.pid)
         return stop.signal
+
+    def _subject(self) -> str:
+        from torpor.kernel.procfs import read_all
+
+        return f"task {self.pid} ({os.fsdecode(read_all(f'/proc/{self.pid}/comm')).rstrip()})"
 
     def notice(self) -> None:
         """Deal with a stop of a running task, if there is one: nothing that was asked for."""

@@ -18,18 +18,21 @@ _ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void
 _ptrace.restype = ctypes.c_long
 
 CONT, KILL, SINGLESTEP, DETACH, SYSCALL = 7, 8, 9, 17, 24
-GET_THREAD_AREA = 22
+GET_THREAD_AREA, GET_THREAD_AREA_X86 = 22, 25
 SETOPTIONS, GETSIGINFO = 0x4200, 0x4202
 GETREGSET, SETREGSET, SEIZE, INTERRUPT = 0x4204, 0x4205, 0x4206, 0x4207
 LISTEN, PEEKSIGINFO, GETSIGMASK, SETSIGMASK = 0x4208, 0x4209, 0x420A, 0x420B
 GET_SYSCALL_INFO, GET_RSEQ_CONFIGURATION = 0x420E, 0x420F
 GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211
 
+SYS_USER_DISPATCH = 2  # si_code of a SIGSYS
+
 O_TRACESYSGOOD, O_TRACEFORK, O_TRACEVFORK, O_TRACECLONE, O_TRACEEXEC, O_TRACEEXIT = 1, 2, 4, 8, 16, 64
 O_EXITKILL, O_SUSPEND_SECCOMP = 1 << 20, 1 << 21
 
 EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_EXIT, EVENT_STOP = 1, 2, 3, 4, 6, 128
 
+NT_386_IOPERM = 0x201
 PEEKSIGINFO_SHARED = 1
 SIGINFO_SIZE = 128
 _REGSET_MAX = (1 << 16) + 4096  # SME's array has 64 KiB at most, AMX makes an XSTATE of 11
@@ -41,6 +44,10 @@ class _Iovec(ctypes.Structure):
 
 _buffer = ctypes.create_string_buffer(_REGSET_MAX)
 _buffer_at = ctypes.addressof(_buffer)
+# Of x86_64 (asm/segment.h, asm/ldt.h): where the GDT has entries of a thread's own, and what is told of one that is
+# not used: number, base, limit; not present, not to be written.
+_GDT_TLS = [(number, _buffer_at + 16 * at) for at, number in enumerate(range(12, 15))]
+_NO_SEGMENTS = b"".join(struct.pack("<4I", number, 0, 0, 0x28) for number, _ in _GDT_TLS)
 _iov = _Iovec()
 _iov_at = ctypes.addressof(_iov)
 
@@ -112,6 +119,21 @@ def thread_area(tid: int) -> bytes:
     return ctypes.string_at(_buffer_at, ctypes.sizeof(ctypes.c_long))
 
 
+def has_gdt_entries(tid: int) -> bool:
+    """Whether a thread of x86_64 has put segments into the GDT, as only a call of 32-bit programs does
+    (set_thread_area).  A kernel without that says no.  Quick: a thousand threads may be asked."""
+    failed = 0
+    for number, at in _GDT_TLS:
+        failed |= _ptrace(GET_THREAD_AREA_X86, tid, number, at)
+    return not failed and ctypes.string_at(_buffer_at, len(_NO_SEGMENTS)) != _NO_SEGMENTS
+
+
+def has_io_bitmap(tid: int) -> bool:
+    """Whether a thread of x86 may use some I/O ports (ioperm); a kernel without that says no."""
+    _iov.base, _iov.length = _buffer_at, 8
+    return bool(_ptrace(GETREGSET, tid, NT_386_IOPERM, _iov_at) == 0)  # ENXIO is usual
+
+
 def get_signal_mask(tid: int) -> int:
     """Blocked signals, bit n-1 for signal n."""
     request(GETSIGMASK, tid, 8, _buffer_at)
@@ -128,6 +150,12 @@ def is_own_trap(tid: int) -> bool:
     somebody (sigaction(2): "si_code")."""
     request(GETSIGINFO, tid, 0, _buffer_at)
     return int(struct.unpack_from("=i", _buffer, 8)[0]) > 0
+
+
+def is_dispatched_call(tid: int) -> bool:
+    """Whether the SIGSYS that a thread has stopped with stands for a system call (PR_SET_SYSCALL_USER_DISPATCH)."""
+    request(GETSIGINFO, tid, 0, _buffer_at)
+    return int(struct.unpack_from("=i", _buffer, 8)[0]) == SYS_USER_DISPATCH
 
 
 def peek_signals(tid: int, shared: bool) -> list[bytes]:
@@ -168,13 +196,13 @@ def rseq_configuration(tid: int) -> RseqConfiguration:
     return RseqConfiguration._make(struct.unpack_from("=QII", _buffer, 0))
 
 
-def dispatches_syscalls(tid: int) -> bool:
-    """Whether a thread has its system calls sent to a handler (PR_SET_SYSCALL_USER_DISPATCH).  Linux 6.4; before that
+def dispatches_syscalls(tid: int) -> bool | None:
+    """Whether a thread has its system calls sent to a handler (PR_SET_SYSCALL_USER_DISPATCH).  None: before Linux 6.4
     nobody can tell."""
     try:
         request(GET_SYSCALL_USER_DISPATCH_CONFIG, tid, 32, _buffer_at)
     except OSError as error:
         if error.errno in (errno.EIO, errno.EINVAL):
-            return False
+            return None
         raise
     return bool(struct.unpack_from("=Q", _buffer, 0)[0])

@@ -44,7 +44,7 @@ REFUSED_TYPES = {8: "fd:inotify", 10: "fd:packet", 12: "fd:fanotify", 13: "fd:ne
 # Modules with ATTRIBUTES, in the order in which they are placed at restore.
 ATTRIBUTES = (
     "names", "sched", "creds", "prctl", "switches", "dexcr", "threads", "timers", "signals", "rlimits", "security",
-    "cgroup", "stops", "semaphores",
+    "ports", "pkeys", "cgroup", "stops", "semaphores",
 )  # fmt: skip
 
 # What has no resource of its own: saved and brought back by the dump and the restore themselves, in these files.

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What confines a task and is not restored yet: recognised and refused in words.
 
-Seccomp filters, labels of security modules, system-call dispatch, shadow stacks, port permissions, keyrings of a
-thread or process, 32-bit programs, segments of memory (the LDT of x86).  A restored task gets Torpor's own label, so
-only "not confined" passes.  What cannot be seen from outside is not refused: Landlock rules, a session keyring.
+Seccomp filters, labels of security modules, system-call dispatch, shadow stacks, keyrings of a thread or process,
+32-bit programs and code, segments of memory (of x86, in the LDT or the GDT).  A restored task gets Torpor's own label,
+so only "not confined" passes.  What cannot be seen from outside is not refused: Landlock rules, a session keyring.
 """
 
 import ctypes
 import errno
 import os
 
+from torpor.engine.tracee import DISPATCHES_NONE
 from torpor.errors import Refusal
 from torpor.kernel import ptrace
 from torpor.kernel.procfs import LARGE, read_all
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from torpor.kernel.fdinfo import FdInfo
     from torpor.resources.context import Dump, DumpTask, Restore, RestoreTask
 
-NT_386_IOPERM = 0x201
 PR_SCHED_CORE, ARCH_GET_XCOMP_PERM = 62, 0x1022
 KEYCTL_GET_KEYRING_ID, KEY_SPEC_THREAD_KEYRING, KEY_SPEC_PROCESS_KEYRING = 0, -1, -2
 READ_LDT, LDT_ENTRY = 0, 8  # of modify_ldt(2), which tells 0 bytes where there is no table
@@ -34,7 +34,7 @@ _SECCOMP = {1: "strict", 2: "filter"}
 
 class Confinement(Attribute):
     covers = frozenset(
-        {"thread:seccomp", "task:label", "thread:syscall_dispatch", "task:shadow_stack", "task:ioperm", "task:keyrings",
+        {"thread:seccomp", "task:label", "thread:syscall_dispatch", "task:shadow_stack", "task:keyrings",
          "task:32bit", "task:kernel_thread", "task:autogroup", "task:core_sched", "task:mempolicy",
          "task:tagged_addresses", "task:segments", "thread:byte_order",
          "task:extended_registers"}
@@ -64,8 +64,8 @@ class Confinement(Attribute):
         if status.untag_mask not in (None, task.leader.arch.untag_mask):
             why = "bits of its addresses are not looked at (linear address masking), which Torpor does not restore yet"
             dump.refuse(task.refusal(why, "start it without"))
-        if _is_32bit(task):
-            dump.refuse(task.refusal("it is a 32-bit program", "only 64-bit programs can be dumped yet", code="32-bit"))
+        if task.running and _is_32bit(task):
+            dump.refuse(_refusal_32bit(task, "it is a 32-bit program"))
         if not task.running:
             _examine_stopped(task, dump)
 
@@ -101,7 +101,7 @@ class Confinement(Attribute):
         self, task: "DumpTask", thread: "Tracee", answer: "tuple[Result, Pointer]", core: "CoreEntry"
     ) -> None:
         keyring, policy = answer
-        it = "it" if thread is task.leader else f"its thread {thread.tid}"
+        it = _named(task, thread)
         if any(policy.data):
             raise task.refusal(f"{it} has a memory policy (set_mempolicy)", "run it without numactl")
         if keyring.value > 0:
@@ -142,14 +142,25 @@ def _keyring(program: "Program", which: int) -> "Result":
     return program.call("keyctl", KEYCTL_GET_KEYRING_ID, which, 0, 0, 0, may_fail=True)
 
 
+def refuse_32bit(task: "DumpTask") -> None:
+    """By what only ptrace tells: a thread of a 64-bit program may be in 32-bit code just then (as in Wine).  Raises
+    Refusal."""
+    for thread in task.threads:
+        if len(thread.general) < thread.arch.general_size:
+            one = "its first thread" if thread is task.leader else f"its thread {thread.tid}"
+            raise _refusal_32bit(task, "it is a 32-bit program" if _is_32bit(task) else f"{one} runs 32-bit code")
+
+
+def _refusal_32bit(task: "DumpTask", why: str) -> Refusal:
+    return task.refusal(why, "only 64-bit programs can be dumped yet", code="32-bit")
+
+
 def _is_32bit(task: "DumpTask") -> bool:
-    leader = task.leader
-    if leader.arch.word_size != 8:
+    """How its program was built: good enough for a look from outside."""
+    if task.leader.arch.word_size != 8:
         return False
-    if not task.running:
-        return len(leader.general) < 128
-    try:  # good enough for a look from outside: how its program was built
-        fd = os.open(f"/proc/{leader.tid}/exe", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fd = os.open(f"/proc/{task.leader.tid}/exe", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -166,10 +177,34 @@ def _examine_stopped(task: "DumpTask", dump: "Dump") -> None:
             dump.refuse(task.refusal(why, "run it in the usual one"))
         if ptrace.dispatches_syscalls(thread.tid):
             why = f"thread {thread.tid} has its system calls dispatched to a handler of its own"
-            dump.refuse(task.refusal(f"{why} (PR_SET_SYSCALL_USER_DISPATCH)", "start the program without that"))
-    if task.leader.arch.name == "x86_64" and _has_ioperm(task.leader.tid):
-        why = "it has permission for I/O ports (ioperm)"
-        dump.refuse(task.refusal(why, "end the program that drives hardware first"))
+            dump.refuse(task.refusal(f"{why} (PR_SET_SYSCALL_USER_DISPATCH)", DISPATCHES_NONE))
+    if task.leader.arch.name == "x86_64":
+        _refuse_segments(task, dump)
+
+
+def _refuse_segments(task: "DumpTask", dump: "Dump") -> None:
+    threads = task.threads
+    if len(threads) > 1 and not _has_low_memory(task.leader.tid):
+        threads = [task.leader]
+    for thread in threads:
+        if ptrace.has_gdt_entries(thread.tid):
+            why = f"{_named(task, thread)} has memory segments of its own (set_thread_area)"
+            dump.refuse(task.refusal(f"{why}, which Torpor does not restore yet", "run it without 32-bit code"))
+            return
+
+
+def _has_low_memory(tid: int) -> bool:
+    """Whether an area begins below 4 GiB: without, nobody can make the call of 32-bit programs that sets a segment (it
+    takes a pointer of 32 bits), nor is there anything for a segment to lead to."""
+    fd = os.open(f"/proc/{tid}/maps", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return int(os.pread(fd, 32, 0).partition(b"-")[0] or b"0", 16) < 1 << 32
+    finally:
+        os.close(fd)
+
+
+def _named(task: "DumpTask", thread: "Tracee") -> str:
+    return "it" if thread is task.leader else f"its thread {thread.tid}"
 
 
 def _examine_running(task: "DumpTask", dump: "Dump") -> None:
@@ -260,15 +295,6 @@ def _read_label(tid: int, name: str) -> bytes:
 
 def _is_unconfined(label: bytes) -> bool:
     return not label or label in UNCONFINED or b":unconfined_t:" in label or b":kernel_t:" in label
-
-
-def _has_ioperm(tid: int) -> bool:
-    try:
-        return any(byte != 0xFF for byte in ptrace.get_regset(tid, NT_386_IOPERM))
-    except OSError as error:
-        if error.errno in (errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EIO):
-            return False
-        raise
 
 
 def refuse_locks(subject: str, info: "FdInfo") -> None:

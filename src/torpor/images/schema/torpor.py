@@ -71,6 +71,7 @@ class TaskExtraEntry(Message):
     fp_exceptions: int | None = optional(15, UINT32, default=None)  # PR_GET_FPEXC of ppc64le
     unaligned: int | None = optional(16, UINT32, default=None)  # PR_GET_UNALIGN of ppc64le
     cpuid: int | None = optional(17, UINT32, default=None)  # ARCH_GET_CPUID of x86
+    protection_keys: int | None = optional(18, UINT32, default=None)  # a bit for each that pkey_alloc(2) has given
 
 
 class TagRunEntry(Message):
