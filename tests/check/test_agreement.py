@@ -12,6 +12,9 @@ from harness.workload import Skipped, Workload, all_workloads
 ROOT = Path(__file__).resolve().parents[2]
 # Workloads that only the dump refuses, and the words for it in docs/checking.md.
 LEFT_TO_THE_DUMP = {
+    "attr_dispatch": "dispatch of system calls",
+    **dict.fromkeys(("attr_ioperm_thread", "attr_iopl", "attr_iopl_dropped"), "I/O port permissions"),
+    "cpu_code32": "32-bit code in a 64-bit program",
     "attr_io_flusher_thread": "is an I/O flusher",
     "attr_mempolicy_thread": "memory policy of its own",
     "mem_data_limit": "a limit of memory that it has reached",
