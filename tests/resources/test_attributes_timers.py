@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from attributekit import PID, TID, be, calls, queue, restore, siginfo, task, thread
 
+from torpor.arch.arm import ARCH as ARM
 from torpor.engine.program import Program
 from torpor.errors import ImageError, Refusal
 from torpor.images.schema.timer import ItimerEntry, PosixTimerEntry, TaskTimersEntry
@@ -120,6 +121,15 @@ def test_periodic_timers_queue_their_signals_themselves(monkeypatch: pytest.Monk
     late = before + 500000 - 60 * 10**6
     assert late <= sec * 10**9 + nsec < late + 10**9
     assert queued == ("rt_sigqueueinfo", PID, 40, siginfo(40, -2, 1, 0))
+
+
+def test_timers_of_more_than_2_31_seconds_on_32_bit_arm(chooses: bool) -> None:
+    program = Program()
+    timers.PosixTimers().last(timed(posix(0, isec=5 * 10**9, vsec=6 * 10**9)), program)
+    name, *_, spec, _ = calls(program)[-1]
+    assert name == "timer_settime" and struct.unpack("=4q", spec) == (5 * 10**9, 0, 6 * 10**9, 0)
+    assert [ARM.SYSCALLS[f"timer_{verb}time"] for verb in ("get", "set")] == [408, 409]
+    assert ARM.SYSCALLS["clock_gettime"] == 403
 
 
 def test_overruns_that_were_told_already(monkeypatch: pytest.MonkeyPatch) -> None:

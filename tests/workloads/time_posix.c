@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* POSIX timers: ids with gaps, all clocks, all ways of notice, armed, disarmed, absolute, periodic, with overruns. */
+/* POSIX timers: ids with gaps, all clocks, all ways of notice, armed, disarmed, absolute, periodic, with overruns, and
+ * for longer than 2^31 seconds, which 32-bit machines have calls of their own for. */
 /* wl: */
 #include "wl.h"
 
@@ -12,17 +13,25 @@ static int make(clockid_t clock, int notify, int number, void *value, int tid)
 	MUST((int)syscall(SYS_timer_create, clock, &event, &id));
 	return id;
 }
+#if __SIZEOF_LONG__ == 4
+#define SETTIME SYS_timer_settime64
+#define GETTIME SYS_timer_gettime64
+#else
+#define SETTIME SYS_timer_settime
+#define GETTIME SYS_timer_gettime
+#endif
+struct spec { int64_t interval, interval_ns, value, value_ns; };
 static void set(int id, int flags, int64_t ns, int64_t interval)
 {
-	struct itimerspec spec = {{interval / 1000000000, interval % 1000000000}, {ns / 1000000000, ns % 1000000000}};
-	MUST((int)syscall(SYS_timer_settime, id, (long)flags, &spec, NULL));
+	struct spec spec = {interval / 1000000000, interval % 1000000000, ns / 1000000000, ns % 1000000000};
+	MUST((int)syscall(SETTIME, id, (long)flags, &spec, NULL));
 }
 static int64_t left(int id, int64_t *interval)
 {
-	struct itimerspec spec;
-	MUST((int)syscall(SYS_timer_gettime, id, &spec));
-	*interval = spec.it_interval.tv_sec * 1000000000LL + spec.it_interval.tv_nsec;
-	return spec.it_value.tv_sec * 1000000000LL + spec.it_value.tv_nsec;
+	struct spec spec;
+	MUST((int)syscall(GETTIME, id, &spec));
+	*interval = spec.interval * 1000000000 + spec.interval_ns;
+	return spec.value * 1000000000 + spec.value_ns;
 }
 
 static const struct {
@@ -48,7 +57,8 @@ static void *body(void *argument)
 
 int main(void)
 {
-	int ids[count], gap[5], periodic, absolute, disarmed, threaded, overrunning, silent;
+	int ids[count], gap[5], periodic, absolute, disarmed, threaded, overrunning, silent, far, farther;
+	const int64_t century = 3155760000 * 1000000000LL;
 	int64_t interval, now;
 	pthread_t thread;
 	siginfo_t info;
@@ -74,6 +84,10 @@ int main(void)
 	periodic = make(CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGRTMIN + 9, (void *)0x1234567890abcdef, 0);
 	silent = make(CLOCK_MONOTONIC, SIGEV_NONE, 0, NULL, 0);
 	set(silent, 0, 3000000000000LL, 0);
+	far = make(CLOCK_REALTIME, SIGEV_NONE, 0, NULL, 0);
+	set(far, 0, 2 * century, century);
+	farther = make(CLOCK_REALTIME, SIGEV_SIGNAL, SIGRTMIN + 11, (void *)0x88, 0); /* has fired once, is pending */
+	set(farther, 0, 1000000, century);
 	/* overruns: the signal is blocked, many periods pass, one signal is pending that counts the others when taken */
 	overrunning = make(CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGRTMIN + 10, (void *)0x77, 0);
 	set(overrunning, 0, 1000000, 1000000);
@@ -98,7 +112,14 @@ int main(void)
 	CHECK(now > 1700000000000LL && now <= 2000000000000LL && interval == 0, "absolute: %" PRId64 " ns left", now);
 	now = left(silent, &interval);
 	CHECK(now > 2700000000000LL && now <= 3000000000000LL, "without notice: %" PRId64 " ns left", now);
-	sigset_t wanted = wl_set(SIGRTMIN + 10);
+	now = left(far, &interval);
+	CHECK(now > 2 * century - 300000000000LL && now <= 2 * century && interval == century, "in two centuries: %" PRId64 " ns left, then %" PRId64, now, interval);
+	sigset_t wanted = wl_set(SIGRTMIN + 11);
+	CHECK(sigtimedwait(&wanted, &info, &(struct timespec){5, 0}) == SIGRTMIN + 11 && info.si_value.sival_ptr == (void *)0x88 && info.si_overrun == 0,
+	      "once in a century: overrun %d, value %p", info.si_overrun, info.si_value.sival_ptr);
+	now = left(farther, &interval);
+	CHECK(now > century - 300000000000LL && now <= century && interval == century, "in a century: %" PRId64 " ns left, then %" PRId64, now, interval);
+	wanted = wl_set(SIGRTMIN + 10);
 	CHECK(sigtimedwait(&wanted, &info, &(struct timespec){5, 0}) == SIGRTMIN + 10 && info.si_code == SI_TIMER && info.si_value.sival_ptr == (void *)0x77,
 	      "the overrunning timer's signal: code %d, value %p", info.si_code, info.si_value.sival_ptr);
 	CHECK(syscall(SYS_timer_getoverrun, overrunning) >= 20, "overruns are %ld", syscall(SYS_timer_getoverrun, overrunning));

@@ -92,6 +92,7 @@ getresgid setfsuid setfsgid getgroups setgroups
 """
 _LARGE = {
     "timerfd_settime": "timerfd_settime64", "timerfd_gettime": "timerfd_gettime64",
+    "timer_settime": "timer_settime64", "timer_gettime": "timer_gettime64", "clock_gettime": "clock_gettime64",
     "fcntl": "fcntl64", "ftruncate": "ftruncate64", "truncate": "truncate64", "fstat": "fstat64", "stat": "stat64",
     "lstat": "lstat64", "newfstatat": "fstatat64", "statfs": "statfs64", "fstatfs": "fstatfs64",
     "getrlimit": "ugetrlimit", "sendfile": "sendfile64", "fadvise64": "arm_fadvise64_64",

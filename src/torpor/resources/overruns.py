@@ -26,6 +26,8 @@ SI_TIMER = -2
 _WORD = native().word_size
 SIGINFO = struct.Struct("=iiiii" if _WORD == 4 else "=iii4xii")
 _OVERRUN, _PRIVATE = (16, 24) if _WORD == 4 else (20, 32)
+# struct itimerspec (interval, value) and timespec: of 64-bit numbers on 32-bit machines, too (`Arch.SYSCALLS`)
+SPEC, _TIME = struct.Struct("=4q"), struct.Struct("=2q")
 TIMER_ABSTIME = 1
 CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_TAI = 0, 1, 7, 11
 CLOCKS = frozenset({CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_TAI})
@@ -88,41 +90,39 @@ def count_pending(task: "DumpTask", timers: "list[Timer]") -> None:
 
 def _take(task: "DumpTask", timer: "Timer") -> int | None:
     """Take the signal, read the count, let it be pending again.  None: the timer is not periodic."""
-    word = task.leader.arch.word
-    spec = f"{word[0]}4{word[1]}"
     program = Program()
-    now = program.space(4 * task.leader.arch.word_size)
+    now = program.space(SPEC.size)
     program.call("timer_gettime", timer.id, now)
     task.run(program)
-    isec, insec, _, _ = struct.unpack(spec, now.data)
+    isec, insec, _, _ = SPEC.unpack(now.data)
     period = isec * SECOND + insec
     if not period:
         return None
     program = Program()
     mask, info, none = program.put(struct.pack("=Q", 1 << timer.signal - 1)), program.space(128), program.space(16)
     program.call("rt_sigtimedwait", mask, info, none, 8)
-    soon = program.put(struct.pack(spec, isec, insec, *divmod(max(period, _MEANWHILE), SECOND)))
-    old, clock = program.space(4 * task.leader.arch.word_size), program.space(2 * task.leader.arch.word_size)
+    soon = program.put(_spec(period, max(period, _MEANWHILE)))
+    old, clock = program.space(SPEC.size), program.space(_TIME.size)
     program.call("timer_settime", timer.id, 0, soon, old)
     program.call("clock_gettime", timer.clock, clock)
     task.run(program)
-    _, _, vsec, vnsec = struct.unpack(spec, old.data)
-    sec, nsec = struct.unpack(f"{word[0]}2{word[1]}", clock.data)
+    _, _, vsec, vnsec = SPEC.unpack(old.data)
+    sec, nsec = _TIME.unpack(clock.data)
     overrun: int = SIGINFO.unpack_from(info.data)[4]
     first = (sec + vsec) * SECOND + nsec + vnsec - (overrun + 1) * period
     program = Program()
-    program.call("timer_settime", timer.id, TIMER_ABSTIME, program.put(_spec(word, period, max(first, 1))), 0)
+    program.call("timer_settime", timer.id, TIMER_ABSTIME, program.put(_spec(period, max(first, 1))), 0)
     task.run(program)
     return overrun
 
 
-def arm(timer: "PosixTimerEntry", overrun: int, word: str, program: Program) -> bool:
+def arm(timer: "PosixTimerEntry", overrun: int, program: Program) -> bool:
     """At restore: let a periodic timer's signal be pending with so many overruns.  False: it cannot be done so."""
     period = timer.isec * SECOND + timer.insec
     first = time.clock_gettime_ns(timer.clock_id) + timer.vsec * SECOND + timer.vnsec - (overrun + 1) * period
     if first <= 0:
         return False
-    program.call("timer_settime", timer.it_id, TIMER_ABSTIME, program.put(_spec(word, period, first)), 0)
+    program.call("timer_settime", timer.it_id, TIMER_ABSTIME, program.put(_spec(period, first)), 0)
     return True
 
 
@@ -131,12 +131,12 @@ def is_suited(timer: "PosixTimerEntry") -> bool:
     return bool((timer.isec or timer.insec) and (timer.vsec or timer.vnsec) and timer.clock_id in CLOCKS)
 
 
-def take(timer: "PosixTimerEntry", word: str, program: Program) -> None:
+def take(timer: "PosixTimerEntry", program: Program) -> None:
     """At restore, after `arm`: the signal was taken before the dump; only its count is still there."""
     mask = program.put(struct.pack("=Q", 1 << timer.si_signo - 1))
-    second = program.put(struct.pack(f"{word[0]}2{word[1]}", 1, 0))
+    second = program.put(struct.pack("=2l" if _WORD == 4 else "=2q", 1, 0))
     program.call("rt_sigtimedwait", mask, 0, second, 8)
 
 
-def _spec(word: str, period: int, value: int) -> bytes:
-    return struct.pack(f"{word[0]}4{word[1]}", *divmod(period, SECOND), *divmod(value, SECOND))
+def _spec(period: int, value: int) -> bytes:
+    return SPEC.pack(*divmod(period, SECOND), *divmod(value, SECOND))

@@ -16,6 +16,7 @@
 import ctypes
 import struct
 
+from torpor.arch import native
 from torpor.engine.program import Program
 from torpor.errors import ImageError
 from torpor.images.schema.timer import ItimerEntry, PosixTimerEntry, TaskTimersEntry
@@ -40,6 +41,7 @@ NOTIFY = {"signal": SIGEV_SIGNAL, "none": SIGEV_NONE, "thread": SIGEV_THREAD}
 CLOCK_REALTIME_ALARM, CLOCK_BOOTTIME_ALARM = 8, 9
 THREAD_CLOCK = -2  # CPU time of the thread that made the timer
 PR_TIMER_CREATE_RESTORE_IDS, OFF, ON, GET = 77, 0, 1, 2
+_LONGEST = 1 << 8 * native().word_size - 1  # seconds of interval timers: setitimer(2) has no 64-bit variant
 MAX_TRIES = 4096  # ids that are tried in turn on older kernels
 
 
@@ -63,7 +65,7 @@ class Itimers(Attribute):
 
     def check(self, task: "RestoreTask", restore: "Restore") -> None:
         for entry in _itimers(task):
-            if max(entry.iusec, entry.vusec) >= 10**6 or max(entry.isec, entry.vsec) >= 1 << 63:
+            if max(entry.iusec, entry.vusec) >= 10**6 or max(entry.isec, entry.vsec) >= _LONGEST:
                 raise ImageError(f"the core image of task {task.pid} is mangled", "an interval timer makes no sense")
 
     def last(self, task: "RestoreTask", program: Program) -> None:
@@ -108,7 +110,7 @@ class PosixTimers(Attribute):
             task.thread_timers = [timer.id for timer in timers if timer.clock == THREAD_CLOCK]
         at_once = Program()
         for timer in timers:
-            spec = program.space(4 * task.leader.arch.word_size)
+            spec = program.space(overruns.SPEC.size)
             at_once.call("timer_gettime", timer.id, spec)
             asked.append(_Asked(timer, spec, at_once.call("timer_getoverrun", timer.id)))
         task.run(at_once)
@@ -120,7 +122,7 @@ class PosixTimers(Attribute):
         """Whose CPU time a timer counts, nothing tells: but only in that thread does it run while we look."""
         asked = []
         for number in task.thread_timers:
-            size = 4 * task.leader.arch.word_size
+            size = overruns.SPEC.size
             twice = program.space(2 * size)
             program.call("timer_gettime", number, twice)
             program.call("timer_gettime", number, twice + size)
@@ -137,12 +139,11 @@ class PosixTimers(Attribute):
 
     def save(self, task: "DumpTask", answer: list[_Asked], core: "CoreEntry") -> None:
         """Itimers has made tc.timers."""
-        word = task.leader.arch.word
         assert core.tc is not None and core.tc.timers is not None
         infos = [info for queue in task.pending.values() for info in queue]
         fired = {told.timer for info in infos if (told := overruns.notice(info)) is not None}
         for timer, space, overrun in answer:
-            isec, insec, vsec, vnsec = struct.unpack(f"{word[0]}4{word[1]}", space.data)
+            isec, insec, vsec, vnsec = overruns.SPEC.unpack(space.data)
             if timer.id in fired and not (isec or insec):
                 vsec = vnsec = 0  # since it was asked
             core.tc.timers.posix.append(
@@ -214,8 +215,6 @@ class PosixTimers(Attribute):
         run(maker, program)
 
     def last(self, task: "RestoreTask", program: Program) -> None:
-        assert task.tracee is not None
-        word = task.tracee.arch.word
         timers = _posix(task)
         early = any(map(_is_alarm, timers))
         if not _taking_turns(task):
@@ -223,12 +222,12 @@ class PosixTimers(Attribute):
             self._make([t for t in timers if t.it_id not in made and (not early or _to_thread(t))], task, program)
         pending = pending_periodic(task)
         for timer in timers:
-            if timer.it_id in pending and overruns.arm(timer, pending[timer.it_id], word, program):
+            if timer.it_id in pending and overruns.arm(timer, pending[timer.it_id], program):
                 continue
-            if timer.overrun and _may_take(task, timer) and overruns.arm(timer, timer.overrun, word, program):
-                overruns.take(timer, word, program)
+            if timer.overrun and _may_take(task, timer) and overruns.arm(timer, timer.overrun, program):
+                overruns.take(timer, program)
             elif timer.vsec or timer.vnsec:
-                spec = struct.pack(f"{word[0]}4{word[1]}", timer.isec, timer.insec, timer.vsec, timer.vnsec)
+                spec = overruns.SPEC.pack(timer.isec, timer.insec, timer.vsec, timer.vnsec)
                 program.call("timer_settime", timer.it_id, 0, program.put(spec), 0)
 
     def _make(self, timers: list[PosixTimerEntry], task: "RestoreTask", program: Program) -> None:
