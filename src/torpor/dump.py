@@ -372,7 +372,8 @@ def _explain(error: OSError, session: "Dump") -> TorporError:
     import errno
 
     why = os.strerror(error.errno or 0)
-    image = error.filename if isinstance(error.filename, str) and "/" not in error.filename else ""
+    name = error.filename if isinstance(error.filename, str) else ""  # also of what a descriptor of the task's is
+    image = name if name.endswith(".img") and "/" not in name else ""
     what = f"{image or 'the images'} to {session.options.images_dir}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DumpFailed(

@@ -10,7 +10,7 @@ import stat as st
 from time import perf_counter
 
 from torpor import log
-from torpor.kernel import fdinfo
+from torpor.kernel import fdinfo, file_facts
 from torpor.kernel.process import FileSorter, kcmp, pidfd_open_thread, statfs_type
 from torpor.kernel.procfs import read_link, unreadable
 from torpor.kernel.syscall import call
@@ -93,7 +93,7 @@ def _table(dump: "Dump", task: "Tracee", numbers: list[int], pidfd: int) -> Tabl
     try:
         for number in numbers:
             name = str(number)
-            stat = os.stat(name, dir_fd=directory)
+            stat = file_facts.stat(name, dir_fd=directory)
             info = fdinfo.read_at(infos, number)
             if info.locks:  # of this table, or of the description: seen through every descriptor that can
                 where = f"{named(task.tid)}, fd {number}"
@@ -119,7 +119,7 @@ def adopt(dump: "Dump", fd: int) -> int:
     """The id in files.img of a file that is in our hands: it was in flight, and perhaps no task has it.  It must stay
     open until the dump ends."""
     known: Descriptions = dump.state["descriptions"]
-    stat = os.fstat(fd)
+    stat = file_facts.fstat(fd)
     pid = os.getpid()
     info = fdinfo.read(pid, fd)
     index = known.sorter.add((pid, fd), (stat.st_dev, stat.st_ino, info.pos, info.status_flags), hint=fd)

@@ -20,7 +20,7 @@ from torpor.engine.stops import is_ending
 from torpor.engine.tracee import Tracee
 from torpor.engine.waiting import check_cancelled
 from torpor.errors import Refusal, TaskGone, TorporError
-from torpor.kernel import fdinfo
+from torpor.kernel import fdinfo, file_facts
 from torpor.kernel.maps import Area, kind, parse_vm_flags, read_maps
 from torpor.kernel.proc import parse_pids, parse_stat
 from torpor.kernel.process import compare_files, pidfd_open, pidfd_open_thread
@@ -206,7 +206,7 @@ def refuse_blind(dump: Dump, root: int) -> None:
     """Where nobody tells us what file is mapped: /proc/PID/map_files needs a capability, whosever the process is."""
     for name in os.listdir("/proc/self/map_files")[:1]:
         try:
-            os.stat(f"/proc/self/map_files/{name}")
+            file_facts.stat(f"/proc/self/map_files/{name}")
         except PermissionError:
             why = "no permission to look at the files that it has mapped (/proc/PID/map_files)"
             remedy = "run as root, or with CAP_CHECKPOINT_RESTORE, in the initial user namespace"
@@ -303,7 +303,7 @@ class Files:
 
     def _look(self, task: DumpTask, tid: int, number: int, directory: int, pidfd: int) -> None:
         name = str(number)
-        stat = os.stat(name, dir_fd=directory)
+        stat = file_facts.stat(name, dir_fd=directory)
         info = fdinfo.read(tid, number)
         link = read_link(f"{task.subject}, fd {number}", name, directory)
         self.descriptors += 1
@@ -376,7 +376,7 @@ class Memory:
         self.examine_path(f"{task.subject}, area {area.start:#x}-{area.end:#x}", area.path, path)
 
     def examine_path(self, subject: str, link: str, path: str) -> None:
-        stat = os.stat(path)
+        stat = file_facts.stat(path)
         examine_path(self.survey, subject, link, stat)
         if stat.st_nlink == 0:
             self.ghosts[stat.st_dev, stat.st_ino] = stat.st_blocks * 512
@@ -402,7 +402,7 @@ class Memory:
             return 0
         self.segments.add(key)
         try:
-            return os.stat(f"/proc/{task.leader.tid}/map_files/{area.start:x}-{area.end:x}").st_blocks * 512
+            return file_facts.stat(f"/proc/{task.leader.tid}/map_files/{area.start:x}-{area.end:x}").st_blocks * 512
         except OSError:
             return 0
 

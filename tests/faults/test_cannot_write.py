@@ -8,6 +8,8 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -200,3 +202,13 @@ def test_the_disk_fails_at_the_end(victim: Victim, tmp_path: Path, monkeypatch: 
         torpor.dump(victim.pid, tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert victim.harm("signals") == []
+
+
+def test_a_descriptor_is_no_image(tmp_path: Path) -> None:
+    """What fails for one of the task's descriptors is not laid to the images directory, nor to a full disk."""
+    from torpor.dump import _explain
+
+    session: Any = SimpleNamespace(options=SimpleNamespace(images_dir=str(tmp_path)))
+    told = str(_explain(OSError(errno.EOVERFLOW, "", "3"), session))
+    assert "the dump failed: Value too large for defined data type (3)" in told and "-D" not in told
+    assert f"cannot write core-3.img to {tmp_path}" in str(_explain(OSError(errno.EIO, "", "core-3.img"), session))

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from harness.differences import Area, Areas, Key, Same, Tolerance, Value, View, differences, renumber, tids
 from harness.events import tree_of
+from torpor.kernel import file_facts
 
 __all__ = ["Areas", "Same", "Tolerance", "View", "differences", "renumber", "tids", "view"]
 
@@ -289,7 +290,7 @@ class Viewer:
     def descriptors(self, owner: str, at: str, tid: int) -> None:
         for number in sorted(map(int, os.listdir(f"{at}/fd"))):
             try:
-                facts = os.stat(f"{at}/fd/{number}")
+                facts = file_facts.stat(f"{at}/fd/{number}")
                 text = _text(f"{at}/fdinfo/{number}")
                 link = os.readlink(f"{at}/fd/{number}")
             except FileNotFoundError:

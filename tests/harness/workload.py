@@ -17,16 +17,18 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from harness.events import FileWatch, Timeout, describe, status_in_words, wait_end
 from harness.failures import CheckFailed, NeverReady
 from harness.terminal import Terminal
+from torpor.kernel import file_facts
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "workloads"
 CFLAGS = ["-O1", "-pthread", "-Wall", "-Wextra", "-Wno-unused-result", "-Wno-sign-compare"]
@@ -36,6 +38,27 @@ HEADER = re.compile(r"(?:/\*|#) wl:(.*?)(?:\*/|$)", re.MULTILINE)
 OWNED = re.compile(r"^owns (msg|sem|shm) (\d+)$", re.MULTILINE)
 OWNED_FILE = re.compile(r"^owns file (/dev/shm/.+)$", re.MULTILINE)
 KEYS = {"opts", "dump", "restore", "libs", "timeout", "same", "terminal", "refused"}
+
+
+class Content(NamedTuple):
+    """Of a file, the holes left out: some are larger than the machine's memory."""
+
+    size: int
+    data: dict[int, bytes]
+
+
+def content_of(path: Path) -> Content:
+    data, at = {}, 0
+    with path.open("rb") as file:
+        fd, size = file.fileno(), file.seek(0, os.SEEK_END)
+        while at < size:
+            try:
+                start = os.lseek(fd, at, os.SEEK_DATA)
+            except OSError:  # ENXIO: a hole up to the end
+                break
+            at = os.lseek(fd, start, os.SEEK_HOLE)
+            data[start] = os.pread(fd, at - start, start)
+    return Content(size, data)
 
 
 class Skipped(Exception):
@@ -113,7 +136,7 @@ class Running:
         self.out = directory / "out"
         self.pid = 0
         self.terminal: Terminal | None = None
-        self.saved: dict[Path, tuple[os.stat_result, bytes | str]] = {}
+        self.saved: dict[Path, tuple[os.stat_result, Content | str]] = {}
 
     def start(self) -> None:
         """Start it in a session of its own and wait for its `ready`."""
@@ -194,11 +217,11 @@ class Running:
     def save_files(self) -> None:
         """Remember the workload's directory as it is at the dump, so that the images fit it once more."""
         for path in [*self.directory.rglob("*"), *(path for out in self.outs() for path in owned_files(out))]:
-            facts = path.lstat()
-            if path.is_symlink():
+            facts = file_facts.lstat(str(path))
+            if stat.S_ISLNK(facts.st_mode):
                 self.saved[path] = (facts, os.readlink(path))
-            elif path.is_file():
-                self.saved[path] = (facts, path.read_bytes())
+            elif stat.S_ISREG(facts.st_mode):
+                self.saved[path] = (facts, content_of(path))
 
     def bring_files_back(self) -> dict[int, int]:
         """The directory as save_files saw it: the same inodes where they are still there; else old → new."""
@@ -208,16 +231,20 @@ class Running:
                 if not path.is_symlink():
                     os.symlink(content, path)
                 continue
-            if not path.exists():
+            if not os.path.lexists(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
                 os.chown(path, facts.st_uid, facts.st_gid)
                 os.chmod(path, facts.st_mode & 0o7777)
-            if path.read_bytes() != content:
-                path.write_bytes(content)
-            os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-            if path.lstat().st_ino != facts.st_ino:
-                renumbered[facts.st_ino] = path.lstat().st_ino
+            if content_of(path) != content:
+                with path.open("wb") as file:
+                    file.truncate(content.size)
+                    for at, data in content.data.items():
+                        os.pwrite(file.fileno(), data, at)
+            file_facts.utime(str(path), ns=(facts.st_atime_ns, facts.st_mtime_ns))
+            inode = file_facts.lstat(str(path)).st_ino
+            if inode != facts.st_ino:
+                renumbered[facts.st_ino] = inode
         return renumbered
 
     def finish(self) -> None:

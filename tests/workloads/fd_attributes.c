@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What a deleted file, a deleted directory and a memfd have besides: extended attributes, flags of chattr, a hint, times. */
+/* What a deleted file, a deleted directory and a memfd have besides: extended attributes, flags of chattr, a hint,
+ * times (before 1970, after 2038). */
 /* wl: */
+#define _FILE_OFFSET_BITS 64
+#define _TIME_BITS 64
 #include "fd.h"
 #include <linux/fs.h>
 #include <sys/xattr.h>
@@ -12,7 +15,7 @@
 
 enum { file, directory, memory, count };
 static const char *const names[] = {"file", "directory", "memfd"};
-static const struct timespec times[] = {{1000000000, 123456789}, {1100000000, 987654321}};
+static const struct timespec times[] = {{-1000000000, 123456789}, {4102444800, 987654321}};
 
 int main(void)
 {
@@ -56,8 +59,9 @@ int main(void)
 			MUST(ioctl(fds[i], FS_IOC_GETFLAGS, &now));
 			CHECK(now & FS_NODUMP_FL, "%s: flags are %#x, were %#x", names[i], (unsigned)now, (unsigned)flags[i]);
 		}
-		CHECK(is.stat.st_mtim.tv_sec == times[1].tv_sec && is.stat.st_mtim.tv_nsec == times[1].tv_nsec,
-		      "%s: changed at %ld.%09ld", names[i], (long)is.stat.st_mtim.tv_sec, (long)is.stat.st_mtim.tv_nsec);
+		CHECK(is.stat.st_mtim.tv_sec == was[i].stat.st_mtim.tv_sec && is.stat.st_mtim.tv_nsec == was[i].stat.st_mtim.tv_nsec,
+		      "%s: changed at %lld.%09ld", names[i], (long long)is.stat.st_mtim.tv_sec, (long)is.stat.st_mtim.tv_nsec);
+		CHECK(i == memory || is.stat.st_atim.tv_sec == was[i].stat.st_atim.tv_sec, "%s: read at %lld", names[i], (long long)is.stat.st_atim.tv_sec);
 	}
 	wl_pass();
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Regular files: access mode, flags, position, append, close-on-exec, beyond 4 GiB, beyond the end. */
+/* Regular files: access mode, flags, position, append, close-on-exec, beyond 4 GiB, beyond the end; changed in 2100. */
 /* wl: */
 #define _FILE_OFFSET_BITS 64
+#define _TIME_BITS 64
 #include "fd.h"
 
 static const struct {
@@ -35,7 +36,12 @@ int main(void)
 		MUST(lseek(fd, cases[i].position, SEEK_SET));
 		was[i] = fd_look(fd);
 	}
+	int late = fd_make("late", "");
+	MUST(futimens(late, (struct timespec[]){{4102444800, 5}, {4102444800, 7}}));
+	struct fd_facts were = fd_look(late);
 	wl_ready_wait();
+	fd_check_inode(&were, "late");
+	CHECK(fd_look(late).stat.st_mtim.tv_sec == were.stat.st_mtim.tv_sec, "changed at %lld", (long long)fd_look(late).stat.st_mtim.tv_sec);
 	for (int i = 0; i < count; i++) {
 		char what[40];
 		snprintf(what, sizeof what, "case %d", i);

@@ -26,9 +26,9 @@ Records, in the order in which they are written; a task's TID first, but for are
 
 import marshal  # there already; even _pickle takes 2 ms to import
 import mmap
-import os
 import struct
 
+from torpor.kernel import file_facts
 from torpor.typed import Any, Iterator
 
 SIZE = 1 << 26  # of address space; memory is taken as it fills: 400 bytes a thread
@@ -90,7 +90,7 @@ def note_ours(pid: int, *fds: int) -> None:
     """Write down that these descriptors of the process are ours."""
     if _memory is None:
         return
-    facts = [os.stat(f"/proc/{pid}/fd/{fd}") for fd in fds]
+    facts = [file_facts.stat(f"/proc/{pid}/fd/{fd}") for fd in fds]
     note("ours", pid, [(one.st_dev, one.st_ino) for one in facts])  # in one record: the pair is known, or it is not
 
 

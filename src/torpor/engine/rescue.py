@@ -18,7 +18,7 @@ from torpor.engine.ledger import Ledger, Thread
 from torpor.engine.thaw import thaw_somehow
 from torpor.engine.tracee import ALL_SIGNALS, Tracee
 from torpor.errors import Refusal
-from torpor.kernel import ptrace
+from torpor.kernel import file_facts, ptrace
 from torpor.kernel.inside import UNSEEN, seen_call
 from torpor.kernel.syscall import call
 
@@ -132,7 +132,7 @@ class Rescue:
             for number in (int.from_bytes(data[at : at + 4], "little" if order == "<" else "big", signed=True)
                            for at in (0, 4)):  # fmt: skip
                 if number >= 0:
-                    facts = os.stat(f"/proc/{tracee.tid}/fd/{number}")
+                    facts = file_facts.stat(f"/proc/{tracee.tid}/fd/{number}")
                     self.ledger.read_ours(tracee.pid, [(facts.st_dev, facts.st_ino)])
         except OSError:
             pass  # used for something else by now, or closed
@@ -182,7 +182,7 @@ def _fetch(pidfd: int, fd: int) -> int:
 
 def _identity(path: str) -> tuple[int, int] | None:
     try:
-        facts = os.stat(path)
+        facts = file_facts.stat(path)
     except OSError:
         return None
     return facts.st_dev, facts.st_ino

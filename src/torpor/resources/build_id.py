@@ -8,6 +8,8 @@ in the machine's order, and both tools refuse to restore a program over files of
 import os
 import struct
 
+from torpor.kernel import file_facts
+
 MAGIC = b"\x7fELF"
 PT_NOTE, NT_GNU_BUILD_ID = 4, 3
 MAX_HEADERS, MAX_NOTE, MAX_ID = 512, 1 << 16, 64
@@ -21,7 +23,7 @@ def of_path(path: str, inode: tuple[int, int] | None = None) -> list[int]:
         return []
     try:
         if inode is not None:
-            stat = os.fstat(fd)
+            stat = file_facts.fstat(fd)
             if (stat.st_dev, stat.st_ino) != inode:
                 return []
         return of_file(fd)

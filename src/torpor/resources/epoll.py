@@ -17,6 +17,7 @@ import select
 from torpor.errors import ImageError, KernelError
 from torpor.images.schema.eventpoll import EventpollFileEntry, EventpollTfdEntry
 from torpor.images.schema.fdinfo import FileEntry
+from torpor.kernel import file_facts
 from torpor.kernel.fdinfo import EpollTarget
 from torpor.kernel.ioctls import ior, iow
 from torpor.kernel.polling import poll_events
@@ -244,7 +245,7 @@ def _candidates(dump: "Dump", seen: "SeenFile", target: EpollTarget) -> "Iterato
     tasks = [task for task in dump.tasks.values() if not task.zombie]
     for task in sorted(tasks, key=lambda task: task.leader.tid != seen.pid):
         for number in task.numbers[task.leader.tid]:
-            stat = os.stat(f"/proc/{task.leader.tid}/fd/{number}")
+            stat = file_facts.stat(f"/proc/{task.leader.tid}/fd/{number}")
             if target.ino is None or stat.st_ino == target.ino:
                 yield task, number
 

@@ -19,6 +19,7 @@ from torpor.engine.waiting import check_cancelled
 from torpor.errors import ImageError, Refusal, RestoreFailed, TorporError
 from torpor.images import kinds
 from torpor.images.schema.fdinfo import FdinfoEntry, FileEntry
+from torpor.kernel import file_facts
 from torpor.resources import extras, registry
 from torpor.resources.base import FileKind
 from torpor.resources.description import Described, check_owner
@@ -280,14 +281,14 @@ def fill(restore: "Restore", table: list[FdinfoEntry], runners: list[Executor], 
 def enter_directories(restore: "Restore", files: Files, programs: dict[int, Program]) -> None:
     """Append working directory, root and umask."""
     seen: set[int] = set()
-    ours = os.stat("/")
+    ours = file_facts.stat("/")
     for task in restore.tasks.values():
         if task.dead or task.fs is None or task.ids is None or task.ids.fs_id in seen:
             continue
         seen.add(task.ids.fs_id)
         program = programs[task.pid]
         root, cwd = files.ensure(task.fs.root_id), files.ensure(task.fs.cwd_id)
-        there = os.fstat(root)
+        there = file_facts.fstat(root)
         fds = [cwd] if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) else [cwd, root]
         pointer = task.executor.send_fds(program, fds)
         if len(fds) > 1:

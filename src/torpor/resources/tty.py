@@ -17,6 +17,7 @@ import os
 from torpor.images import kinds
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.tty import TtyDataEntry, TtyFileEntry, TtyInfoEntry, TtyPtyEntry
+from torpor.kernel import file_facts
 from torpor.kernel.polling import poll_events
 from torpor.resources import regular, tty_calls, tty_queue
 from torpor.resources.description import NOBODY, Described, extra, save_owner
@@ -244,7 +245,7 @@ def _opened_slaves() -> set[int]:
         for fd in fds:
             path = f"/proc/{pid}/fd/{fd}"
             try:
-                device = os.stat(path).st_rdev if os.readlink(path).rpartition("/")[2].isdecimal() else 0
+                device = file_facts.stat(path).st_rdev if os.readlink(path).rpartition("/")[2].isdecimal() else 0
             except OSError:
                 continue  # it was closed
             if os.major(device) == SLAVE_MAJOR:

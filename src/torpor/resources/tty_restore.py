@@ -18,6 +18,7 @@ from torpor import signals as signal
 from torpor.engine.program import Load32, Program
 from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
+from torpor.kernel import file_facts
 from torpor.kernel.process import open_exactly
 from torpor.kernel.syscall import call
 from torpor.resources import tty_calls, tty_queue
@@ -300,7 +301,7 @@ class Terminals:
             if info.type == PTY:
                 self._modes_outside(fd, info)
         elif info.type == PTY and not info.id % 2:
-            facts = os.fstat(fd)
+            facts = file_facts.fstat(fd)
             if info.uid is not None and info.gid is not None and (facts.st_uid, facts.st_gid) != (info.uid, info.gid):
                 os.fchown(fd, info.uid, info.gid)
             own = extras(self.restore).get(entry.id)

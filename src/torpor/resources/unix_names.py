@@ -20,6 +20,7 @@ import sys
 from contextlib import contextmanager
 
 from torpor.errors import KernelError, Refusal
+from torpor.kernel import file_facts
 from torpor.kernel.syscall import call
 from torpor.typed import Iterator, NamedTuple
 
@@ -77,7 +78,7 @@ def look(fd: int, name: bytes, vfs: tuple[int, int] | None, pid: int) -> SocketF
         handle = -1
     if handle >= 0:
         try:
-            facts: os.stat_result | None = os.fstat(handle)
+            facts: os.stat_result | None = file_facts.fstat(handle)
             now = os.readlink(f"/proc/self/fd/{handle}")
         finally:
             os.close(handle)
@@ -104,7 +105,7 @@ def look(fd: int, name: bytes, vfs: tuple[int, int] | None, pid: int) -> SocketF
 
 def _is(path: "str | bytes", inode: tuple[int, int]) -> os.stat_result | None:
     try:
-        facts = os.lstat(path)
+        facts = file_facts.lstat(path)
     except (OSError, ValueError):
         return None
     return facts if (facts.st_dev, facts.st_ino) == inode else None
@@ -269,7 +270,7 @@ class Names:
             handle = os.open(place.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             path = f"/proc/self/fd/{handle}"
-            facts = os.fstat(handle)
+            facts = file_facts.fstat(handle)
             if (facts.st_uid, facts.st_gid) != (uid, gid):
                 os.chown(path, uid, gid)
             if mask_of(facts.st_mode) != mask_of(mode):
@@ -339,10 +340,10 @@ def check_free(place: Place, living: "dict[tuple[int, int], int] | None") -> os.
     `living`: inodes that sockets hold, as sock_diag tells them (inode, kernel dev_t)."""
     shown = os.fsdecode(place.path)
     try:
-        facts = os.lstat(place.path)
+        facts = file_facts.lstat(place.path)
     except FileNotFoundError:
         above = os.path.dirname(place.path) or b"."
-        if not os.path.isdir(above):
+        if not file_facts.is_directory(above):
             raise Refusal(
                 f"the UNIX socket {shown}", f"its directory {os.fsdecode(above)} is not there", "create it first"
             ) from None
