@@ -78,6 +78,24 @@ def test_holes(saved: Saved, place: Path) -> None:
     assert (saved.images / "ghost-file-1.img").stat().st_size < 20_000
 
 
+def test_a_lot_of_data_in_pieces(saved: Saved, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ghost, "MOST", 4000)
+    fd = opened(place / "gone", os.urandom(30000))
+    (place / "gone").unlink()
+    (now,) = saved.save(fd).remade()
+    assert os.pread(now, 40000, 0) == os.pread(fd, 40000, 0)
+
+
+@pytest.mark.parametrize("seconds", [-1000000000, 4102444800, 14000000000])
+def test_any_times(saved: Saved, place: Path, seconds: int) -> None:
+    fd = opened(place / "gone")
+    (place / "gone").unlink()
+    os.utime(fd, ns=(seconds * 10**9 + 5, seconds * 10**9 + 7))
+    was = os.fstat(fd).st_mtime_ns
+    (now,) = saved.save(fd).remade()
+    assert os.fstat(now).st_mtime_ns == was
+
+
 def test_one_ghost_for_all_names(saved: Saved, place: Path) -> None:
     fd = opened(place / "one")
     os.link(place / "one", place / "two")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that have a name: saved, made again, compared with what they were."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 from filekit import Saved, look
 
+from torpor.arch.arm import ARCH as ARM
 from torpor.errors import ImageError, Refusal, RestoreFailed
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.fown import FownEntry
+from torpor.kernel import process
 from torpor.resources import build_id, description
 
 FLAGS = [
@@ -133,6 +136,38 @@ def test_what_is_only_appended_to_may_grow(saved: Saved, file: Path) -> None:
     changed(saved, file, os.O_WRONLY | os.O_APPEND)
     file.write_bytes(b"longer than before")
     saved.restore()
+
+
+def test_outgrown_on_32_bit_machines(saved: Saved, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was opened without O_LARGEFILE and has 2 GiB by now cannot be opened so again."""
+    monkeypatch.setattr(process, "native", lambda: ARM)
+    small, log, path = os.open(file, os.O_RDONLY), os.open(file, os.O_WRONLY | os.O_APPEND), os.open(file, os.O_PATH)
+    os.truncate(file, (1 << 31) - 1)
+    saved.save(small)
+    os.truncate(file, 1 << 31)
+    saved.save(path)
+    with pytest.raises(Refusal, match="opened without O_LARGEFILE"):
+        saved.save(small)
+    os.truncate(file, 100)
+    written = Saved(file.parent / "more", {}).save(log)
+    os.truncate(file, 1 << 31)
+    with pytest.raises(Refusal, match=r"opened without O_LARGEFILE, .* has grown since the dump"):
+        written.remade()
+
+
+def test_what_areas_map_is_opened_with_o_largefile(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def call(name: str, where: int, path: int, flags: int, mode: int) -> int:
+        asked.append(flags)
+        if not flags & ARM.o_largefile:
+            raise OSError(errno.EOVERFLOW, "")
+        return 77
+
+    monkeypatch.setattr(process, "native", lambda: ARM)
+    monkeypatch.setattr(process, "call", call)
+    assert process.open_exactly(str(file), os.O_RDWR) == 77
+    assert asked == [os.O_RDWR, os.O_RDWR | ARM.o_largefile]
 
 
 def test_same_size_is_enough(saved: Saved, file: Path) -> None:

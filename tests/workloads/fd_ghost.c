@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* A deleted file, open several times and in two tasks: one inode with its content, holes, mode, owner and times. */
+/* A deleted file, open several times and in two tasks: one inode with its content, holes, mode, owner and times.
+ * Another one is of 5 GiB, nearly all of it a hole. */
 /* wl: */
+#define _FILE_OFFSET_BITS 64
 #include "fd.h"
 
 static int first, second, third;
@@ -39,11 +41,18 @@ int main(void)
 	MUST(unlink("gone"));
 	MUST(futimens(first, (struct timespec[]){{1000000000, 1000}, {1100000000, 2000}}));
 	MUST(lseek(first, 100, SEEK_SET));
-	struct fd_facts was = fd_look(first), was2 = fd_look(second);
+	int vast = MUST(open("vast", O_RDWR | O_CREAT | O_EXCL, 0600));
+	MUST(ftruncate(vast, 5LL << 30));
+	MUST(pwrite(vast, page, sizeof page, 3LL << 30));
+	MUST(lseek(vast, (3LL << 30) + 5, SEEK_SET));
+	MUST(unlink("vast"));
+	struct fd_facts was = fd_look(first), was2 = fd_look(second), was3 = fd_look(vast);
 	CHECK(was.stat.st_nlink == 0, "not deleted");
 	wl_ready_wait();
 	fd_check(&was, "first");
 	fd_check(&was2, "second");
+	fd_check(&was3, "vast");
+	CHECK(pread(vast, now, sizeof now, 3LL << 30) == sizeof now && !memcmp(now, page, sizeof now), "vast: other bytes");
 	struct stat stat;
 	MUST(fstat(first, &stat));
 	CHECK(stat.st_nlink == 0, "the file has %ld links", (long)stat.st_nlink);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* memfds: mapped shared and private, open and closed, sealed, with a name, a size, a position; written by two processes. */
+/* memfds: mapped shared and private, open and closed, sealed, with a name, a size, a position; written by two processes;
+ * one of 3 GiB, nearly all of it a hole. */
 /* wl: */
+#define _FILE_OFFSET_BITS 64
 #include "wl.h"
 
 enum { page = WL_PAGE };
@@ -35,12 +37,21 @@ int main(void)
 	MUST(lseek(never_mapped, 7003, SEEK_SET));
 	MUST(fcntl(never_mapped, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK));
 	MUST(fchmod(never_mapped, 0640));
+	int vast = MUST(memfd_create("vast", MFD_CLOEXEC));
+	MUST(ftruncate(vast, 3LL << 30));
+	char *begin = MUST(mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, vast, 0));
+	wl_fill(begin, page, 9);
+	MUST(pwrite(vast, begin, page, (3LL << 30) - page));
 	pid_t pid = wl_child(child, NULL);
 	wl_ready_wait();
 	char text[16] = "", link[64] = "";
 	struct stat facts;
 	wl_same(shared, page, 1, "the first page");
 	wl_same(other, 5 * page, 2, "the closed one");
+	wl_same(begin, page, 9, "the vast one");
+	static char end[page];
+	CHECK(pread(vast, end, page, (3LL << 30) - page) == page, "pread");
+	wl_same(end, page, 9, "the end of the vast one");
 	wl_same(private, page, 3, "a private page of a memfd");
 	wl_same(private + page, page, 5, "a page of a private mapping that follows the memfd");
 	wl_end(pid);

@@ -16,6 +16,7 @@ import os
 import struct
 
 from torpor import signals as signal
+from torpor.arch import native
 from torpor.errors import Refusal, TorporError
 from torpor.kernel.syscall import NR, call
 from torpor.model.identity import UNORDERED, Compare, Sorter
@@ -27,6 +28,7 @@ KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND, KCMP_IO, KCMP_SYSVSEM, KC
 # include/uapi/linux/pidfd.h
 PIDFD_NONBLOCK = os.O_NONBLOCK
 PIDFD_THREAD = os.O_EXCL
+_LARGE = 1 << 31  # bytes of a file that 32-bit machines open only with O_LARGEFILE
 
 # include/uapi/linux/sched.h
 CLONE_VM = 0x100
@@ -172,12 +174,29 @@ def pidfd_open(pid: int, flags: int = 0) -> int:
 
 
 def open_exactly(path: str, flags: int, dir_fd: int | None = None, mode: int = 0) -> int:
-    """openat(2) with these very flags.  On 32-bit machines os.open adds O_LARGEFILE, which a description keeps."""
+    """openat(2) with these very flags.  On 32-bit machines os.open adds O_LARGEFILE, which a description keeps.
+
+    There a file of 2 GiB cannot be opened without.  What areas map is, all the same, with: nobody sees their flags, and
+    descriptors to which it matters are refused (`is_outgrown`).
+    """
     name = _buffer(os.fsencode(path) + b"\0")
+    directory = AT_FDCWD if dir_fd is None else dir_fd
     try:
-        return call("openat", AT_FDCWD if dir_fd is None else dir_fd, ctypes.addressof(name), flags, mode)
+        try:
+            return call("openat", directory, ctypes.addressof(name), flags, mode)
+        except OSError as error:
+            if error.errno != errno.EOVERFLOW:
+                raise
+        return call("openat", directory, ctypes.addressof(name), flags | native().o_largefile, mode)
     except OSError as error:
         raise OSError(error.errno, os.strerror(error.errno or 0), path) from None
+
+
+def is_outgrown(size: int, flags: int) -> bool:
+    """Whether a file of that size was opened, with these flags, when it was smaller: on a 32-bit machine it could not
+    be opened so any more, nor can a description be given or taken O_LARGEFILE later."""
+    arch = native()
+    return arch.word_size == 4 and size >= _LARGE and not flags & (arch.o_largefile | os.O_PATH)
 
 
 def pidfd_open_thread(tid: int, subject: str) -> int:

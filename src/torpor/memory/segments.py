@@ -17,6 +17,7 @@ from torpor.images.kinds import MEMFD_INODE, SHMEM_PAGEMAP
 from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.pages import PagemapWriter, PageStore
 from torpor.images.schema.fdinfo import FileEntry
+from torpor.kernel import file_facts
 from torpor.kernel.maps import DELETED, Area
 from torpor.kernel.syscall import call
 from torpor.memory import sysv
@@ -57,7 +58,7 @@ class Segments:
 
     def enter(self, fd: int, name: str, ipc_id: int = -1) -> Segment:
         """The segment behind `fd`, which is kept if it is new and closed otherwise."""
-        stat = os.fstat(fd)
+        stat = file_facts.fstat(fd)
         key = (stat.st_dev, stat.st_ino)
         if key in self.by_inode:
             os.close(fd)
@@ -140,7 +141,7 @@ def bytes_stored(dump: Dump) -> int:
 
 def data_runs(fd: int) -> list[tuple[int, int]]:
     """Parts of a file that are not holes, in whole pages."""
-    size = os.fstat(fd).st_size
+    size = file_facts.fstat(fd).st_size
     found: list[tuple[int, int]] = []
     at = 0
     while at < size:
@@ -157,7 +158,7 @@ def _copy(source: int, out: int, start: int, length: int) -> None:
     """Append `length` bytes; the last page of a file may be cut short, and is filled up with zeros."""
     end = start + length
     while start < end:
-        sent = os.sendfile(out, source, start, end - start)
+        sent = os.sendfile(out, source, start, min(end - start, 1 << 30))
         if sent == 0:
             os.write(out, bytes(end - start))
             break
@@ -304,7 +305,7 @@ def seal(restore: Restore) -> None:
         if own is not None:
             inode.restore(own, f"/proc/self/fd/{fd}", fd)
             if own.atime_ns is not None and own.mtime_ns is not None:
-                os.utime(fd, ns=(own.atime_ns, own.mtime_ns))
+                file_facts.utime(fd, ns=(own.atime_ns, own.mtime_ns))
         if memfd.seals and memfd.name != "/dev/zero":
             try:
                 fcntl.fcntl(fd, F_ADD_SEALS, memfd.seals)

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 LINKED, GHOST, PROCFS = 0, 1, 2  # RemapType
 MAX_SIZE = 1 << 60
+MOST = 1 << 30  # bytes that sendfile(2) is asked for: on a 32-bit machine no more than 2 GiB - 1 can be
+_U64, _LATEST = (1 << 64) - 1, 1 << 62  # seconds
 KINDS = frozenset({st.S_IFREG, st.S_IFDIR, st.S_IFIFO, st.S_IFCHR, st.S_IFLNK})
 
 # -- dump -------------------------------------------------------------------------------------------------------------
@@ -115,7 +117,12 @@ def _write_image(dump: Dump, number: int, stat: os.stat_result, path: str, opene
 def _timeval(ns: int) -> Timeval:
     from torpor.images.schema.time import Timeval
 
-    return Timeval(tv_sec=ns // 10**9, tv_usec=ns // 1000 % 10**6)
+    return Timeval(tv_sec=ns // 10**9 & _U64, tv_usec=ns // 1000 % 10**6)
+
+
+def _seconds(time: Timeval) -> int:
+    """Before 1970 they are negative, though the message's field is unsigned."""
+    return time.tv_sec - (time.tv_sec >> 63 << 64)
 
 
 def _target(path: str) -> str:
@@ -138,7 +145,7 @@ def _copy(source: int, out: int, chunks: bool, size: int) -> int:
             appended += os.write(out, ghost_chunk(start, at - start))
         appended += at - start
         while start < at:
-            sent = os.sendfile(out, source, start, at - start)
+            sent = os.sendfile(out, source, start, min(at - start, MOST))
             if sent == 0:
                 raise OSError(errno.EIO, "a deleted file became shorter while it was read")
             start += sent
@@ -204,7 +211,7 @@ def _check(what: str, entry: GhostFileEntry, fd: int, at: int) -> None:
     if 0xFFFFFFFF in (entry.uid, entry.gid):
         raise ImageError(what, "it belongs to nobody")
     for time in (entry.atim, entry.mtim):
-        if time is not None and not (abs(time.tv_sec) < 1 << 33 and 0 <= time.tv_usec < 10**6):
+        if time is not None and not (abs(_seconds(time)) < _LATEST and 0 <= time.tv_usec < 10**6):
             raise ImageError(what, "its times make no sense")
     if entry.chunks and not 0 <= (entry.size or 0) < MAX_SIZE:
         raise ImageError(what, f"a size of {entry.size} bytes")
@@ -220,7 +227,7 @@ def fill(restore: Restore, number: int, target: int) -> None:
         for position, offset, length in ghost_pieces(source, entry, at):
             os.lseek(target, offset, os.SEEK_SET)
             while length > 0:
-                sent = os.sendfile(target, source, position, length)
+                sent = os.sendfile(target, source, position, min(length, MOST))
                 if sent == 0:
                     raise ImageError("a ghost file's image is mangled", "it is too short")
                 position, length = position + sent, length - sent
@@ -242,5 +249,5 @@ def times(restore: Restore, entry: GhostFileEntry, ids: list[int]) -> tuple[int,
     own = own_entry(restore, ids)
     found = []
     for time, nsec in ((entry.atim, own and own.atime_nsec), (entry.mtim, own and own.mtime_nsec)):
-        found.append(time.tv_sec * 10**9 + ((nsec or 0) % 10**9 if own else time.tv_usec * 1000))
+        found.append(_seconds(time) * 10**9 + ((nsec or 0) % 10**9 if own else time.tv_usec * 1000))
     return found[0], found[1]

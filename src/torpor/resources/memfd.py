@@ -22,6 +22,7 @@ from torpor.memory import segments
 from torpor.resources import inode, lacking
 from torpor.resources.description import Described, extras, save_owner, set_flags
 from torpor.resources.pipe import reopen
+from torpor.resources.regular import refuse_outgrown
 from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Memfd(Described):
             raise seen.refusal("a memfd of hugetlb pages cannot be dumped", "use one of ordinary pages instead")
         if seen.info.status_flags & os.O_PATH:
             raise seen.refusal("an O_PATH descriptor of a memfd cannot be dumped", "close it first")
+        refuse_outgrown(seen)
 
     def save(self, seen: "SeenFile", dump: "Dump") -> FileEntry:
         owner = save_owner(seen.fd)

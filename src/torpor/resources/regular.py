@@ -21,8 +21,9 @@ from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.regfile import RegFileEntry
+from torpor.kernel import file_facts
 from torpor.kernel.maps import shm_device
-from torpor.kernel.process import open_exactly
+from torpor.kernel.process import is_outgrown, open_exactly
 from torpor.resources import build_id, ghost, inode, link_remap
 from torpor.resources.description import NOBODY, Described, extras, save_owner
 from torpor.resources.registry import MEMORY_DEVICES
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 REG = 1  # FdTypes
 DELETED = " (deleted)"
+OUTGROWN = "it was opened without O_LARGEFILE, which 32-bit machines need to open a file of 2 GiB or more"
 MAX_POSITION = (1 << 63) - 1
 MIN_ELF = 64
 TERMINALS = "/dev/pts/"
@@ -52,7 +54,7 @@ def save_path(dump: "Dump", subject: str, link: str, path: str, flags: int) -> i
 
     Equal file and flags give the same id.  `flags`: how it is to be opened, O_RDONLY or O_RDWR.  Raises Refusal.
     """
-    stat = os.stat(path)
+    stat = file_facts.stat(path)
     known: dict[tuple[int, int, int, str], int] = dump.setdefault("regular:paths", {})
     key = (stat.st_dev, stat.st_ino, flags, link)
     if key not in known:
@@ -101,7 +103,7 @@ def locate(dump: "Dump", subject: str, link: str, stat: os.stat_result) -> tuple
     if link.startswith("/proc/"):
         _examine_proc(dump, subject, link)
     try:
-        there = os.lstat(link)
+        there = file_facts.lstat(link)
         if there.st_ino == stat.st_ino and there.st_dev == stat.st_dev:
             return link, False
     except PermissionError:
@@ -114,7 +116,7 @@ def locate(dump: "Dump", subject: str, link: str, stat: os.stat_result) -> tuple
     name = link.removesuffix(DELETED)
     if name != link:
         try:
-            there = os.lstat(name)
+            there = file_facts.lstat(name)
             if there.st_ino == stat.st_ino and there.st_dev == stat.st_dev:
                 return name, False  # the name was deleted and given again
         except OSError:
@@ -221,12 +223,12 @@ _KIND_NAMES = {
 def _check_named(reg: RegFileEntry, restore: "Restore") -> None:
     """Compare the file with what it was at the dump.  Raises Refusal."""
     try:
-        stat = os.lstat(reg.name)
+        stat = file_facts.lstat(reg.name)
     except OSError as error:
         raise _changed(reg.name, f"it cannot be found any more ({os.strerror(error.errno or 0)})") from None
     mode, kind = reg.mode, st.S_IFMT(stat.st_mode)
     if st.S_ISLNK(stat.st_mode) and not (mode and st.S_ISLNK(mode)):
-        stat = os.stat(reg.name)
+        stat = file_facts.stat(reg.name)
         kind = st.S_IFMT(stat.st_mode)
     if mode:
         if kind != st.S_IFMT(mode):
@@ -246,6 +248,8 @@ def _check_named(reg: RegFileEntry, restore: "Restore") -> None:
             raise ImageError(f"files.img, file {reg.id}", f"{reg.name} is {_KIND_NAMES[kind]} that is not restored so")
     if reg.size is not None and kind == st.S_IFREG and stat.st_size != reg.size:
         raise _changed(reg.name, f"at the dump it had {reg.size} bytes, now it has {stat.st_size}")
+    if reg.flags & os.O_ACCMODE == os.O_WRONLY and kind == st.S_IFREG and is_outgrown(stat.st_size, reg.flags):
+        raise _changed(reg.name, f"{OUTGROWN}, and has grown since the dump")
     if reg.build_id and kind == st.S_IFREG and restore.options.file_validation == "buildid":
         known: dict[tuple[int, int], list[int]] = restore.state.setdefault("build ids", {})
         key = (stat.st_dev, stat.st_ino)
@@ -272,6 +276,11 @@ def open_as(reg: "RegFileEntry", name: str, dir_fd: int | None = None, follow: b
     return fd
 
 
+def refuse_outgrown(seen: "SeenFile") -> None:
+    if st.S_ISREG(seen.stat.st_mode) and is_outgrown(seen.stat.st_size, seen.info.status_flags):
+        raise seen.refusal(f"{OUTGROWN}, and has grown since", "close it, or open it with O_LARGEFILE")
+
+
 class Regular(Described):
     covers = frozenset({"fd:regular", "fd:directory", "fd:symlink", "fd:device", "fd:path"})
     type = REG
@@ -281,6 +290,7 @@ class Regular(Described):
     def examine(self, seen: "SeenFile", dump: "Dump") -> None:
         if seen.info.pos < 0:  # as /proc/PID/mem allows
             raise seen.refusal("its position lies beyond what Torpor can set", "let the program use pread(2) instead")
+        refuse_outgrown(seen)
 
     def save(self, seen: "SeenFile", dump: "Dump") -> FileEntry:
         info = seen.info

@@ -19,9 +19,9 @@ import os
 import stat as st
 
 from torpor.errors import ImageError, RestoreFailed
+from torpor.kernel import file_facts
 from torpor.kernel.process import open_exactly
 from torpor.resources import ghost, inode, link_remap
-from torpor.resources.pipe import reopen
 from torpor.resources.regular import NEVER, TMPFILE, open_as
 from torpor.typed import TYPE_CHECKING, Callable
 
@@ -54,7 +54,7 @@ class Place:
     def _make_parents(self) -> None:
         missing = []
         path = self.directory
-        while not os.path.isdir(path):
+        while not file_facts.is_directory(path):
             missing.append(path)
             path = os.path.dirname(path)
         for path in reversed(missing):
@@ -78,7 +78,7 @@ class Place:
     def remove(self) -> None:
         """Take the names away, and the directories that were made."""
         for name in self.links:
-            if st.S_ISDIR(os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode):
+            if st.S_ISDIR(file_facts.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode):
                 os.rmdir(name, dir_fd=self.fd)
             else:
                 os.unlink(name, dir_fd=self.fd)
@@ -229,7 +229,8 @@ class _Ghost(_Source):
             raise
         if self.spare is None:
             place.remove()
-        writer = reopen(self.fd, os.O_RDWR)
+        # Ours, and with O_LARGEFILE: `self.fd` may have been made without, and content may lie beyond 2 GiB.
+        writer = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
         try:
             ghost.fill(self.restore, self.number, writer)
         finally:
@@ -283,7 +284,7 @@ class _Ghost(_Source):
             self._set_extras(own)
         times = ghost.times(self.restore, entry, ids)
         if times is not None:
-            os.utime(path, ns=times, dir_fd=dir_fd, follow_symlinks=not link)
+            file_facts.utime(path, ns=times, dir_fd=dir_fd, follow_symlinks=not link)
 
     def _set_extras(self, own: "TorporFileEntry") -> None:
         path = f"/proc/self/fd/{self.fd}"
