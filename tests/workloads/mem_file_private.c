@@ -14,7 +14,9 @@ int main(void)
 	char *whole = MUST(mmap(NULL, sizeof content, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0));
 	char *part = MUST(mmap(NULL, 5 * page, PROT_READ, MAP_PRIVATE, fd, 7 * page));
 	char *beyond = MUST(mmap(NULL, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, (pages - 1) * page));
+	char *code = MUST(mmap(NULL, 4 * page, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE, fd, 0));
 	close(fd);
+	wl_fill(code + page, page, 888); /* as old programs have their data: executable */
 	for (int i = 0; i < pages; i += 3)
 		wl_fill(whole + i * page, page, 100 + (uint64_t)i);
 	wl_fill(beyond, page, 999); /* its second page is beyond the file's end: SIGBUS */
@@ -28,6 +30,8 @@ int main(void)
 	}
 	CHECK(!memcmp(part, content + 7 * page, 5 * page), "the mapping with an offset");
 	wl_same(beyond, page, 999, "the last page");
+	wl_same(code + page, page, 888, "a page that may be written and executed");
+	CHECK(!memcmp(code, content, page), "its neighbour");
 	/* a page nobody has changed still follows the file; a changed one does not */
 	fd = MUST(open("file", O_RDWR));
 	MUST(pwrite(fd, "changed!", 8, 8 * page));

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 HOLE_FROM = 1 << 21
 MARGIN = 1 << 20  # stack_guard_gap: nothing is put closer than this below a growing stack
 MAX_AREAS = 1 << 20
+PROT_WRITE, PROT_EXEC = 2, 4
 PROT_MTE = 0x20  # of aarch64; images have it elsewhere, see memory/tags.py
 
 Span = tuple[int, int]
@@ -56,6 +57,12 @@ def find_hole(size: int, occupied: Iterable[Span], user_end: int) -> int:
     if at + size > user_end:
         raise ImageError("there is no room for Torpor's own memory in these address spaces")
     return at
+
+
+def while_filled(prot: int) -> int:
+    """The protection of an area while its pages come.  Where the instruction cache does not follow what is written
+    (ARM), the kernel sees to it when a page becomes executable: so none is that before it has its content."""
+    return (prot | PROT_WRITE) & ~PROT_EXEC
 
 
 class Inherited(NamedTuple):

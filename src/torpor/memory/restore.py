@@ -30,6 +30,7 @@ from torpor.memory.space import (
     MADV_GUARD_INSTALL,
     PR_SET_VMA,
     PR_SET_VMA_ANON_NAME,
+    PROT_EXEC,
     PROT_READ,
     PROT_WRITE,
     AddressSpace,
@@ -183,10 +184,12 @@ class AddressSpaces:
         wanted, drop, compared = cow.differences(parent.runs(), space.runs(), spans)
         # What is inherited may be protected against the writes to come; only where there are any, or neighbours merge.
         written = touched([new for _, new in plan.keep], [(run.start, run.start + run.length) for run in wanted])
-        for old, new in plan.keep:
-            if not old.prot & PROT_WRITE and new.start in written and not is_poked(new):
-                program.call("mprotect", new.start, new.end - new.start, new.prot | PROT_WRITE)
-                space.protection[new.start] = new.prot | PROT_WRITE
+        for _, new in plan.keep:
+            now = space.protection[new.start]
+            if new.start in written and not is_poked(new) and now & (PROT_WRITE | PROT_EXEC) != PROT_WRITE:
+                prot = layout.while_filled(new.prot)
+                program.call("mprotect", new.start, new.end - new.start, prot)
+                space.protection[new.start] = prot
         for start, end in drop:
             program.call("madvise", start, end - start, MADV_DONTNEED)
         return wanted, compared
@@ -237,7 +240,8 @@ class AddressSpaces:
         numbers = runner.send_fds(program, [self._open(id, writing) for id, writing in wanted])
         place = {key: Load32(numbers + 4 * i) for i, key in enumerate(wanted)}
         for area in areas:
-            prot = area.prot | (PROT_WRITE if vma.is_private_memory(area) and area.start in changing else 0)
+            filled = vma.is_private_memory(area) and area.start in changing
+            prot = layout.while_filled(area.prot) if filled else area.prot
             flags = area.flags & KEPT_FLAGS | MAP_FIXED_NOREPLACE
             fd = place[descriptor_id(area), for_writing(area)]
             program.call("mmap", area.start, area.end - area.start, prot, flags, fd, area.pgoff)
