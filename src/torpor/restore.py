@@ -371,7 +371,7 @@ class _Work:
         living = self._living()
         self.spawner.remove_executors()
         if self.frames is not None:
-            self.frames.mend(self._write)
+            self.frames.mend()
         restore_release.load_registers(living, self.registers)
         waiting.check_cancelled()
         if self.restore.options.pidfile is not None:
@@ -383,11 +383,6 @@ class _Work:
         restore_release.tidy(self.restore)
         self.lap("release")
         restore_release.write_stats(self.restore, self.phases)
-
-    def _write(self, pid: int, address: int, data: bytes) -> None:
-        tracee = self.restore.tasks[pid].tracee
-        assert tracee is not None
-        tracee.write(address, data)
 
     def _living(self) -> "list[RestoreTask]":
         return [task for task in self.restore.tasks.values() if not task.dead]

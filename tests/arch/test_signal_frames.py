@@ -5,6 +5,8 @@ that this kernel really writes."""
 import random
 import struct
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,7 @@ from torpor.arch.ppc64le import ARCH as PPC64LE
 from torpor.arch.s390x import ARCH as S390X
 from torpor.arch.x86_64 import ARCH as X86_64
 from torpor.engine import own_frame
+from torpor.images.schema.core_x86 import UserX86XsaveEntry
 
 BASE = 0x7FFF0000
 SP, PC = 0x7FFF8000, 0x401234
@@ -292,6 +295,27 @@ def test_s390x_vector_registers_are_refused_where_there_are_none(
         mended(S390X, used, own)
     if make is s390x:
         assert mended(S390X, used, used) == {}
+
+
+def test_whether_frames_may_be_refused() -> None:
+    """What images tell of the CPU: a thread's registers.  Of a kernel for 32-bit ARM they tell nothing."""
+    core: Any = SimpleNamespace()
+    block = struct.pack("<2I", 0xB0D9ED01, 160).ljust(160, b"\xee")
+    without = arm(SP, PC)
+    (plain,), (with_block,) = found(ARM, without), found(ARM, without[:360] + block + without[360:])
+    assert ARM.may_refuse(plain, core, {}) and not ARM.may_refuse(with_block, core, {})
+    assert AARCH64.may_refuse(aarch64_frame(), core, {NT_ARM_SVE: b""})
+    assert AARCH64.may_refuse(aarch64_frame(vectors(SVE, 16)), core, {NT_ARM_ZA: b""})
+    assert not AARCH64.may_refuse(aarch64_frame(vectors(SVE, 16)), core, {NT_ARM_SVE: b""})
+    own = x86_frame(*SMALL)
+    (mask,) = struct.unpack("<I", own.memory(own.at + 28, 4))
+    for had, their_mask, refused in (
+        ({"ymmh_space"}, mask, False), ({"opmask_reg"}, mask, True), (set(), mask, False), (set(), 0, False),
+        (set(), mask ^ 1, True),
+    ):  # fmt: skip
+        xsave = UserX86XsaveEntry(xstate_bv=0, **{name: [1] for name in had})
+        core.thread_info = SimpleNamespace(fpregs=SimpleNamespace(xsave=xsave, mxcsr_mask=their_mask))
+        assert X86_64.may_refuse(own, core, {}) is refused
 
 
 def test_this_kernels_own() -> None:

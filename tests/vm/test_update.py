@@ -49,6 +49,11 @@ JOURNEYS = {
     ("x86_64", "to_less_in_handler"): ((NEW, "vectors_in_handler"), (NEW_WITHOUT_MPX + ",-pku", "hold")),
     ("x86_64", "to_less_in_idle_handler"): ((NEW, "in_handler"), (OLDEST, "hold")),
     ("aarch64", "to_less_in_idle_handler"): ((LESS_AND_MORE["aarch64"][1], "in_handler"), ("cortex-a72", "hold")),
+    **{
+        (arch, f"to_less_in_{how}_handler"): ((more, f"in_handler_{how}"), (less, "hold"))
+        for arch, (more, less) in {"x86_64": (NEW, OLDEST), "aarch64": LESS_AND_MORE["aarch64"][::-1]}.items()
+        for how in ("far", "shared")
+    },
     ("aarch64", "in_handler"): _in_handler(*LESS_AND_MORE["aarch64"]),
     ("s390x", "in_handler"): _in_handler(*LESS_AND_MORE["s390x"]),
     ("arm", "to_another"): (("cortex-a15", "dump"), ("max", "lacking"), ("cortex-a7", "restore")),  # max is an ARMv8
@@ -76,6 +81,10 @@ class Disk:
     def add(self, name: str) -> None:
         """A program of guest/ that has to be compiled."""
         self.files[f"t/{name}"] = programs.build_alone(self.target, GUEST / f"{name}.c")
+
+    def add_workload(self, name: str) -> None:
+        built, _ = programs.build(self.target, [name])
+        self.files[f"t/{name}"] = next(path for place, path in built.items() if place.endswith(f"/{name}"))
 
     def boot(self, kernel: str, script: str, step: str, *extra: str) -> None:
         if not self.path.exists():
@@ -119,10 +128,23 @@ def test_update(traveller: Disk, arch: str, way: str) -> None:
 @pytest.mark.parametrize("arch,journey", JOURNEYS)
 def test_update_host(traveller: Disk, arch: str, journey: str) -> None:
     try:
-        if any(step == "in_handler" for _, step in JOURNEYS[arch, journey]):
+        if any(step.startswith("in_handler") for _, step in JOURNEYS[arch, journey]):
             traveller.add("in_handler")
         for cpu, step in JOURNEYS[arch, journey]:
             traveller.boot("6.12", "hosts.py", step, "-cpu", cpu)
+    except VmError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.mark.vm
+@pytest.mark.boots("6.1", "6.12")
+@pytest.mark.parametrize("arch", ["arm"])
+def test_update_stacks(traveller: Disk, arch: str) -> None:
+    """Signal frames in shared memory, and on stacks that green threads have left."""
+    try:
+        traveller.add_workload("sig_frames")
+        traveller.boot("6.1", "stacks.py", "begin")
+        traveller.boot("6.12", "stacks.py", "end")
     except VmError as error:
         pytest.fail(str(error), pytrace=False)
 

@@ -105,6 +105,7 @@ class AArch64(Arch):
     stub_layout = (1 << 45, 1 << 48)
     o_largefile = 0o400000
     elf_machine = 183
+    frame_mark = struct.pack("<II", _FPSIMD_MAGIC, _FPSIMD_SIZE)
     untag_mask = (1 << 56) - 1  # hardware ignores the top byte
     march = 3
     SYSCALLS = numbers(_CALLS + FROM_424) | {"memfd_secret": 447}
@@ -287,6 +288,13 @@ class AArch64(Arch):
         from torpor.arch import aarch64_frames
 
         return aarch64_frames.mended(frame, own)
+
+    def may_refuse(self, own: Frame, core: "CoreEntry", stored: Mapping[int, bytes]) -> bool:
+        """The other's CPU had SVE or SME, and this one has not."""
+        from torpor.arch import aarch64_frames
+
+        sve, sme = aarch64_frames.has(own)
+        return (NT_ARM_SVE in stored and not sve) or (NT_ARM_ZA in stored and not sme)
 
     def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
         from torpor.images.schema.core_aarch64 import (

@@ -65,6 +65,12 @@ def records(frame: Frame) -> list[Record]:
     return []
 
 
+def has(own: Frame) -> tuple[bool, bool]:
+    """Whether there are records of SVE and of SME."""
+    ours = {record.magic for record in records(own)}
+    return _SVE in ours, _ZA in ours
+
+
 def mended(frame: Frame, own: Frame) -> Iterator[tuple[int, bytes]]:
     ours = {record.magic: _length(own, record) for record in records(own)}
     for record in records(frame):

@@ -133,6 +133,7 @@ class Arm(Arch):
     o_largefile = 0o400000
     shmlba = 4 * 4096
     ipc_version = 0x100  # IPC_64
+    frame_mark = _VFP_HEAD
     untag_mask = (1 << 32) - 1
     elf_machine = 40
     elf_flags = 0x5000000  # EABI 5
@@ -300,6 +301,10 @@ class Arm(Arch):
         extensions = frame.memory(frame.at, _DUMMY_SIZE + _VFP_SIZE)
         if extensions.startswith(_DUMMY_HEAD):
             yield frame.at, extensions[_DUMMY_SIZE:] + bytes(_DUMMY_SIZE)
+
+    def may_refuse(self, own: Frame, core: "CoreEntry", stored: Mapping[int, bytes]) -> bool:
+        """No image tells whether the other had CONFIG_IWMMXT."""
+        return not own.memory(own.at, len(_DUMMY_HEAD)).startswith(_DUMMY_HEAD)
 
     def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
         from torpor.images.schema.core_arm import ThreadInfoArm, UserArmRegsEntry, UserArmVfpstateEntry

@@ -104,6 +104,7 @@ class Arch:
     shmlba = 4096  # shmat(2) takes only multiples of this as addresses
     ipc_version = 0  # to be added to the commands of shmctl(2), for structures whose user ids have 32 bits
     volatile: Sequence[int] = ()  # NT_* numbers, where the CPU has them, of what any system call destroys (`is_live`)
+    frame_mark = b""  # bytes that all signal frames have, where `mended_frame` may have anything to write
     untag_mask = (1 << 64) - 1  # what /proc/PID/status shows of a task for which no bits of addresses are ignored
     # NT_* numbers that not every CPU has, in words
     register_names: Mapping[int, str] = {}  # noqa: RUF012
@@ -306,6 +307,11 @@ class Arch:
         """What is to be written where, that this kernel on this CPU, which has made `own`, returns by `frame`, made by
         another.  Raises CannotReturn: the frame holds registers that this CPU lacks."""
         return iter(())
+
+    def may_refuse(self, own: "Frame", core: "CoreEntry", stored: Mapping[int, bytes]) -> bool:
+        """Whether a kernel that makes frames like `own` may not take all that the kernel of this thread's image made.
+        `stored`: its register sets in torpor-PID.img."""
+        return False
 
     # -- images -----------------------------------------------------------------------------------------------------
     def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:

@@ -124,6 +124,7 @@ class X86_64(Arch):
     dispatches_calls = True
     general_size = 216
     instruction_alignment = 1
+    frame_mark = struct.pack("<4H", 0x33, 0, 0, 0x2B)  # the segment registers
     regsets = (NT_X86_XSTATE,)
     # A CPU without XSAVE has the first 512 bytes of it.
     substitutes = {NT_X86_XSTATE: NT_PRFPREG}  # noqa: RUF012
@@ -235,6 +236,11 @@ class X86_64(Arch):
         from torpor.arch import x86_64_frames
 
         return x86_64_frames.mended(frame, own)
+
+    def may_refuse(self, own: Frame, core: "CoreEntry", stored: Mapping[int, bytes]) -> bool:
+        from torpor.arch import x86_64_frames
+
+        return core.thread_info is not None and x86_64_frames.may_refuse(own, core.thread_info.fpregs)
 
     def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
         global _fill

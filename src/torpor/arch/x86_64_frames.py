@@ -14,7 +14,10 @@ import struct
 from torpor.arch import x86_64_core as core
 from torpor.arch.base import CannotReturn, Frame, Memory
 from torpor.errors import Refusal
-from torpor.typed import Iterator
+from torpor.typed import TYPE_CHECKING, Iterator
+
+if TYPE_CHECKING:
+    from torpor.images.schema.core_x86 import UserX86FpregsEntry
 
 # struct rt_sigframe: where it has the stack pointer, the program counter, the segments, and a pointer to the area,
 # which is so far from its beginning that both are aligned.
@@ -23,6 +26,7 @@ _OF_USERS = struct.pack("<4H", 0x33, 0, 0, 0x2B)  # CS, GS, FS, SS
 
 _SOFTWARE_AT, _SOFTWARE = 464, struct.Struct("<IIQI28x")  # magic number, size with the second one, components, size
 _MAGIC, _MAGIC2 = 0x46505853, struct.pack("<I", 0x46505845)
+_MASK_AT, _MASK = 28, struct.Struct("<I")  # MXCSR_MASK
 _IN_USE, _EXTENDED = 512, 576  # XSTATE_BV; what is not in FXSAVE's part begins there
 _ALWAYS = 3  # x87 and SSE
 
@@ -43,6 +47,17 @@ def _software(frame: Frame) -> tuple[int, int]:
     magic, _, features, size = _SOFTWARE.unpack(frame.memory(frame.at + _SOFTWARE_AT, _SOFTWARE.size))
     is_extended = magic == _MAGIC and size >= _EXTENDED and frame.memory(frame.at + size, 4) == _MAGIC2
     return (features | _ALWAYS, size) if is_extended else (_ALWAYS, _SOFTWARE_AT)
+
+
+def may_refuse(own: Frame, theirs: "UserX86FpregsEntry") -> bool:
+    """Whether the CPU with which a thread has computed had registers that this one lacks, or has elsewhere: the makers'
+    orders differ (`arch.x86_64_core`), and so do, where they are known, the bits that MXCSR can have."""
+    if theirs.xsave is None:
+        return False
+    ours, _ = _software(own)
+    had = sum(1 << bit for bit, (_, field, _) in core.COMPONENTS.items() if field and getattr(theirs.xsave, field))
+    (mask,) = _MASK.unpack(own.memory(own.at + _MASK_AT, _MASK.size))
+    return bool(had & ~ours) or (mask != theirs.mxcsr_mask and 0 not in (mask, theirs.mxcsr_mask))
 
 
 def _layout(features: int, size: int) -> dict[int, int]:

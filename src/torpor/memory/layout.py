@@ -59,6 +59,17 @@ def find_hole(size: int, occupied: Iterable[Span], user_end: int) -> int:
     return at
 
 
+def merged(spans: Iterable[Span]) -> list[Span]:
+    """All of them, sorted; what overlaps or follows at once is one."""
+    found: list[Span] = []
+    for start, end in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(end, found[-1][1])
+        else:
+            found.append((start, end))
+    return found
+
+
 def while_filled(prot: int) -> int:
     """The protection of an area while its pages come.  Where the instruction cache does not follow what is written
     (ARM), the kernel sees to it when a page becomes executable: so none is that before it has its content."""

@@ -20,6 +20,7 @@ from torpor.images.schema.fdinfo import FileEntry
 from torpor.kernel import file_facts
 from torpor.kernel.maps import DELETED, Area
 from torpor.kernel.syscall import call
+from torpor.memory import areas as vma
 from torpor.memory import sysv
 from torpor.resources import inode
 from torpor.resources.description import NOBODY, extra, extras
@@ -27,6 +28,7 @@ from torpor.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torpor.images.schema.memfd import MemfdFileEntry, MemfdInodeEntry
+    from torpor.images.schema.vma import VmaEntry
     from torpor.resources.context import Dump, DumpTask, Restore
 
 MEMFD = 18  # FdTypes
@@ -231,6 +233,21 @@ def check_inode(restore: Restore, inode_id: int) -> None:
     """After `check`: an image names this segment.  Raises ImageError."""
     if inode_id not in restore.state.get(_INODES, (inode_id,)):  # where `check` failed, that has been told
         raise ImageError("memfd.img is incomplete", f"segment {inode_id} is not there")
+
+
+def shmid_of(restore: Restore, area: VmaEntry) -> int | None:
+    """After `check`: by what number images have the segment that an area shows; None: it shows none, or an empty
+    one."""
+    if area.status & vma.SYSVIPC:
+        return area.shmid
+    entry = restore.files.get(area.shmid) if area.status & (vma.FILE_PRIVATE | vma.FILE_SHARED) else None
+    memfd = restore.state[_INODES].get(entry.memfd.inode_id) if entry is not None and entry.memfd is not None else None
+    return memfd.shmid if memfd is not None and memfd.size else None
+
+
+def pages(restore: Restore, shmid: int) -> PageStore:
+    """What is stored of one that is not empty; to be closed."""
+    return PageStore(restore.images, shmid, SHMEM_PAGEMAP)
 
 
 def fill_sysv(restore: Restore, shmid: int) -> None:

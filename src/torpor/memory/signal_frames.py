@@ -10,15 +10,15 @@ may have interrupted another.  On an alternate stack that is not in use there ma
 has switched away from it, or what is left of an old one: such a frame is made good where it can be, and never refused.
 """
 
-import os
 from bisect import bisect_right
 
 from torpor import log
 from torpor.arch import native
 from torpor.arch.base import CannotReturn, Frame
 from torpor.kernel.proc import INFINITY
-from torpor.memory.layout import Span
-from torpor.typed import TYPE_CHECKING, Callable, Iterator, NamedTuple, Sequence
+from torpor.memory.layout import Span, merged
+from torpor.memory.stored import Segments, Stored
+from torpor.typed import TYPE_CHECKING, Iterator, NamedTuple, Sequence
 
 if TYPE_CHECKING:
     from torpor.arch.base import Arch, Memory, Registers
@@ -31,37 +31,8 @@ FRAME = 1 << 10  # a frame is recognised by fewer
 NO_STACK: Span = (0, 0)
 
 
-class Stored:
-    """The private memory that images hold of one address space; what they do not hold is zero."""
-
-    def __init__(self, space: "AddressSpace") -> None:
-        self._runs = space.runs()
-        self._starts = [run.start for run in self._runs]
-        self._open: dict[PagemapReader, int] = {}
-
-    def spans(self) -> list[Span]:
-        return [(run.start, run.end) for run in self._runs]
-
-    def read(self, address: int, length: int) -> bytes:
-        found = bytearray(length)
-        end = address + length
-        for run in self._runs[max(0, bisect_right(self._starts, address) - 1) : bisect_right(self._starts, end)]:
-            first, last = max(run.start, address), min(run.end, end)
-            if first < last:
-                if run.level not in self._open:
-                    self._open[run.level] = run.level.open_pages()
-                data = os.pread(self._open[run.level], last - first, run.offset + first - run.start)
-                found[first - address : first - address + len(data)] = data
-        return bytes(found)
-
-    def close(self) -> None:
-        for fd in self._open.values():
-            os.close(fd)
-        self._open.clear()
-
-
 class Stacks:
-    """Those in one address space: its private `areas`, which parts of them are `stored`, and how they are read."""
+    """Those in one address space: its `areas`, which parts of them are `stored`, and how they are read."""
 
     def __init__(self, arch: "Arch", areas: Sequence[Span], stored: Sequence[Span], memory: "Memory") -> None:
         self._arch, self._areas, self._memory = arch, areas, memory
@@ -130,13 +101,25 @@ class SignalFrames:
         self.of: dict[int, list[Frame]] = {}
         self._writes: dict[int, list[tuple[int, bytes]]] = {}  # by a PID with that memory
         self._own: dict[tuple[tuple[int, bytes], ...], Frame | None] = {}
-        for pid, threads in _threads(restore, registers, spaces).items():
-            memory = Stored(spaces[pid])
-            areas = [(area.start, area.end) for area in spaces[pid].private]
-            try:
-                self._examine(restore, pid, threads, Stacks(native(), areas, memory.spans(), memory.read))
-            finally:
-                memory.close()
+        self._restore = restore
+        self._elsewhere: dict[int, tuple[Frame, list[Span]]] = {}  # where FarFrames may be, by PID
+        self._areas: set[Span] = set()
+        seen: set[tuple[PagemapReader, int, int]] = set()  # a segment is looked at once, wherever it is the same
+        segments = Segments(restore)
+        try:
+            for pid, threads in _threads(restore, registers, spaces).items():
+                memory = Stored(spaces[pid], segments)
+                try:
+                    self._examine(restore, pid, threads, Stacks(native(), memory.areas, memory.spans(), memory.read))
+                    if (own := self._refusing(threads)) is not None:
+                        new = {(run.level, run.offset, run.start): (run.start, run.end) for run in memory.runs}
+                        self._elsewhere[pid] = own, [span for key, span in new.items() if key not in seen]
+                        self._areas.update(memory.areas)
+                        seen.update(new)
+                finally:
+                    memory.close()
+        finally:
+            segments.close()
 
     def _examine(self, restore: "Restore", pid: int, threads: list[_Thread], stacks: Stacks) -> None:
         for thread in threads:
@@ -157,6 +140,11 @@ class SignalFrames:
 
     def _mend(self, pid: int, frame: Frame, registers: "Registers") -> None:
         """Raises CannotReturn."""
+        if (own := self._own_frame(registers)) is not None:
+            self._writes.setdefault(pid, []).extend(native().mended_frame(frame, own))
+
+    def _own_frame(self, registers: "Registers") -> Frame | None:
+        """As this kernel makes it for a thread with these registers."""
         from torpor.engine import own_frame
 
         lengths = tuple(native().vector_lengths(registers).items())
@@ -164,15 +152,47 @@ class SignalFrames:
             self._own[lengths] = own_frame.make(dict(lengths))
             if self._own[lengths] is None:
                 log.warning("this kernel's signal frames are not known to Torpor: those in images stay as they are")
-        if (own := self._own[lengths]) is not None:
-            self._writes.setdefault(pid, []).extend(native().mended_frame(frame, own))
+        return self._own[lengths]
 
-    def mend(self, write: Callable[[int, int, bytes], None]) -> None:
-        """Now that all memory is there: write(PID, address, bytes)."""
+    def _refusing(self, threads: list[_Thread]) -> Frame | None:
+        """This kernel's own, if it may refuse some of what is in memory that these threads share."""
+        from torpor.resources import extras
+
+        arch = native()
+        if not arch.frame_mark:
+            return None
+        for task, tid, registers, _, _ in threads:
+            own = self._own_frame(registers)
+            extra = extras.load(self._restore, task.pid).threads.get(tid)
+            stored = {entry.type: entry.data for entry in extra.registers} if extra is not None else {}
+            if own is not None and arch.may_refuse(own, task.cores[tid], stored):
+                return own
+        return None
+
+    def mend(self) -> None:
+        """Now that all memory is there."""
+        mended = sum(map(len, self._writes.values()))
         for pid, writes in self._writes.items():
+            tracee = self._restore.tasks[pid].tracee
+            assert tracee is not None
             for address, data in writes:
-                write(pid, address, data)
-        if mended := sum(map(len, self._writes.values())):
+                tracee.write(address, data)
+        areas = merged(self._areas)
+        for pid, (own, stored) in self._elsewhere.items():
+            from torpor.memory.far_frames import FarFrames
+
+            task = self._restore.tasks[pid]
+            assert task.tracee is not None
+            changes, lacking = FarFrames(native(), areas, stored, task.tracee.read).mend(own, task.tracee.write)
+            size = sum(end - start for start, end in stored)
+            log.info(f"{task.subject}: looked for signal frames in {size >> 10} KiB of memory, {changes} changes")
+            mended += changes
+            if lacking:
+                log.warning(
+                    f"{task.subject}: a signal frame in its memory, to which no stack pointer leads, holds what this "
+                    f"CPU lacks ({', '.join(sorted(lacking))}): if it is in use, the thread that returns by it will end"
+                )
+        if mended:
             log.info(f"signal frames are as this kernel takes them now, after {mended} changes")
 
 

@@ -95,8 +95,8 @@ def main() -> None:
     elif step == "vectors_in_handler":
         update.begin("vectors.py", "holding", "handler")
         update.dump()
-    elif step == "in_handler":
-        update.begin("in_handler", "holding")
+    elif step.startswith("in_handler"):
+        update.begin("in_handler", "holding", *step.split("_")[2:])  # on an unusual stack
         update.dump()
     elif step == "refuse":
         said = update.torpor("restore", "-d", fails=True)

@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Waits inside a signal handler until the first byte of DIR/go is not 0, and says in DIR/result that it has returned from
- * there: in_handler DIR.  It uses no vector registers, and there is no C library in it, which would choose what it does by
- * the CPU that it begins on. */
+ * there: in_handler DIR [far | shared].  far: it waits on another stack, from which nothing leads to the signal's frame;
+ * shared: the handler's stack is in shared memory.  It uses no vector registers, and there is no C library in it, which
+ * would choose what it does by the CPU that it begins on. */
+#include <asm/mman.h>
 #include <asm/signal.h>
 #include <asm/unistd.h>
 #include <linux/fcntl.h>
+#include <linux/mman.h>
 #include <linux/time_types.h>
 
-static int go;
+enum { size = 65536 };
+static int go, far;
+static char other[size] __attribute__((aligned(64)));
 
 #ifdef __aarch64__
 __asm__(".globl _start\n_start: mov x0, sp\n bl begin");
@@ -15,8 +20,20 @@ __asm__(".globl _start\n_start: mov x0, sp\n bl begin");
 static long call(long number, long a, long b, long c, long d)
 {
 	register long x8 __asm__("x8") = number, x0 __asm__("x0") = a, x1 __asm__("x1") = b, x2 __asm__("x2") = c, x3 __asm__("x3") = d;
-	__asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3) : "memory");
+	register long x4 __asm__("x4") = -1, x5 __asm__("x5") = 0; /* of mmap */
+	__asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
 	return x0;
+}
+
+static void on_another_stack(void (*function)(void))
+{
+	register void (*x20)(void) __asm__("x20") = function;
+	register char *x21 __asm__("x21") = other + size;
+	__asm__ volatile("mov x19, sp\n mov sp, x21\n blr x20\n mov sp, x19"
+			 :
+			 : "r"(x20), "r"(x21)
+			 : "x0", "x1", "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13", "x14", "x15",
+			   "x16", "x17", "x18", "x19", "x30", "memory", "cc");
 }
 #else
 __asm__(".globl _start\n_start: mov %rsp, %rdi\n and $-16, %rsp\n call begin");
@@ -25,9 +42,19 @@ void back(void);
 
 static long call(long number, long a, long b, long c, long d)
 {
-	register long r10 __asm__("r10") = d;
-	__asm__ volatile("syscall" : "+a"(number) : "D"(a), "S"(b), "d"(c), "r"(r10) : "rcx", "r11", "memory");
+	register long r10 __asm__("r10") = d, r8 __asm__("r8") = -1, r9 __asm__("r9") = 0; /* the last two of mmap */
+	__asm__ volatile("syscall" : "+a"(number) : "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9) : "rcx", "r11", "memory");
 	return number;
+}
+
+static void on_another_stack(void (*function)(void))
+{
+	register void (*r12)(void) __asm__("r12") = function;
+	register char *r13 __asm__("r13") = other + size;
+	__asm__ volatile("mov %%rsp, %%rbx\n mov %%r13, %%rsp\n call *%%r12\n mov %%rbx, %%rsp"
+			 :
+			 : "r"(r12), "r"(r13)
+			 : "rax", "rcx", "rdx", "rsi", "rdi", "rbx", "r8", "r9", "r10", "r11", "memory", "cc");
 }
 #endif
 
@@ -38,11 +65,10 @@ static void say(const char *name, const char *text, long length)
 	call(__NR_close, file, 0, 0, 0);
 }
 
-static void wait_inside(int number)
+static void wait_for_go(void)
 {
 	struct __kernel_timespec pause = {0, 20000000};
 	char first = 0;
-	(void)number;
 	say("holding", "yes", 3);
 	do {
 		call(__NR_nanosleep, (long)&pause, 0, 0, 0);
@@ -50,11 +76,28 @@ static void wait_inside(int number)
 	} while (!first);
 }
 
+static void wait_inside(int number)
+{
+	(void)number;
+	if (far)
+		on_another_stack(wait_for_go);
+	else
+		wait_for_go();
+}
+
 void begin(char **stack)
 {
 	struct sigaction action = {.sa_handler = wait_inside};
+	const char *how = stack[3] ? stack[3] : "";
+	far = how[0] == 'f';
+	if (how[0] == 's') {
+		stack_t shared = {.ss_size = size};
+		shared.ss_sp = (void *)call(__NR_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS);
+		call(__NR_sigaltstack, (long)&shared, 0, 0, 0);
+		action.sa_flags = SA_ONSTACK;
+	}
 #ifdef __x86_64__
-	action.sa_flags = SA_RESTORER;
+	action.sa_flags |= SA_RESTORER;
 	action.sa_restorer = back;
 #endif
 	call(__NR_chdir, (long)stack[2], 0, 0, 0);

@@ -115,7 +115,7 @@ def answer(*arguments: str, fails: bool = False) -> tuple[str, str]:
     return output, errors
 
 
-def begin(program: str = "clockwork.py", sign: str = "counters", *arguments: str) -> None:
+def begin(program: str = "clockwork.py", sign: str = "counters", *arguments: str, output: str = os.devnull) -> None:
     """Start a program, from the disk; it shows by a file that it is at work."""
     shutil.copy(f"/t/{program}", DATA)
     with open("/proc/sys/kernel/ns_last_pid", "w") as file:
@@ -124,7 +124,7 @@ def begin(program: str = "clockwork.py", sign: str = "counters", *arguments: str
     victim = subprocess.Popen(
         [*([sys.executable] if program.endswith(".py") else []), f"{DATA}/{program}", DATA, *arguments],
         stdin=null,
-        stdout=null,
+        stdout=os.open(output, os.O_WRONLY | os.O_CREAT, 0o600),
         stderr=null,
         start_new_session=True,
     )
