@@ -20,7 +20,7 @@ __asm__(".globl _start\n_start: mov x0, sp\n bl begin");
 static long call(long number, long a, long b, long c, long d)
 {
 	register long x8 __asm__("x8") = number, x0 __asm__("x0") = a, x1 __asm__("x1") = b, x2 __asm__("x2") = c, x3 __asm__("x3") = d;
-	register long x4 __asm__("x4") = -1, x5 __asm__("x5") = 0; /* of mmap */
+	register long x4 __asm__("x4") = 0, x5 __asm__("x5") = 0;
 	__asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
 	return x0;
 }
@@ -42,7 +42,7 @@ void back(void);
 
 static long call(long number, long a, long b, long c, long d)
 {
-	register long r10 __asm__("r10") = d, r8 __asm__("r8") = -1, r9 __asm__("r9") = 0; /* the last two of mmap */
+	register long r10 __asm__("r10") = d, r8 __asm__("r8") = 0, r9 __asm__("r9") = 0;
 	__asm__ volatile("syscall" : "+a"(number) : "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9) : "rcx", "r11", "memory");
 	return number;
 }

@@ -28,6 +28,8 @@ def main() -> None:
         update.torpor("check")
         update.torpor("restore", "-d")
         time.sleep(update.WORK)
+        if not os.path.exists(f"/proc/{update.ROOT_PID}"):
+            sys.exit(f"it has ended:\n{update.kernel_messages()}")
         os.kill(update.ROOT_PID, signal.SIGTERM)
         deadline = time.monotonic() + 120
         while os.path.exists(f"/proc/{update.ROOT_PID}") and time.monotonic() < deadline:
