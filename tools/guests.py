@@ -9,6 +9,7 @@ Nothing here is written by hand: what has not been run is shown as not run.
 import json
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,22 @@ def why(result: Result) -> str:
     return next((line.removeprefix(prefix) for line in lines if line.startswith(prefix)), "") if prefix else ""
 
 
+def runs(found: dict[str, Result]) -> list[str]:
+    """A row for each release of the kernel and commit that the results in the document are of: how many, and when."""
+    shown = {
+        result["case"]: result
+        for workload in all_workloads() for mode in MODES if (result := newest(found, workload.name, mode)) is not None
+    }  # fmt: skip
+    groups: dict[tuple[str, str], list[float]] = {}
+    for result in shown.values():
+        groups.setdefault((result.get("release", ""), result.get("commit", "")), []).append(result.get("at", 0))
+    rows = []
+    for (release, commit), times in sorted(groups.items(), key=lambda group: max(group[1])):
+        first, last = (time.strftime("%Y-%m-%d %H:%M", time.gmtime(at)) for at in (min(times), max(times)))
+        rows.append(f"{release or 'not noted'} | {commit or 'not noted'} | {len(times)} | {first} | {last}")
+    return rows
+
+
 def main() -> int:
     columns = [(arch, kernel) for arch in TARGETS for kernel in KERNELS]
     known = {column: results(*column) for column in columns}
@@ -105,6 +122,17 @@ def main() -> int:
             marks = [mark_of(newest(found_there, workload.name, mode)) for workload in all_workloads()]
             numbers = " | ".join(str(marks.count(one)) for one in "+r-F")
             lines.append(f"| {arch} {kernel} | {mode} | {numbers} |")
+    lines += [
+        "",
+        "## Of which run",
+        "",
+        "In UTC. A kernel with several lines has results of several runs. A commit with a + had changes beside it.",
+        "",
+        "| kernel | release | commit | cases | first | last |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (arch, kernel), found_there in known.items():
+        lines += [f"| {arch} {kernel} | {row} |" for row in runs(found_there)]
     TARGET.write_text("\n".join(lines) + "\n")
     return 0
 

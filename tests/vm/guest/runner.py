@@ -111,7 +111,8 @@ class Case:
                 self.group.alone[name] = outcome
                 if self.group.alone.keys() == set(self.group.names) and "failed" not in self.group.alone.values():
                     outcome, text = "failed", f"each passes alone; together {self.group.names}:\n{self.group.text}"
-            result = {"case": name, "outcome": outcome, "seconds": seconds, "output": text, "together": len(outcomes)}
+            result = {"case": name, "outcome": outcome, "seconds": seconds, "output": text, "together": len(outcomes),
+                      "release": os.uname().release}  # fmt: skip
             say("RESULT", json.dumps(result))
 
 

@@ -5,10 +5,12 @@ Cases of one architecture, kernel and CPU share a boot, whatever module of tests
 need another machine.  Every result is written down when it comes, so that a run that is cut short has not run in vain.
 """
 
+import functools
 import json
 import os
 import queue
 import re
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -44,6 +46,16 @@ class Key(NamedTuple):
     def file(self) -> Path:
         """Results of this and earlier runs, from which tools/guests.py makes docs/guests.md."""
         return cache_dir() / "results" / f"{'-'.join(filter(None, self))}.json"
+
+
+@functools.cache
+def commit() -> str:
+    """Of what is tried here; with a + where files differ from it; empty: nobody knows."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--dirty=+"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 @in_cache()
@@ -126,7 +138,7 @@ class Boot:
         return outcome
 
     def _heard(self, result: Result) -> None:
-        result["at"] = time.time()
+        result["at"], result["commit"] = time.time(), commit()
         self.found[result["case"]] = result
         remember(self.cases[result["case"]], result["case"], result)
 
