@@ -4,6 +4,7 @@
 import os
 from errno import EIO
 
+from torpor import log
 from torpor import signals as signal
 from torpor.arch import native
 from torpor.arch.base import NT_PRSTATUS
@@ -193,6 +194,7 @@ def _leave_vdso(dump: "Dump", spaces: dict[int, AddressSpace]) -> None:
             assert text is not None
             inside = _inside(text)
             if inside(thread.general) and not _is_deaf(task, thread):
+                log.debug(f"thread {thread.tid} is inside the vDSO: letting it come out of it")
                 _step_out(task, thread, inside)
 
 

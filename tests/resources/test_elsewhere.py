@@ -4,6 +4,7 @@ redirected, and the clocks go on in a time namespace."""
 
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.workload import Workload
 from torpor.arch import native
 from torpor.images import kinds
 from torpor.images.directory import ImageReader, ImageWriter
@@ -24,6 +26,7 @@ from torpor.memory.vdso_place import Kernels
 from torpor.resources import clocks
 
 ROOT = Path(__file__).resolve().parents[2]
+GUEST = ROOT / "tests/vm/guest"
 # Takes this kernel's vDSO for another one than any in images.
 OTHER_VDSO = """
 from torpor.memory import vdso_place
@@ -60,7 +63,8 @@ class Clockwork:
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.images = directory, directory / "images"
-        command = [sys.executable, str(ROOT / "tests/vm/guest/clockwork.py"), str(directory)]
+        shutil.copy(Workload(GUEST / "vdso_calls.c").compiled(), directory / "vdso_calls")
+        command = [sys.executable, str(GUEST / "clockwork.py"), str(directory)]
         null = subprocess.DEVNULL
         with (directory / "errors").open("wb") as errors:
             process = subprocess.Popen(command, stdin=null, stdout=null, stderr=errors, start_new_session=True)
@@ -70,7 +74,8 @@ class Clockwork:
 
     def counters(self) -> tuple[int, ...]:
         try:
-            return struct.unpack("=4Q", (self.directory / "counters").read_bytes()[:32])
+            *four, _, calls = struct.unpack("=6Q", (self.directory / "counters").read_bytes()[:48])
+            return *four, calls
         except (FileNotFoundError, struct.error):
             return ()
 
@@ -80,7 +85,7 @@ class Clockwork:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             now = self.counters()
-            if now and all(b > a for a, b in zip(before or (0, 0, 0, 0), now, strict=True)):
+            if now and all(b > a for a, b in zip(before or (0,) * 5, now, strict=True)):
                 return
             time.sleep(0.01)
         pytest.fail(f"the tree does not get on: {(self.directory / 'errors').read_text()}")
@@ -109,7 +114,7 @@ class Clockwork:
         os.kill(self.pid, signal.SIGTERM)
         self.reap()
         told = json.loads((self.directory / "result").read_text())
-        assert told == {"root": [], "busy": [], "answer": [], "handle": []}
+        assert told == {"root": [], "busy": [], "answer": [], "handle": [], "calls": []}
 
     def vdso(self) -> tuple[int, int]:
         """Where the program looks for it, and where the kernel has it."""

@@ -67,6 +67,9 @@ JOURNEYS = {
 }
 UPDATES = [*((arch, "there_and_back") for arch in TARGETS), ("x86_64", "back_and_there")]
 LEGS = {3: ("begin", "hop", "end"), 4: ("begin", "refuse", "hop", "end")}
+# Where guest/vdso_calls.c is a part of the journey.  On 32-bit ARM it died on its way back from a handler without a
+# restorer; on the others it was not tried to the end.
+WITH_CALLS = ("x86_64",)
 SECONDS = 400
 GUEST = Path(__file__).parent / "guest"
 
@@ -78,9 +81,10 @@ class Disk:
         self.target, self.path, self.files = target, path, dict(programs.sources())
         self._record = record_property
 
-    def add(self, name: str) -> None:
-        """A program of guest/ that has to be compiled."""
-        self.files[f"t/{name}"] = programs.build_alone(self.target, GUEST / f"{name}.c")
+    def add(self, name: str, alone: bool = False) -> None:
+        """A program of guest/ that has to be compiled.  `alone`: without a library."""
+        build = programs.build_alone if alone else programs.build_one
+        self.files[f"t/{name}"] = build(self.target, GUEST / f"{name}.c")
 
     def add_workload(self, name: str) -> None:
         built, _ = programs.build(self.target, [name])
@@ -117,6 +121,8 @@ def traveller(request: pytest.FixtureRequest, record_property: Callable[[str, ob
 def test_update(traveller: Disk, arch: str, way: str) -> None:
     try:
         kernels = kernels_of(arch, way)
+        if arch in WITH_CALLS:
+            traveller.add("vdso_calls")
         for kernel, leg in zip(kernels, LEGS[len(kernels)], strict=True):
             traveller.boot(kernel, "update.py", leg)
     except VmError as error:
@@ -129,7 +135,7 @@ def test_update(traveller: Disk, arch: str, way: str) -> None:
 def test_update_host(traveller: Disk, arch: str, journey: str) -> None:
     try:
         if any(step.startswith("in_handler") for _, step in JOURNEYS[arch, journey]):
-            traveller.add("in_handler")
+            traveller.add("in_handler", alone=True)
         for cpu, step in JOURNEYS[arch, journey]:
             traveller.boot("6.12", "hosts.py", step, "-cpu", cpu)
     except VmError as error:

@@ -3,8 +3,8 @@
 
 begin: starts the busy tree of clockwork.py and dumps it.  hop: restores it, lets it work, dumps it again.  end:
 restores it, lets it work, ends it, and looks at what it has to say.  refuse: this kernel's pages are of another size;
-that is said, and nothing is made.  Prints one JSON object of figures, and exits with
-0 only if all was as it should be.
+that is said, and nothing is made.  What else begin, hop and end do about the vDSO and clocks is in vdso_calls.py.
+Prints one JSON object of figures, and exits with 0 only if all was as it should be.
 """
 
 import importlib
@@ -16,6 +16,8 @@ import struct
 import subprocess
 import sys
 import time
+
+import vdso_calls
 
 from harness.warm import WARM, start
 from torpor.arch import native
@@ -32,25 +34,27 @@ DATA, IMAGES = "/data", "/data/images"
 OFFSETS = "/proc/self/timens_offsets"  # not there: no time namespaces
 ROOT_PID = 12000  # beyond whatever a booting kernel uses
 WORK = 1.5  # seconds
-COUNTERS = ("busy", "pings", "waits", "ticks")
+COUNTERS = {"busy": 0, "pings": 1, "waits": 2, "ticks": 3}
+RETURNS = 4
 figures: dict[str, object] = {"kernel": os.uname().release}
 
 
 def counters() -> list[int]:
     with open(f"{DATA}/counters", "rb") as file:
-        return list(struct.unpack("=5Q", file.read(40)))
+        return list(struct.unpack("=6Q", file.read(48)))
 
 
 def work() -> None:
     """Every part of the tree must get on."""
+    parts = COUNTERS | ({"calls": vdso_calls.ROUNDS} if vdso_calls.is_there() else {})
     before = counters()
     deadline = time.monotonic() + 60
     begun = time.monotonic()
     while time.monotonic() < deadline:
         time.sleep(0.1)
         now = counters()
-        if all(b > a for a, b in zip(before[:4], now[:4], strict=True)) and time.monotonic() - begun > WORK:
-            figures["counted"] = dict(zip(COUNTERS, now[:4], strict=True))
+        if all(now[i] > before[i] for i in parts.values()) and time.monotonic() - begun > WORK:
+            figures["counted"] = {name: now[i] for name, i in parts.items()}
             return
     sys.exit(f"the tree does not get on: {before} became {counters()}; {look()}")
 
@@ -90,16 +94,16 @@ def state(pid: int) -> str:
         return f"{pid}: {error.strerror}"
 
 
-def torpor(*arguments: str, fails: bool = False) -> str:
+def torpor(*arguments: str, images: str = IMAGES, fails: bool = False) -> str:
     """Run the command; returns what it said on stderr."""
-    output, errors = answer(*arguments, fails=fails)
+    output, errors = answer(*arguments, images=images, fails=fails)
     print(output, end="")
     return errors
 
 
-def answer(*arguments: str, fails: bool = False) -> tuple[str, str]:
+def answer(*arguments: str, images: str = IMAGES, fails: bool = False) -> tuple[str, str]:
     """Run the command, in a fork, as Python takes seconds to start here; returns what it said on stdout and stderr."""
-    words = [*arguments, "-D", IMAGES, "-W", DATA, "-o", "log", "-v4"]
+    words = [*arguments, "-D", images, "-W", DATA, "-o", "log", "-v4"]
     streams = [os.memfd_create(name) for name in ("output", "errors")]
     with open(os.devnull) as nothing:
         child = start([WARM, *words], (nothing.fileno(), *streams))
@@ -139,9 +143,15 @@ def begin(program: str = "clockwork.py", sign: str = "counters", *arguments: str
 def dump(*options: str) -> None:
     shutil.rmtree(IMAGES, ignore_errors=True)
     os.mkdir(IMAGES, 0o700)
+    known = [*kernels(), (vdso_span(ROOT_PID)[0], vdso_functions())]
+    with open(f"{DATA}/kernels", "w") as file:
+        json.dump(known, file)
+    before = time.monotonic()
     torpor("dump", "-t", str(ROOT_PID), *options)
-    with open(f"{DATA}/functions", "w") as file:
-        json.dump(vdso_functions(), file)
+    if vdso_calls.is_there():
+        vdso_calls.note_clocks(time.monotonic() - before)
+        if found := vdso_calls.inside(IMAGES):
+            sys.exit(f"threads {found} were dumped inside the vDSO")
     figures["uptime at dump"] = round(time.monotonic(), 1)
 
 
@@ -185,6 +195,14 @@ def vdso_span(pid: int | str) -> tuple[int, int]:
     return start, end
 
 
+def kernels() -> list[tuple[int, dict[str, int]]]:
+    """Under which the tree was: where each had its vDSO, and its functions there."""
+    if not os.path.exists(f"{DATA}/kernels"):
+        return []
+    with open(f"{DATA}/kernels") as file:
+        return [(start, functions) for start, functions in json.load(file)]
+
+
 def vdso_functions() -> dict[str, int]:
     """Where in its vDSO this kernel has which function."""
     start, end = vdso_span("self")
@@ -194,11 +212,10 @@ def vdso_functions() -> dict[str, int]:
 
 
 def look_at_vdso() -> None:
-    """A busy task is found in the vDSO's text sooner or later: it uses it, wherever it is.  Where the kernel before had
-    its functions elsewhere, their old addresses are not in this one's."""
+    """A busy thread is found in the vDSO's text sooner or later: it uses it, wherever it is.  Where the kernel before
+    had its functions elsewhere, their old addresses are not in this one's."""
     start, end = vdso_span(ROOT_PID)
-    with open(f"{DATA}/functions") as file:
-        before, here = json.load(file), vdso_functions()
+    before, here = kernels()[-1][1], vdso_functions()
     with open(f"/proc/{ROOT_PID}/auxv", "rb") as file:
         words = list(struct.iter_unpack("2L", file.read()))
     remembered = dict(words)[33]  # AT_SYSINFO_EHDR
@@ -207,7 +224,8 @@ def look_at_vdso() -> None:
     figures["functions elsewhere"] = f"{len(moved)} of {len(before)}"
     if moved and remembered == start:
         sys.exit(f"the kernel before had {moved} elsewhere, and nothing is redirected")
-    busy = ROOT_PID + 1
+    figures["functions that lead on"] = vdso_calls.compare_jumps([*kernels(), (start, here)])
+    busy = vdso_calls.spinner(vdso_calls.child()) if vdso_calls.is_there() else ROOT_PID + 1
     ptrace.seize(busy, 0)
     for tries in range(1, 20001):
         ptrace.interrupt(busy)
@@ -221,18 +239,18 @@ def look_at_vdso() -> None:
         ptrace.cont(busy)
         time.sleep(0.0001)
     else:
-        sys.exit("the busy task was never found in the vDSO")
+        sys.exit("the busy thread was never found in the vDSO")
     ptrace.detach(busy)
 
 
 def returned(before: int) -> None:
     """Whoever was dumped inside a signal handler gets out of it, by a frame of the other kernel."""
     deadline = time.monotonic() + 60
-    while counters()[4] == before:
+    while counters()[RETURNS] == before:
         if time.monotonic() > deadline:
             sys.exit(f"it has not returned from its signal handler; {look()}")
         time.sleep(0.05)
-    figures["returned from handlers"] = counters()[4]
+    figures["returned from handlers"] = counters()[RETURNS]
 
 
 def frames_are_known() -> None:
@@ -282,24 +300,34 @@ def main() -> None:
         switch.write("1")
     frames_are_known()
     if what == "begin":
+        if os.path.exists("/t/vdso_calls"):
+            vdso_calls.begin_alone()
         begin()
         work()
         dump()
     elif what == "refuse":
         refuse()
     else:
-        returns = counters()[4]
+        returns = counters()[RETURNS]
+        await_clocks()
+        if what == "hop" and vdso_calls.is_there():
+            vdso_calls.refuse_inside()
+        begun = time.monotonic()
         restore()
         work()
+        if vdso_calls.is_there():
+            vdso_calls.compare_clocks(begun)
         returned(returns)
         look_at_vdso()
         work()
         if what == "hop":
             dump()
         else:
+            if vdso_calls.is_there():
+                vdso_calls.restore_inside()
             finish()
     report(what)
 
 
 if __name__ == "__main__":
-    main()
+    importlib.import_module("update").main()  # the module that others import, with its figures

@@ -85,6 +85,14 @@ def build(target: Target, names: Iterable[str]) -> tuple[dict[str, Path], dict[s
 
 
 @in_cache()
+def build_one(target: Target, source: Path) -> Path:
+    """A program that is no workload."""
+    cache = cache_dir() / "programs" / target.arch
+    with locked(cache):
+        return Workload(source).build(_compiler(target), [f"--sysroot={_root(target)}"], cache)
+
+
+@in_cache()
 def build_alone(target: Target, source: Path) -> Path:
     """A program without any library, which uses no vector registers."""
     made = (
