@@ -26,7 +26,7 @@ PID = 13000
 HOME, INSIDE, SCRATCH = "/data/alone", "/data/inside", "/data/scratch"
 ROUNDS, CLOCKS = 5, 16  # words of the counters
 NAMES = {1: "MONOTONIC", 4: "MONOTONIC_RAW", 6: "MONOTONIC_COARSE", 7: "BOOTTIME", 9: "BOOTTIME_ALARM"}
-TRIES = 40
+TRIES = 200  # it is seen inside less often than half of the time: once in twenty dumps on an idle machine
 KEPT = "sigreturn", "sigtramp", "restart_syscall"  # code of the old kernel's, which does not ask for its data
 PROGRAM_COUNTERS = {
     "x86_64": ("thread_info", "ip"), "aarch64": ("ti_aarch64", "pc"), "armv7l": ("ti_arm", "pc"),
