@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torpor.engine.tracee import Tracee
     from torpor.resources.context import Dump
 
+STEPPING_S = 1.0  # of a slow machine, whose tree stands still meanwhile
 STEPS = 5000  # instructions; a call to the vDSO takes a hundred or two, unless the kernel changes the clock meanwhile
 KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND = range(5)
 _SHARED = {KCMP_VM: "memory", KCMP_FILES: "descriptors", KCMP_FS: "working directory"}  # handlers: only with memory
@@ -221,8 +222,9 @@ def _is_deaf(task: DumpTask, thread: "Tracee") -> bool:
 def _step_out(task: DumpTask, thread: "Tracee", inside: "Callable[[bytes], bool]") -> None:
     """One instruction after the other, until its registers say that it is out."""
     number, left = 0, STEPS  # a signal that came meanwhile is delivered: its handler is out of it, too
+    until = time.monotonic() + STEPPING_S
     try:
-        while left > 0 or number:
+        while (left > 0 and time.monotonic() < until) or number:
             left -= 1
             ptrace.step(thread.tid, number)
             stop = stops.wait(thread.tid)

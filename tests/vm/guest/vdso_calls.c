@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Calls every function of its vDSO, by the address that it had at the beginning (as a C library does), and compares what
- * each says with what the kernel says: vdso_calls DIR.  A thread of it is inside the vDSO half of its time.  It has a timer
+ * each says with what the kernel says: vdso_calls DIR.  A thread of it is inside the vDSO much of its time.  It has a timer
  * on CLOCK_BOOTTIME and sleeps until points in time of that clock; and, where the kernel's own code returns from signal
  * handlers, handlers without a restorer.  What it has found by its clocks it writes to words of DIR/counters (vdso_calls.py
  * reads them), what was wrong to DIR/calls, at SIGTERM. */

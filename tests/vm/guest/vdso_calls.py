@@ -60,7 +60,7 @@ def child() -> int:
 
 
 def spinner(pid: int) -> int:
-    """The thread that is inside the vDSO half of its time; 0: this kernel's has nothing to call."""
+    """The thread that is inside the vDSO much of its time; 0: this kernel's has nothing to call."""
     for tid in map(int, os.listdir(f"/proc/{pid}/task")):
         with open(f"/proc/{pid}/task/{tid}/comm") as file:
             if file.read() == "spin\n":
