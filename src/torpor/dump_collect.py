@@ -2,6 +2,7 @@
 """What a dump looks at between the freeze and the first program in a task: tasks, what they share, areas."""
 
 import os
+import time
 from errno import EIO
 
 from torpor import log
