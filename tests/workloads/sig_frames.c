@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Signal frames in unusual places: on alternate stacks in shared memory, and on stacks that a handler has switched away from (green threads). */
-/* wl: */
+/* wl: same=no */
+/* not compared: the signal that preempts its green threads is pending now and then */
 #include "wl.h"
 #include <sys/ipc.h>
 #include <sys/shm.h>

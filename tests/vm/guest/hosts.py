@@ -95,8 +95,8 @@ def main() -> None:
     elif step == "vectors_in_handler":
         update.begin("vectors.py", "holding", "handler")
         update.dump()
-    elif step.startswith("in_handler"):
-        update.begin("in_handler", "holding", *step.split("_")[2:])  # on an unusual stack
+    elif step == "in_handlers":
+        update.begin("in_handler", "holding")
         update.dump()
     elif step == "refuse":
         said = update.torpor("restore", "-d", fails=True)

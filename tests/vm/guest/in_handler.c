@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Waits inside a signal handler until the first byte of DIR/go is not 0, and says in DIR/result that it has returned from
- * there: in_handler DIR [far | shared].  far: it waits on another stack, from which nothing leads to the signal's frame;
- * shared: the handler's stack is in shared memory.  It uses no vector registers, and there is no C library in it, which
- * would choose what it does by the CPU that it begins on. */
+/* Three processes that wait inside signal handlers until the first byte of DIR/go is not 0; DIR/result says that all have
+ * returned from there: in_handler DIR.  A child waits on another stack, from which nothing leads to the signal's frame
+ * ("far"); for another the handler's stack is in shared memory.  They use no vector registers, and there is no C library
+ * in it, which would choose what it does by the CPU that it begins on. */
 #include <asm/mman.h>
 #include <asm/signal.h>
 #include <asm/unistd.h>
@@ -11,7 +11,10 @@
 #include <linux/time_types.h>
 
 enum { size = 65536 };
-static int go, far;
+enum kind { USUAL, FAR, SHARED, kinds };
+static const char *const held[kinds] = {"holding", "far", "shared"}; /* files that say so */
+static int go;
+static enum kind kind;
 static char other[size] __attribute__((aligned(64)));
 
 #ifdef __aarch64__
@@ -69,7 +72,7 @@ static void wait_for_go(void)
 {
 	struct __kernel_timespec pause = {0, 20000000};
 	char first = 0;
-	say("holding", "yes", 3);
+	say(held[kind], "yes", 3);
 	do {
 		call(__NR_nanosleep, (long)&pause, 0, 0, 0);
 		call(__NR_pread64, go, (long)&first, 1, 0);
@@ -79,18 +82,16 @@ static void wait_for_go(void)
 static void wait_inside(int number)
 {
 	(void)number;
-	if (far)
+	if (kind == FAR)
 		on_another_stack(wait_for_go);
 	else
 		wait_for_go();
 }
 
-void begin(char **stack)
+static void be_interrupted(void)
 {
 	struct sigaction action = {.sa_handler = wait_inside};
-	const char *how = stack[3] ? stack[3] : "";
-	far = how[0] == 'f';
-	if (how[0] == 's') {
+	if (kind == SHARED) {
 		stack_t shared = {.ss_size = size};
 		shared.ss_sp = (void *)call(__NR_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS);
 		call(__NR_sigaltstack, (long)&shared, 0, 0, 0);
@@ -100,11 +101,36 @@ void begin(char **stack)
 	action.sa_flags |= SA_RESTORER;
 	action.sa_restorer = back;
 #endif
+	call(__NR_rt_sigaction, SIGUSR1, (long)&action, 0, sizeof action.sa_mask);
+	call(__NR_kill, call(__NR_getpid, 0, 0, 0, 0), SIGUSR1, 0, 0);
+}
+
+static void start(enum kind of_child)
+{
+	struct __kernel_timespec pause = {0, 20000000};
+	if (!call(__NR_clone, SIGCHLD, 0, 0, 0)) {
+		kind = of_child;
+		be_interrupted();
+		call(__NR_exit_group, 0, 0, 0, 0);
+	}
+	while (call(__NR_faccessat, AT_FDCWD, (long)held[of_child], 0, 0) < 0)
+		call(__NR_nanosleep, (long)&pause, 0, 0, 0);
+}
+
+void begin(char **stack)
+{
+	int status = 0;
 	call(__NR_chdir, (long)stack[2], 0, 0, 0);
 	go = call(__NR_openat, AT_FDCWD, (long)"go", O_CREAT | O_RDWR, 0600);
 	call(__NR_write, go, (long)"", 1, 0);
-	call(__NR_rt_sigaction, SIGUSR1, (long)&action, 0, sizeof action.sa_mask);
-	call(__NR_kill, call(__NR_getpid, 0, 0, 0, 0), SIGUSR1, 0, 0);
+	start(FAR);
+	start(SHARED);
+	be_interrupted();
+	for (int child = 0; child < 2; child++) {
+		call(__NR_wait4, -1, (long)&status, 0, 0);
+		if (status)
+			call(__NR_exit_group, 1, 0, 0, 0);
+	}
 	say("result.new", "{\"vectors\": []}", 15);
 	call(__NR_renameat2, AT_FDCWD, (long)"result.new", AT_FDCWD, (long)"result");
 	call(__NR_exit_group, 0, 0, 0, 0);
