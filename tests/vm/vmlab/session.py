@@ -58,10 +58,14 @@ def commit() -> str:
         return ""
 
 
+def _known(key: Key) -> dict[str, Result]:
+    return json.loads(key.file.read_text()) if key.file.exists() else {}
+
+
 @in_cache()
 def remember(key: Key, case: str, result: Result) -> None:
     with locked(key.file.parent):
-        known = json.loads(key.file.read_text()) if key.file.exists() else {}
+        known = _known(key)
         partial = key.file.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(known | {case: result}, indent=1))
         partial.rename(key.file)
@@ -91,6 +95,11 @@ class Boot:
     @property
     def where(self) -> str:
         return f"{self.key.arch} {self.key.kernel}" + (f" with {self.key.cpu}" if self.key.cpu else "")
+
+    def expected(self) -> float:
+        """Seconds, by what its cases took the last time."""
+        known = {key: _known(key) for key in set(self.cases.values())}
+        return sum(known[key].get(case, {}).get("seconds", 0.0) for case, key in self.cases.items())
 
     def run(self) -> dict[str, Result]:
         """Every case's result.  A guest that dies or hangs is booted again, without the case that it was at; if it was
@@ -161,7 +170,7 @@ class Guests:
                 raise ValueError(f"{boot.cases[case].module} and {key.module} both have a case {case}")
         self._reserved, self._places = reserved, threading.Semaphore(jobs() - reserved)
         self._pool = ThreadPoolExecutor(jobs())
-        longest_first = sorted(self.boots.values(), key=lambda boot: -len(boot.cases))
+        longest_first = sorted(self.boots.values(), key=lambda boot: (-boot.expected(), -len(boot.cases)))
         self._outcomes: dict[Key, Future[dict[str, Result]]] = {
             boot.key: self._pool.submit(self._run, boot) for boot in longest_first
         }
