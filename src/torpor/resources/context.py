@@ -127,6 +127,10 @@ class DumpTask:
         """The thread in which process-wide programs run."""
         return self.threads[0]
 
+    def named(self, thread: "Tracee") -> str:
+        """A thread, in a sentence about the task."""
+        return "it" if thread is self.leader else f"its thread {thread.tid}"
+
     def of_other_threads(self, read: "Callable[[int], bytes]") -> "Iterator[tuple[int, bytes]]":
         """TID, and what `read` says of it, of each thread but the leader; those that have ended meanwhile are left out
         (OSError)."""

@@ -37,7 +37,7 @@ class Ports(Attribute):
             return
         for thread in task.threads:
             if ptrace.has_io_bitmap(thread.tid):
-                dump.refuse(task.refusal(f"{_named(task, thread)} has permission for I/O ports (ioperm)", _REMEDY))
+                dump.refuse(task.refusal(f"{task.named(thread)} has permission for I/O ports (ioperm)", _REMEDY))
                 return
 
     def ask_thread(self, task: "DumpTask", program: "Program") -> "Result | None":
@@ -60,15 +60,11 @@ class Ports(Attribute):
 
     def save_thread(self, task: "DumpTask", thread: "Tracee", answer: "Result | None", core: "CoreEntry") -> None:
         if answer is not None and answer.value == 0:
-            raise task.refusal(f"{_named(task, thread)} has permission for all I/O ports (iopl)", _REMEDY)
+            raise task.refusal(f"{task.named(thread)} has permission for all I/O ports (iopl)", _REMEDY)
 
 
 def _capabilities(program: "Program", *sets: int) -> "Pointer":
     return program.put(struct.pack("=6I", *(x & 0xFFFFFFFF for x in sets), *(x >> 32 for x in sets)))
-
-
-def _named(task: "DumpTask", thread: "Tracee") -> str:
-    return "it" if thread is task.leader else f"its thread {thread.tid}"
 
 
 ATTRIBUTES = [Ports()]

@@ -101,7 +101,7 @@ class Confinement(Attribute):
         self, task: "DumpTask", thread: "Tracee", answer: "tuple[Result, Pointer]", core: "CoreEntry"
     ) -> None:
         keyring, policy = answer
-        it = _named(task, thread)
+        it = task.named(thread)
         if any(policy.data):
             raise task.refusal(f"{it} has a memory policy (set_mempolicy)", "run it without numactl")
         if keyring.value > 0:
@@ -188,7 +188,7 @@ def _refuse_segments(task: "DumpTask", dump: "Dump") -> None:
         threads = [task.leader]
     for thread in threads:
         if ptrace.has_gdt_entries(thread.tid):
-            why = f"{_named(task, thread)} has memory segments of its own (set_thread_area)"
+            why = f"{task.named(thread)} has memory segments of its own (set_thread_area)"
             dump.refuse(task.refusal(f"{why}, which Torpor does not restore yet", "run it without 32-bit code"))
             return
 
@@ -201,10 +201,6 @@ def _has_low_memory(tid: int) -> bool:
         return int(os.pread(fd, 32, 0).partition(b"-")[0] or b"0", 16) < 1 << 32
     finally:
         os.close(fd)
-
-
-def _named(task: "DumpTask", thread: "Tracee") -> str:
-    return "it" if thread is task.leader else f"its thread {thread.tid}"
 
 
 def _examine_running(task: "DumpTask", dump: "Dump") -> None:
