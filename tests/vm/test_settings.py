@@ -43,6 +43,7 @@ def test_tests_are_of_the_guests_that_they_boot() -> None:
     assert chosen("--kernel", "6.12", "-k", "power") == {"test_power", "test_power_without_fsync"}
     assert chosen("--arch", "armv7", "--kernel", "6.1", "-k", "update or registers") == {
         "test_update[arm-there_and_back]",
+        "test_update_stacks[arm]",
         "test_register_sets[arm-6.1-registers]",
     }
     assert chosen("--kernel", "6.12-64k") == {"test_update[ppc64le-there_and_back]"}
