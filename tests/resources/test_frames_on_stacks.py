@@ -12,7 +12,7 @@ from torpor.arch.arm import ARCH
 from torpor.arch.base import CannotReturn, Frame, Registers
 from torpor.images import pages as images
 from torpor.images.pages import PAGE_SIZE
-from torpor.memory import far_frames, signal_frames
+from torpor.memory import signal_frames
 from torpor.memory.cow import Run
 from torpor.memory.far_frames import FarFrames
 from torpor.memory.signal_frames import Stacks
@@ -165,7 +165,7 @@ def own_frame() -> Frame:
 @pytest.mark.parametrize("window", [PAGE_SIZE, 1 << 20])
 def test_frames_to_which_nothing_leads(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are made good wherever they are, across the ends of pages too, if they are of threads of this memory."""
-    monkeypatch.setattr(far_frames, "WINDOW", window)
+    monkeypatch.setattr(signal_frames, "WINDOW", window)
     memory = Memory(0x10000, 64 * PAGE_SIZE)
     span = (memory.start, memory.start + len(memory.bytes))
     places = range(0x10000 + PAGE_SIZE - 376, span[1] - PAGE_SIZE, 3 * PAGE_SIZE)

@@ -79,7 +79,7 @@ def test_holes(saved: Saved, place: Path) -> None:
 
 
 def test_a_lot_of_data_in_pieces(saved: Saved, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ghost, "MOST", 4000)
+    monkeypatch.setattr(ghost, "MOST_SENT", 4000)
     fd = opened(place / "gone", os.urandom(30000))
     (place / "gone").unlink()
     (now,) = saved.save(fd).remade()

@@ -28,6 +28,7 @@ KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND, KCMP_IO, KCMP_SYSVSEM, KC
 # include/uapi/linux/pidfd.h
 PIDFD_NONBLOCK = os.O_NONBLOCK
 PIDFD_THREAD = os.O_EXCL
+MOST_SENT = 1 << 30  # bytes that sendfile(2) is asked for: on a 32-bit machine no more than 2 GiB - 1 can be
 _LARGE = 1 << 31  # bytes of a file that 32-bit machines open only with O_LARGEFILE
 
 # include/uapi/linux/sched.h

@@ -16,13 +16,11 @@ from bisect import bisect_right
 from torpor.arch.base import CannotReturn, Frame
 from torpor.engine.waiting import check_cancelled
 from torpor.memory.layout import Span, merged
+from torpor.memory.signal_frames import windows
 from torpor.typed import TYPE_CHECKING, Callable, Sequence
 
 if TYPE_CHECKING:
     from torpor.arch.base import Arch, Memory
-
-WINDOW = 1 << 20
-BEHIND = 1 << 10  # what a window has of the one before: a frame is recognised by fewer bytes
 
 
 class FarFrames:
@@ -38,10 +36,9 @@ class FarFrames:
         changes, lacking = 0, set()
         marked = re.compile(re.escape(self._arch.frame_mark)).search
         for start, end in self._stored:
-            for window in range(start, end, WINDOW):
+            for first, last in windows(start, end):
                 check_cancelled()
-                first = max(start, window - BEHIND)
-                found = self._memory(first, min(end, window + WINDOW) - first)
+                found = self._memory(first, last - first)
                 for frame in self._arch.signal_frames(found, first, self._memory) if marked(found) else ():
                     if not self._is_ours(frame):
                         continue

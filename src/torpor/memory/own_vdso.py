@@ -12,18 +12,20 @@ if TYPE_CHECKING:
     from torpor.resources.context import DumpTask
 
 PROT_READ, PROT_EXEC = 1, 4
-_text: bytes | None = None
+_own: dict[str, bytes] = {}
 
 
 def text() -> bytes:
-    """This kernel's, from our own memory; b"": it has none."""
-    global _text
-    if _text is None:
-        _text = b""
-        for area in read_maps(os.getpid()):
-            if kind(area) == "vdso":
-                _text = read("self", area.start, area.size)
-    return _text
+    """This kernel's; b"": it has none."""
+    return content("vdso")
+
+
+def content(which: str) -> bytes:
+    """What an area of this kernel's holds, by its kind, from our own memory; b"": it has none."""
+    if which not in _own:
+        mine = (area for area in read_maps(os.getpid()) if kind(area) == which)
+        _own[which] = next((read("self", area.start, area.size) for area in mine), b"")
+    return _own[which]
 
 
 def read(pid: int | str, start: int, size: int) -> bytes:

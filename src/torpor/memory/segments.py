@@ -19,6 +19,7 @@ from torpor.images.pages import PagemapWriter, PageStore
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.kernel import file_facts
 from torpor.kernel.maps import DELETED, Area
+from torpor.kernel.process import MOST_SENT
 from torpor.kernel.syscall import call
 from torpor.memory import areas as vma
 from torpor.memory import sysv
@@ -160,7 +161,7 @@ def _copy(source: int, out: int, start: int, length: int) -> None:
     """Append `length` bytes; the last page of a file may be cut short, and is filled up with zeros."""
     end = start + length
     while start < end:
-        sent = os.sendfile(out, source, start, min(end - start, 1 << 30))
+        sent = os.sendfile(out, source, start, min(end - start, MOST_SENT))
         if sent == 0:
             os.write(out, bytes(end - start))
             break

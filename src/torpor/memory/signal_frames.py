@@ -31,15 +31,18 @@ FRAME = 1 << 10  # a frame is recognised by fewer
 NO_STACK: Span = (0, 0)
 
 
+def windows(start: int, end: int) -> Iterator[Span]:
+    """What to look at, one after the other; each has the end of the one before, where a frame may begin."""
+    for at in range(start, end, WINDOW):
+        yield max(start, at - FRAME), min(end, at + WINDOW)
+
+
 class Stacks:
     """Those in one address space: its `areas`, which parts of them are `stored`, and how they are read."""
 
     def __init__(self, arch: "Arch", areas: Sequence[Span], stored: Sequence[Span], memory: "Memory") -> None:
         self._arch, self._areas, self._memory = arch, areas, memory
-        self._stored: list[Span] = []
-        for start, end in stored:  # neighbours stand apart where a parent checkpoint has one of them
-            joined = self._stored and self._stored[-1][1] == start
-            self._stored.append((self._stored.pop()[0] if joined else start, end))
+        self._stored = merged(stored)  # neighbours stand apart where a parent checkpoint has one of them
         self._seen: dict[int, int] = {}  # of an area, by its start: from where up it has been looked at
         self._known: set[int] = set()
 
@@ -49,8 +52,8 @@ class Stacks:
         pointers = [pointer]
         while pointers:
             for start, end in self._unseen(pointers.pop(), alternate):
-                for window in range(start, end, WINDOW):
-                    for frame in self._look(max(start, window - FRAME), min(end, window + WINDOW)):
+                for window in windows(start, end):
+                    for frame in self._look(*window):
                         found.append(frame)
                         pointers.append(frame.sp)
         return found

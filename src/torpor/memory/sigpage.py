@@ -9,12 +9,9 @@ where there is such a handler: C libraries name a way back of their own.
 What the page holds is in torpor-host.img: all tasks have the same.
 """
 
-import os
-
 from torpor import log
 from torpor.arch import native
 from torpor.images import kinds
-from torpor.kernel.maps import kind, read_maps
 from torpor.memory import own_vdso
 from torpor.typed import TYPE_CHECKING, Iterable
 
@@ -25,18 +22,11 @@ if TYPE_CHECKING:
 NAME = "[sigpage]"
 SA_RESTORER = 0x04000000
 SIG_DFL, SIG_IGN = 0, 1
-_page: bytes | None = None
 
 
 def page() -> bytes:
     """This kernel's; b"": it has none."""
-    global _page
-    if _page is None:
-        _page = b""
-        for area in read_maps(os.getpid()) if NAME in native().vdso_names else ():
-            if kind(area) == "sigpage":
-                _page = own_vdso.read("self", area.start, area.size)
-    return _page
+    return own_vdso.content("sigpage") if NAME in native().vdso_names else b""
 
 
 def stored(restore: "Restore") -> bytes:

@@ -20,6 +20,7 @@ import stat as st
 from torpor.errors import ImageError, Refusal
 from torpor.images import kinds
 from torpor.images.payloads import GHOST_CHUNK_THRESHOLD, ghost_chunk, ghost_pieces
+from torpor.kernel.process import MOST_SENT
 from torpor.resources import inode
 from torpor.resources.description import extra, extras
 from torpor.resources.registry import MEMORY_DEVICES
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 LINKED, GHOST, PROCFS = 0, 1, 2  # RemapType
 MAX_SIZE = 1 << 60
-MOST = 1 << 30  # bytes that sendfile(2) is asked for: on a 32-bit machine no more than 2 GiB - 1 can be
 _U64, _LATEST = (1 << 64) - 1, 1 << 62  # seconds
 KINDS = frozenset({st.S_IFREG, st.S_IFDIR, st.S_IFIFO, st.S_IFCHR, st.S_IFLNK})
 
@@ -145,7 +145,7 @@ def _copy(source: int, out: int, chunks: bool, size: int) -> int:
             appended += os.write(out, ghost_chunk(start, at - start))
         appended += at - start
         while start < at:
-            sent = os.sendfile(out, source, start, min(at - start, MOST))
+            sent = os.sendfile(out, source, start, min(at - start, MOST_SENT))
             if sent == 0:
                 raise OSError(errno.EIO, "a deleted file became shorter while it was read")
             start += sent
@@ -227,7 +227,7 @@ def fill(restore: Restore, number: int, target: int) -> None:
         for position, offset, length in ghost_pieces(source, entry, at):
             os.lseek(target, offset, os.SEEK_SET)
             while length > 0:
-                sent = os.sendfile(target, source, position, min(length, MOST))
+                sent = os.sendfile(target, source, position, min(length, MOST_SENT))
                 if sent == 0:
                     raise ImageError("a ghost file's image is mangled", "it is too short")
                 position, length = position + sent, length - sent
