@@ -62,9 +62,6 @@ JOURNEYS = {
 }
 UPDATES = [*((arch, "there_and_back") for arch in TARGETS), ("x86_64", "back_and_there")]
 LEGS = {3: ("begin", "hop", "end"), 4: ("begin", "refuse", "hop", "end")}
-# Where guest/vdso_calls.c is a part of the journey.  On 32-bit ARM it died on its way back from a handler without a
-# restorer; on the others it was not tried to the end.
-WITH_CALLS = ("x86_64",)
 SECONDS = 400
 GUEST = Path(__file__).parent / "guest"
 
@@ -116,8 +113,7 @@ def traveller(request: pytest.FixtureRequest, record_property: Callable[[str, ob
 def test_update(traveller: Disk, arch: str, way: str) -> None:
     try:
         kernels = kernels_of(arch, way)
-        if arch in WITH_CALLS:
-            traveller.add("vdso_calls")
+        traveller.add("vdso_calls")
         for kernel, leg in zip(kernels, LEGS[len(kernels)], strict=True):
             traveller.boot(kernel, "update.py", leg)
     except VmError as error:

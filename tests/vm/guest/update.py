@@ -46,7 +46,7 @@ def counters() -> list[int]:
 
 def work() -> None:
     """Every part of the tree must get on."""
-    parts = COUNTERS | ({"calls": vdso_calls.ROUNDS} if vdso_calls.is_there() else {})
+    parts = COUNTERS | {"calls": vdso_calls.ROUNDS}
     before = counters()
     deadline = time.monotonic() + 60
     begun = time.monotonic()
@@ -148,10 +148,9 @@ def dump(*options: str) -> None:
         json.dump(known, file)
     before = time.monotonic()
     torpor("dump", "-t", str(ROOT_PID), *options)
-    if vdso_calls.is_there():
-        vdso_calls.note_clocks(time.monotonic() - before)
-        if found := vdso_calls.inside(IMAGES):
-            sys.exit(f"threads {found} were dumped inside the vDSO")
+    vdso_calls.note_clocks(time.monotonic() - before)
+    if found := vdso_calls.inside(IMAGES):
+        sys.exit(f"threads {found} were dumped inside the vDSO")
     figures["uptime at dump"] = round(time.monotonic(), 1)
 
 
@@ -225,7 +224,7 @@ def look_at_vdso() -> None:
     if moved and remembered == start:
         sys.exit(f"the kernel before had {moved} elsewhere, and nothing is redirected")
     figures["functions that lead on"] = vdso_calls.compare_jumps([*kernels(), (start, here)])
-    busy = vdso_calls.spinner(vdso_calls.child()) if vdso_calls.is_there() else ROOT_PID + 1
+    busy = vdso_calls.spinner(vdso_calls.child())
     ptrace.seize(busy, 0)
     for tries in range(1, 20001):
         ptrace.interrupt(busy)
@@ -300,8 +299,7 @@ def main() -> None:
         switch.write("1")
     frames_are_known()
     if what == "begin":
-        if os.path.exists("/t/vdso_calls"):
-            vdso_calls.begin_alone()
+        vdso_calls.begin_alone()
         begin()
         work()
         dump()
@@ -310,21 +308,19 @@ def main() -> None:
     else:
         returns = counters()[RETURNS]
         await_clocks()
-        if what == "hop" and vdso_calls.is_there():
+        if what == "hop":
             vdso_calls.refuse_inside()
         begun = time.monotonic()
         restore()
         work()
-        if vdso_calls.is_there():
-            vdso_calls.compare_clocks(begun)
+        vdso_calls.compare_clocks(begun)
         returned(returns)
         look_at_vdso()
         work()
         if what == "hop":
             dump()
         else:
-            if vdso_calls.is_there():
-                vdso_calls.restore_inside()
+            vdso_calls.restore_inside()
             finish()
     report(what)
 

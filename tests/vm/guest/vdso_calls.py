@@ -43,10 +43,6 @@ def words(home: str) -> tuple[int, ...]:
         return struct.unpack("=32q", file.read(256))
 
 
-def is_there() -> bool:
-    return os.path.exists(f"{update.DATA}/vdso_calls")
-
-
 def child() -> int:
     """The tree's."""
     for pid in range(update.ROOT_PID, update.ROOT_PID + 20):
@@ -60,7 +56,7 @@ def child() -> int:
 
 
 def spinner(pid: int) -> int:
-    """The thread that is inside the vDSO much of its time; 0: this kernel's has nothing to call."""
+    """The thread that is inside the vDSO much of its time; 0: this kernel's cannot be asked for the time."""
     for tid in map(int, os.listdir(f"/proc/{pid}/task")):
         with open(f"/proc/{pid}/task/{tid}/comm") as file:
             if file.read() == "spin\n":

@@ -64,11 +64,11 @@ def workload_of(name: str) -> Workload:
 def run(name: str, mode: str, tool: Tool) -> None:
     """One workload through one mode."""
     workload = workload_of(name)
-    if workload.refused:
-        print("refused:", workload.refused)
     try:
         with _place() as (directory, _):
             run_case(workload, MODES[mode], {"torpor": tool}, directory)
+            if workload.refused:
+                print("refused:", workload.refused)
             for out in directory.glob("try*/home/out"):
                 print(_exercised(out.read_text().splitlines()))
     except Skipped as why:
