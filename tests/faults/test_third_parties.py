@@ -170,6 +170,13 @@ def test_guardian_is_killed(victim: Victim, steps: int, tmp_path: Path) -> None:
         assert victim.harm("signals") == []
 
 
+def test_guardian_is_slow(victim: Victim, steps: int, tmp_path: Path) -> None:
+    """It lets nothing run that is not to run, however shortly: here that is 20 ms."""
+    for step in [*some(steps, 10), *range(steps - 20, steps + 1)]:
+        meddled(step, f"slowly,{DIE}", victim, tmp_path, "-R")
+        assert victim.harm("signals") == [], f"step {step}"
+
+
 def test_all_are_killed_while_it_writes(tmp_path: Path) -> None:
     """Front, engine and guardian: then nobody is left, and the victim goes home by itself."""
     with Victim.of(64) as victim:

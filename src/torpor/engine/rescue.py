@@ -40,7 +40,7 @@ class Rescue:
         self.hold.stepped()
         pidfd = call("pidfd_open", self.engine, 0)
         for thread in self.ledger.threads.values():
-            if thread.control:
+            if thread.control and thread.inside:  # else nobody reads there, and the number may be another file's
                 thread.socket = _fetch(pidfd, thread.control[0])
         for fd in self.ledger.held:
             _fetch(pidfd, fd)
