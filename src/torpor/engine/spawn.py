@@ -35,7 +35,7 @@ from torpor.engine.executor import (
 from torpor.engine.program import CallFailed, Load32, Program, Result, batches
 from torpor.engine.stops import Kind
 from torpor.engine.stub import FIRST_FD, Cradle
-from torpor.engine.tracee import Tracee
+from torpor.engine.tracee import ALL_SIGNALS, Tracee
 from torpor.errors import KernelError, RestoreFailed, TorporError
 from torpor.kernel import ptrace
 from torpor.kernel.process import (
@@ -300,7 +300,7 @@ class Spawner:
             program.call("prctl", 4, 0)  # PR_SET_DUMPABLE: no core file
             executor.run(program)
             tracee.stop_program()
-            ptrace.set_signal_mask(pid, 0)
+            ptrace.set_signal_mask(pid, ALL_SIGNALS & ~(1 << (status & 0x7F) - 1))  # the ends of children bring others
             os.kill(pid, status & 0x7F)
             try:
                 ptrace.cont(pid)

@@ -22,6 +22,7 @@ from torpor.engine.program import Program
 from torpor.engine.spawn import Birth, Spawner
 from torpor.engine.stops import Kind
 from torpor.engine.together import run_together
+from torpor.engine.tracee import ALL_SIGNALS
 from torpor.engine.waiting import check_cancelled
 from torpor.errors import ImageError, RestoreFailed
 from torpor.images.schema.constants import TaskState
@@ -214,14 +215,14 @@ class Tree:
         assert tracee is not None
         tracee.stop_program()
         mask = ptrace.get_signal_mask(task.pid)
-        ptrace.set_signal_mask(task.pid, 0)
         # Signals of the terminal do not stop a process group that has no parent in its session to continue it.
-        os.kill(task.pid, signal.SIGSTOP if self._is_orphaned(task) else number)
+        sent = signal.SIGSTOP if self._is_orphaned(task) else number
+        # Nothing else is let in: news of its own children are still to be thrown away, and may be of the fatal kind.
+        ptrace.set_signal_mask(task.pid, ALL_SIGNALS & ~(1 << sent - 1))
+        os.kill(task.pid, sent)
         ptrace.cont(task.pid)
-        stop = stops.wait(task.pid)
-        if stop.kind == Kind.SIGNAL:
+        while (stop := stops.wait(task.pid)).kind == Kind.SIGNAL:
             ptrace.cont(task.pid, stop.signal)
-            stop = stops.wait(task.pid)
         if stop.kind != Kind.GROUP_STOP:
             raise RestoreFailed(f"cannot stop {task.subject}", f"unexpected stop {stop}")
         tracee.group_stop = number
