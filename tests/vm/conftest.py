@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from vmlab import VmError, jobs, machine
+from vmlab import VmError, jobs, machine, processors
 from vmlab.choice import boots, choose
 from vmlab.debian import require
 from vmlab.image import needed
@@ -122,7 +122,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         where = "python -m pytest -m vm tests/vm --collect-only -q lists all"
         raise pytest.UsageError(f"nothing was chosen that runs in a guest; {where}")
     try:
-        jobs(), failures(), first_seed()
+        jobs(), processors(), failures(), first_seed()
         archs = sorted({boots(item).arch for item in session.items if item.get_closest_marker("vm")})
         require(*(one for arch in archs for one in needed(TARGETS[arch])))
         with machine.scratch_directory("try-"):

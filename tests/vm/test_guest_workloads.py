@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from vmlab.session import TWO
 from vmlab.targets import KERNELS, TARGETS
 
 from harness.modes import selected
@@ -36,6 +37,9 @@ LARGEST = (
     "cpu_sve",
     "cpu_tagged",
 )  # what the ordinary processor of the guests does not have
+
+# Where another processor can get in between: tasks that run while others are being stopped, or are waited for.
+AT_THE_SAME_TIME = ("attr_clear_tid", "fd_table_thread", "py_threads", "share_vm", "sig_pending", "sys_caught")
 
 
 def cases() -> Iterator[Any]:
@@ -74,6 +78,15 @@ def test_on_the_largest_cpu(guests, arch: str, kernel: str, cpu: str, case: str)
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("arch", ["x86_64"])
 def test_on_a_cpu_without_xsave(guests, arch: str, kernel: str, cpu: str, case: str) -> None:  # type: ignore[no-untyped-def]
+    print(guests.check(arch, kernel, MODULE, case, cpu))
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("case", [f"{name}-both" for name in AT_THE_SAME_TIME])
+@pytest.mark.parametrize("cpu", [TWO])
+@pytest.mark.parametrize("kernel", KERNELS[-1:])
+@pytest.mark.parametrize("arch", TARGETS)
+def test_on_two_processors(guests, arch: str, kernel: str, cpu: str, case: str) -> None:  # type: ignore[no-untyped-def]
     print(guests.check(arch, kernel, MODULE, case, cpu))
 
 

@@ -149,6 +149,39 @@ def test_a_place_is_kept_for_tests_with_guests_of_their_own(made: Any, monkeypat
     assert guests.result(KEY, "a")["outcome"] == "passed"
 
 
+@pytest.mark.parametrize(
+    ("cpu", "setting", "processors", "named"),
+    [
+        ("", "", 1, "s390x-6.12-injection"),
+        ("", "3", 3, "s390x-6.12-injection-all_with_3_processors"),
+        (session.TWO, "", 2, "s390x-6.12-injection-two_processors"),
+    ],
+    ids=["usually", "where_it_is_set", "where_a_case_asks"],
+)
+def test_guests_with_several_processors(
+    monkeypatch: pytest.MonkeyPatch, cpu: str, setting: str, processors: int, named: str
+) -> None:
+    monkeypatch.setenv("TORPOR_VM_CPUS", setting)
+    monkeypatch.setattr(machine.image, "prepare", lambda *_: machine.image.Image(Path("kernel"), "6.12", ()))
+    monkeypatch.setattr(machine, "_executor", lambda target: machine._PROJECT / "executor")
+    monkeypatch.setattr(machine, "_overlay", lambda *_: [])
+    commands: list[Sequence[str]] = []
+
+    def start(command: Sequence[str]) -> object:
+        commands.append(command)
+        raise machine.VmError("that is enough")
+
+    monkeypatch.setattr(machine.running, "start", start)
+    boot = boot_of()
+    boot.key = KEY._replace(cpu=cpu)
+    with pytest.raises(machine.VmError, match="that is enough"):
+        boot._boot([], {})
+    (command,) = commands
+    assert command[command.index("-smp") + 1] == str(processors)
+    assert [command.count(word) for word in ("-smp", "-cpu")] == [1, 1]
+    assert boot.key.file.stem == named
+
+
 def test_what_a_guest_was_at_when_it_died() -> None:
     said = ("@@READY 6.12 1.0", "@@BEGIN a", "@@BEGIN b", '@@RESULT {"case": "a", "together": 2}', "@@BEGIN c")
     with subprocess.Popen(["printf", "%s\n", *said], stdout=subprocess.PIPE) as qemu:

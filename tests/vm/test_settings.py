@@ -83,7 +83,7 @@ def test_the_cache_is_no_directory() -> None:
     assert words(TORPOR_VM_CACHE="/dev/null").startswith("ERROR: /dev/null/scratch: Not a directory; make room in")
 
 
-@pytest.mark.parametrize("setting", ["TORPOR_VM_JOBS", "TORPOR_POWER_FAILURES", "TORPOR_POWER_SEED"])
+@pytest.mark.parametrize("setting", ["TORPOR_VM_JOBS", "TORPOR_VM_CPUS", "TORPOR_POWER_FAILURES", "TORPOR_POWER_SEED"])
 def test_a_setting_is_no_number(setting: str) -> None:
     assert words(**{setting: "few"}).startswith(f"ERROR: {setting} is 'few'")
 

@@ -29,6 +29,11 @@ def jobs() -> int:
     return a_number("TORPOR_VM_JOBS", 2, "how many guests may run at a time, 1 or more", least=1)
 
 
+def processors() -> int:
+    """How many processors a guest has whose test does not say.  Raises VmError where $TORPOR_VM_CPUS is no number."""
+    return a_number("TORPOR_VM_CPUS", 1, "how many processors each guest has, 1 or more", least=1)
+
+
 def a_number(setting: str, usual: int, what: str, least: int = 0) -> int:
     """A setting that is a number; `what` it says.  Raises VmError where it is none."""
     named = os.environ.get(setting) or str(usual)

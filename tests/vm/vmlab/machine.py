@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import VmError, cache_dir, image, in_cache, jobs
+from . import VmError, cache_dir, image, in_cache, jobs, processors
 from .cpio import CpioWriter
 from .debian import require
 from .targets import Target
@@ -204,16 +204,19 @@ def _executor(target: Target) -> Path:
     return blob
 
 
-def command(target: Target, kernel: Path, initrd: Path, *, memory: int = 512, extra: Sequence[str] = ()) -> list[str]:
-    """QEMU's command line for one guest whose console is standard output."""
+def command(target: Target, kernel: Path, initrd: Path, *, memory: int = 512, cpus: int = 1) -> list[str]:
+    """QEMU's command line for one guest whose console is standard output.
+
+    QEMU gives every processor a thread of its own, so that they really run at once, unless the host's memory orders
+    less than the guest's: that is x86_64 and s390x on an ARM or POWER host, whose processors take turns."""
     if target.arch == "s390x":
         console = ["-chardev", "stdio,id=console", "-device", "sclpconsole,chardev=console"]
     else:
         console = ["-serial", "stdio"]
     return [
-        target.qemu, *target.board, "-m", str(memory), "-smp", "1", "-nodefaults", "-display", "none", "-no-reboot",
-        *console, "-kernel", str(kernel), "-initrd", str(initrd),
-        "-append", f"console={target.console} quiet loglevel=2 panic=-1 {FASTER}", *extra,
+        target.qemu, *target.board, "-m", str(memory), "-smp", str(cpus),
+        "-nodefaults", "-display", "none", "-no-reboot", *console, "-kernel", str(kernel), "-initrd", str(initrd),
+        "-append", f"console={target.console} quiet loglevel=2 panic=-1 {FASTER}",
     ]  # fmt: skip
 
 
@@ -229,6 +232,7 @@ def prepare(
     archives: Sequence[Path] = (),
     disk: bool = False,
     memory: int = 512,
+    cpus: int = 0,
 ) -> list[str]:
     """QEMU's command line for such a guest (see `run`), whose initramfs is made in `directory`; memory in MiB."""
     prepared = image.prepare(target, version)
@@ -240,7 +244,7 @@ def prepare(
         for part in (*prepared.archives, *archives, *parts):
             with open(part, "rb") as source:
                 shutil.copyfileobj(source, whole, 1 << 20)
-    return command(target, prepared.kernel, initrd, memory=memory)
+    return command(target, prepared.kernel, initrd, memory=memory, cpus=cpus or processors())
 
 
 def run(
@@ -256,12 +260,14 @@ def run(
     heard: Callable[[dict[str, Any]], object] | None = None,
     disk: int = 0,
     memory: int = 512,
+    cpus: int = 0,
     archives: Sequence[Path] = (),
 ) -> Outcome:
     """Boot `target` with Linux `version` and run ``python3.11 argv`` in it.
 
     `files` maps paths in the guest to files or directories here; tests/vm/guest is always at /t, src at /torpor/src.
     `disk` MiB, if not 0, are a new ext4 file system at /tmp, which may be larger than its `memory` (MiB).
+    `cpus`: how many processors it has; 0: as TORPOR_VM_CPUS says (1).
     `archives` are unpacked before `files`.
     `timeout` counts from the guest being ready, and from the beginning and the result of each case; booting has a
     limit of its own.
@@ -274,7 +280,7 @@ def run(
             extra = [*extra, "-drive", drive]
         to_run = prepare(
             target, version, directory, argv,
-            files=files, modules=modules, archives=archives, disk=bool(disk), memory=memory,
+            files=files, modules=modules, archives=archives, disk=bool(disk), memory=memory, cpus=cpus,
         )  # fmt: skip
         begun = time.monotonic()
         qemu = running.start([*to_run, *extra])

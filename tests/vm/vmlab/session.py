@@ -19,10 +19,11 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import VmError, cache_dir, criu, in_cache, jobs, machine, programs
+from . import VmError, cache_dir, criu, in_cache, jobs, machine, processors, programs
 from .image import locked
 from .targets import CPUS, TARGETS
 
+TWO = "two_processors"  # instead of a CPU's name: two of the usual ones, so that tasks run at the same time
 APART = ("exchange",)
 MEMORY = 1024  # MiB
 PROGRESS = 60  # seconds from one line about guests that run to the next
@@ -45,7 +46,8 @@ class Key(NamedTuple):
     @property
     def file(self) -> Path:
         """Results of this and earlier runs, from which tools/guests.py makes docs/guests.md."""
-        return cache_dir() / "results" / f"{'-'.join(filter(None, self))}.json"
+        several = f"all_with_{processors()}_processors" if processors() > 1 else ""
+        return cache_dir() / "results" / f"{'-'.join(filter(None, (*self, several)))}.json"
 
 
 @functools.cache
@@ -134,10 +136,11 @@ class Boot:
             modules.setdefault(self.cases[case].module, []).append(case)
         argv = [word for module, of_it in modules.items() for word in ("--", module, *of_it)][1:]
         exchange = "exchange" in modules
+        own = () if cpu in ("", TWO) else CPUS.get((arch, cpu), ("-cpu", cpu))
         outcome = machine.run(
             TARGETS[arch], kernel, ["/t/runner.py", *argv],
-            files=files, extra=CPUS.get((arch, cpu), ("-cpu", cpu)) if cpu else (), timeout=CASE_TIMEOUT,
-            disk=0 if exchange else 2048, memory=MEMORY, heard=self._heard,
+            files=files, extra=own, timeout=CASE_TIMEOUT,
+            disk=0 if exchange else 2048, memory=MEMORY, cpus=2 if cpu == TWO else 0, heard=self._heard,
             archives=[criu.archive(TARGETS[arch])] if exchange else [],
         )  # fmt: skip
         self.harm += re.findall(r"@@HARM (.*)", outcome.output)
