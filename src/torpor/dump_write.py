@@ -40,6 +40,8 @@ def everything(dump: "Dump", asked: "Asked", memory: "list[AddressSpace]") -> No
     """All images but pages (written already), the inventory and the statistics."""
     spaces = {space.task.pid: space for space in memory}
     images = dump.images
+    for one in memory:
+        one.forget_droppable()
     images.start_writing()  # the pages, while the rest is put together
     for task in dump.tasks.values():
         _cores(dump, task, asked)

@@ -105,6 +105,16 @@ class ImageWriter:
         self.prepared.discard(name)
         return fd
 
+    def blank(self, kind: ImageKind[Any], id: Id, spans: list[tuple[int, int]]) -> None:
+        """Put zeros over parts of an image that is written, but not on its way to the disk yet."""
+        fd = os.open(kind.file_name(id), os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.dir_fd)
+        try:
+            for start, end in spans:
+                while start < end:
+                    start += os.pwrite(fd, bytes(min(end - start, 1 << 20)), start)
+        finally:
+            os.close(fd)
+
     def has(self, kind: ImageKind[Any], id: Id = None) -> bool:
         """Whether there is such an image, of this dump or left by an earlier one."""
         try:

@@ -83,6 +83,22 @@ class PagemapWriter:
             self.nr_present += nr_pages
         return offset
 
+    def blank(self, spans: list[tuple[int, int]]) -> None:
+        """Before the image goes to the disk: put zeros in the place of the pages at these addresses, in order."""
+        found, at = [], 0
+        for start, end in spans:
+            while at < len(self.runs) and self.runs[at].vaddr < end:
+                run = self.runs[at]
+                stop = run.vaddr + run.nr_pages * self.page_size
+                first, last = max(start, run.vaddr), min(end, stop)
+                if first < last and run.offset >= 0:
+                    found.append((run.offset + first - run.vaddr, run.offset + last - run.vaddr))
+                if stop > end:
+                    break  # the next span may lie in it, too
+                at += 1
+        if found:
+            self.images.blank(PAGES, self.pages_id, found)
+
     @property
     def size(self) -> int:
         """Of the pages image, with all runs that were added."""

@@ -145,6 +145,12 @@ def is_private_memory(entry: VmaEntry) -> bool:
     return bool(entry.flags & (MAP_PRIVATE | MAP_DROPPABLE)) and not entry.status & (VDSO | VVAR | VSYSCALL)
 
 
+def droppable(entries: "list[VmaEntry]") -> list[tuple[int, int]]:
+    """Where pages may be lost at any time, which their owner expects: they never come back from images.  The vDSO's
+    getrandom has its state there, and would give the same numbers after every restore."""
+    return [(entry.start, entry.end) for entry in entries if entry.flags & MAP_DROPPABLE]
+
+
 def has_droppable() -> bool:
     """Whether this kernel has MAP_DROPPABLE (6.11)."""
     from torpor.kernel.syscall import call, map_memory

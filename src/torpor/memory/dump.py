@@ -186,6 +186,15 @@ class AddressSpace:
         self.writer.start()
         return self.writer
 
+    def forget_droppable(self) -> None:
+        """After the thaw, before the disk has anything: what a program had in droppable memory (of which the vDSO's
+        getrandom makes its numbers) is in no image.  That an area is droppable only smaps says, which is read while
+        pages are being written: so zeros take their place.  They mean there that the kernel has dropped the page."""
+        flags = self.flags
+        spans = [(area.start, area.end) for area in self.task.areas if "dp" in flags.get(area.start, ())]
+        if spans and self.writer is not None:
+            self.writer.pagemap.blank(spans)
+
     def save_tags(self, images: "ImageWriter") -> "list[TagRunEntry]":
         """After the thaw: memory tags."""
         if not self.tags:

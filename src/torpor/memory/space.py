@@ -44,6 +44,7 @@ class AddressSpace:
         self._check_page_size()
         self.areas = layout.checked(name, mm, native().far_end or native().user_end)
         vma.check_kinds(task, self.areas)
+        self.dropped = vma.droppable(self.areas)
         vma.make_undroppable(self.areas)
         self._check_lowest()
         self._check_highest()
@@ -58,6 +59,7 @@ class AddressSpace:
         self.tags = Tags(restore.images, self)
         self._check_pages()
         self.with_pages = touched(self.private, [(r.vaddr, r.vaddr + r.nr_pages * PAGE) for r, _ in self.pages.pieces])
+        self.with_pages -= {start for start, _ in self.dropped}
         self.protection: dict[int, int] = {}  # of private areas, by their starts: what it is for the moment
         self._runs: list[cow.Run] | None = None
 
@@ -146,7 +148,8 @@ class AddressSpace:
                 if level is not None
             ]
             text = [(area.start, area.end) for area in self.areas if area.status & vma.VDSO]
-            self._runs = cow.split(stored, text)[0]  # the pages beside the vDSO may be in a run with its own
+            # The pages beside the vDSO may be in a run with its own.
+            self._runs = cow.split(stored, sorted(text + self.dropped))[0]
         return self._runs
 
 
