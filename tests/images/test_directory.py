@@ -15,10 +15,11 @@ from imagekit import messages
 from torpor.errors import ImageError
 from torpor.images import container
 from torpor.images.container import Pieces, encode_entries, parse_image, start_of
-from torpor.images.directory import ImageReader, ImageWriter, write_stats
+from torpor.images.directory import ImageReader, ImageWriter, write_small, write_stats
 from torpor.images.kinds import (
     BPFMAP_DATA,
     CORE,
+    CPUINFO,
     FDINFO,
     FILES,
     GHOST_FILE,
@@ -38,6 +39,7 @@ from torpor.images.kinds import (
 )
 from torpor.images.payloads import encode_ipc_messages, ghost_chunk, ghost_pieces, ipc_messages
 from torpor.images.schema.bpfmap_data import BpfmapDataEntry
+from torpor.images.schema.cpuinfo import CpuinfoEntry
 from torpor.images.schema.fdinfo import FdinfoEntry
 from torpor.images.schema.ghost_file import GhostFileEntry
 from torpor.images.schema.inventory import InventoryEntry
@@ -139,6 +141,31 @@ def test_the_old_inventory_is_off_the_disk_before_anything_is_written(
     calls.clear()
     second.write(FDINFO, [FdinfoEntry(id=1, flags=0, type=1, fd=0)], 1)
     assert [name for name, _ in calls] == ["open"]  # it waits for the disk once
+
+
+@pytest.mark.parametrize(
+    ("sync", "waits"),
+    [(True, ["the file", "rename", "the directory"]), (False, ["rename"])],
+    ids=["synced", "nobody_waits"],
+)
+def test_a_small_image_is_on_the_disk_then_its_name(
+    folder: int, monkeypatch: pytest.MonkeyPatch, sync: bool, waits: list[str]
+) -> None:
+    """That of `torpor cpuinfo dump`; with sync=False, as stats are written, nothing of it."""
+    order: list[str] = []
+    rename = os.rename
+
+    def synced(fd: int) -> None:
+        order.append("the directory" if fd == folder else "the file")
+
+    def renamed(*names: Any, **where: Any) -> None:
+        order.append("rename")
+        rename(*names, **where)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    write_small(folder, CPUINFO, CpuinfoEntry(), sync=sync)
+    assert order == waits
 
 
 def test_nothing_is_written_through_a_link(folder: int, tmp_path: Path) -> None:
