@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 from vmlab import VmError, jobs, machine, processors
-from vmlab.choice import boots, choose
+from vmlab.choice import asked_for, boots, choose
 from vmlab.debian import require
 from vmlab.image import needed
 from vmlab.powerloss import failures, first_seed
@@ -90,8 +90,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _asks_for_guests(config: pytest.Config) -> bool:
-    words = re.findall(r"\w+", config.option.markexpr)
-    return "not" not in words and any(word in ("vm", "vm_subset") for word in words)
+    return not {"vm", "vm_subset"}.isdisjoint(asked_for(config.option.markexpr))
 
 
 def _asks_for_a_case(item: pytest.Item) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from test_update import UPDATES
 from vmlab import VmError, cache_dir, image, in_cache, jobs, machine
+from vmlab.choice import asked_for
 from vmlab.targets import TARGETS, target_named
 
 VM = Path(__file__).parent
@@ -50,6 +51,26 @@ def test_tests_are_of_the_guests_that_they_boot() -> None:
     assert chosen("--kernel", "6.1", "-k", "there and not arm") == {
         f"test_update[{arch}-{way}]" for arch, way in UPDATES if arch != "arm"
     }
+
+
+def test_guests_are_asked_for_with_exceptions() -> None:
+    found = chosen("-m", "vm and not vm_subset")
+    assert {"test_power", "test_update[arm-there_and_back]"} < found
+    assert "test_register_sets[arm-6.1-registers]" not in found
+
+
+@pytest.mark.parametrize(
+    ("marks", "asked"),
+    [
+        ("(vm)and not(vm_subset or slow)", ["vm"]),
+        ("vm_subset and not slow or other", ["vm_subset", "other"]),
+        ("not vm_subset and not (vm or slow)", []),
+        ("not vm", []),
+        ("", []),
+    ],
+)
+def test_what_is_asked_for(marks: str, asked: list[str]) -> None:
+    assert asked_for(marks) == asked
 
 
 @pytest.mark.parametrize(

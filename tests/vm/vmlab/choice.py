@@ -50,7 +50,7 @@ def choose(items: Sequence[pytest.Item], arch: str, kernel: str, words: str) -> 
     wanted = " ".join(filter(None, (arch, kernel)))
     if items and not chosen:
         raise VmError(f"no test boots {wanted}")
-    for word in _named(words):
+    for word in asked_for(words):
         named = [item for item in items if word in item.nodeid.lower()]
         if not named:
             raise VmError(f"no test that runs in a guest is called {word}")
@@ -60,7 +60,7 @@ def choose(items: Sequence[pytest.Item], arch: str, kernel: str, words: str) -> 
     return chosen
 
 
-def _named(words: str) -> list[str]:
-    """The names in an expression of -k that are asked for."""
+def asked_for(words: str) -> list[str]:
+    """The names in an expression of -k or -m that are asked for, which those behind a `not` are not."""
     asked = re.sub(r"\bnot\s*(\([^()]*\)|[^\s()]+)", " ", words.lower())
     return [word for word in re.findall(r"[^\s()]+", asked) if word not in ("and", "or")]
