@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from torpor.kernel import maps, mounts, proc, status
-from torpor.kernel.procfs import ParseError, read_all, read_at
+from torpor.kernel.procfs import ParseError, read_all, read_at, read_memory, write_memory
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -317,3 +317,27 @@ def test_names_in_stat(name: bytes) -> None:
 def test_names_in_status(name: bytes) -> None:
     escaped = re.sub(rb"[\\\n]", lambda m: rb"\\" if m[0] == b"\\" else rb"\n", name)
     assert status.unescape(escaped) == name
+
+
+@pytest.mark.parametrize("address", [1 << 63, (1 << 64) - 8192, (1 << 64) - 1, 1 << 64])
+def test_memory_that_far_is_asked_for(address: int) -> None:
+    """No call takes it for a bad argument: that nothing is there is the answer."""
+    fd = os.open("/proc/self/mem", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        with pytest.raises(OSError):
+            read_memory(fd, 8, address)
+        with pytest.raises(OSError):
+            write_memory(fd, b"nowhere", address)
+    finally:
+        os.close(fd)
+
+
+def test_memory_as_it_is() -> None:
+    buffer = ctypes.create_string_buffer(b"some memory")
+    fd = os.open("/proc/self/mem", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        assert read_memory(fd, 4, ctypes.addressof(buffer)) == b"some"
+        assert write_memory(fd, b"your", ctypes.addressof(buffer)) == 4
+    finally:
+        os.close(fd)
+    assert buffer.value == b"your memory"

@@ -96,6 +96,7 @@ class S390x(Arch):
     word_size = 8
     page_size_hint = 4096
     user_end = 1 << 53
+    far_end = (1 << 64) - 4096  # five levels of page tables
     stub_layout = (1 << 39, 1 << 42)
     elf_machine = 22
     march = 5

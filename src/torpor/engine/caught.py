@@ -18,7 +18,7 @@ from torpor.errors import TorporError
 from torpor.kernel import ptrace
 from torpor.kernel.inside import SeenCall
 from torpor.kernel.proc import parse_stat
-from torpor.kernel.procfs import read_all
+from torpor.kernel.procfs import read_all, read_memory
 from torpor.kernel.status import parse_status, parse_thread_status
 
 
@@ -33,7 +33,7 @@ def is_in_ended_call(pid: int, seen: SeenCall) -> bool:
     def read(address: int, length: int) -> bytes:
         memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            data = os.pread(memory, length, address)
+            data = read_memory(memory, length, address)
         finally:
             os.close(memory)
         if len(data) != length:

@@ -13,6 +13,7 @@ from torpor.arch import native
 from torpor.arch.base import NT_PRSTATUS, Registers
 from torpor.kernel import ptrace
 from torpor.kernel.inside import UNSEEN, SeenCall, seen_call
+from torpor.kernel.procfs import read_memory, write_memory
 
 _absent: set[int] = set()  # register sets that this CPU does not have
 _RSEQ_CS = struct.Struct("=IIQQQ")  # version, flags, start_ip, post_commit_offset, abort_ip
@@ -56,7 +57,7 @@ class StoppedThread:
     def read(self, address: int, length: int) -> bytes:
         """`length` bytes at `address`, PROT_NONE pages too.  Raises OSError (EIO: not mapped)."""
         address &= self.arch.untag_mask  # pointers of the program's own may have something in their top byte
-        data = os.pread(self.memory, length, address)
+        data = read_memory(self.memory, length, address)
         if len(data) != length:
             raise OSError(errno.EIO, f"short read of task memory at {address:#x}")
         return data
@@ -69,7 +70,7 @@ class StoppedThread:
             return b""
 
     def write(self, address: int, data: bytes) -> None:
-        if os.pwrite(self.memory, data, address & self.arch.untag_mask) != len(data):
+        if write_memory(self.memory, data, address & self.arch.untag_mask) != len(data):
             raise OSError(errno.EIO, f"short write of task memory at {address:#x}")
 
     # -- what was found ---------------------------------------------------------------------------------------------

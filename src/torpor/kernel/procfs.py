@@ -76,3 +76,31 @@ def read_at(dir_fd: int, name: str, size: int = CHUNK) -> bytes:
         return read_fd(fd, size)
     finally:
         os.close(fd)
+
+
+_FAR = 1 << 63
+
+
+def read_memory(fd: int, length: int, address: int) -> bytes:
+    """pread(2) of a file /proc/PID/mem.  Up from 2^63, where only programs on s390x have memory, that call takes no
+    offset; lseek(2) does, by which threads must not share the descriptor."""
+    if address < _FAR:
+        return os.pread(fd, length, address)
+    _seek(fd, address)
+    return os.read(fd, length)
+
+
+def write_memory(fd: int, data: bytes, address: int) -> int:
+    """pwrite(2), as `read_memory`."""
+    if address < _FAR:
+        return os.pwrite(fd, data, address)
+    _seek(fd, address)
+    return os.write(fd, data)
+
+
+def _seek(fd: int, address: int) -> None:
+    from torpor.kernel.syscall import call  # os.lseek takes the large offset that it gets for a failure
+
+    if address >> 64:
+        raise OSError(errno.EIO, f"no address: {address:#x}")
+    call("lseek", fd, address - (1 << 64), os.SEEK_SET)
