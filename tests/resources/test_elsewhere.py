@@ -338,6 +338,47 @@ def test_without_droppable_memory(tmp_path: Path) -> None:
             pass
 
 
+NO_VSYSCALL = "from torpor.memory import kernels_areas\nkernels_areas.has_vsyscall = lambda: False\n"
+TWO = """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+if child := os.fork():
+    print(child, flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.skipif("[vsyscall]" not in Path("/proc/self/maps").read_text(), reason="this kernel has no vsyscall page")
+def test_without_a_vsyscall_page(tmp_path: Path) -> None:
+    """There is one warning, of all tasks."""
+    reader, writer = os.pipe()
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(
+        [sys.executable, "-c", TWO], stdin=null, stdout=writer, stderr=null, start_new_session=True
+    )
+    os.close(writer)
+    try:
+        child = int(os.read(reader, 10))
+        (tmp_path / "images").mkdir(mode=0o700)
+        torpor("dump", "-t", process.pid, "-D", tmp_path / "images", "-R")
+        os.kill(child, signal.SIGKILL)  # first: nobody else might collect it
+        while Path(f"/proc/{child}").exists():
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        assert "vsyscall page" not in torpor("check", "-D", tmp_path / "images")
+        for command in ["check"], ["restore", "-d"]:
+            said = torpor(*command, "-D", tmp_path / "images", patch=NO_VSYSCALL)
+            assert said.count("Warn: task") == said.count("this kernel has no vsyscall page") == 1
+    finally:
+        os.close(reader)
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+            os.waitpid(process.pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+
+
 # -- clocks -----------------------------------------------------------------------------------------------------------
 
 

@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernel's own areas, [vvar], [vdso] and [sigpage]: what there is of them here, and where it goes in one address
-space."""
+space.  [vsyscall] is none of an address space's: what the kernel has of it, all programs have."""
 
 import os
 
+from torpor import log
 from torpor.kernel.maps import kind, read_maps
 from torpor.memory import own_vdso, sigpage
 from torpor.memory.layout import Span
-from torpor.typed import NamedTuple
+from torpor.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torpor.images.schema.vma import VmaEntry
+    from torpor.resources.context import Restore, RestoreTask
 
 PROT_READ, PROT_EXEC = 1, 4
 KINDS = frozenset({"vvar", "vvar_vclock", "sigpage", "vdso"})
 NONE = (0, 0)
+VSYSCALL = 0xFFFFFFFFFF600000  # on x86_64, always
 
 
 class Kernels(NamedTuple):
@@ -60,3 +66,20 @@ class Place(NamedTuple):
 
     def is_left(self, address: int) -> bool:
         return any(start <= address < end for (start, end), _, _ in self.left)
+
+
+def warn_of_vsyscall(restore: "Restore", task: "RestoreTask", areas: "list[VmaEntry]") -> None:
+    """Once, where the program could call what this kernel does not have (vsyscall=none, Debian's default).  Only old C
+    libraries do, and a few static programs, and nothing tells which."""
+    if "vsyscall" in restore.state or not any(area.start == VSYSCALL for area in areas):
+        return
+    restore.state["vsyscall"] = has_vsyscall()
+    if not restore.state["vsyscall"]:
+        log.warning(
+            f"{task.subject}, and perhaps others: this kernel has no vsyscall page, as there was at the dump; a "
+            "program that calls it (old and static ones may) is killed by SIGSEGV; to have it, boot with vsyscall=xonly"
+        )
+
+
+def has_vsyscall() -> bool:
+    return any(kind(area) == "vsyscall" for area in read_maps(os.getpid()))

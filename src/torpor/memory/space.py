@@ -13,7 +13,7 @@ from torpor.images.pages import PageStore
 from torpor.images.schema.vma import VmaEntry
 from torpor.kernel.syscall import call, map_memory
 from torpor.memory import areas as vma
-from torpor.memory import cow, layout
+from torpor.memory import cow, kernels_areas, layout
 from torpor.memory.layout import Span
 from torpor.memory.tags import Tags
 from torpor.resources import lacking, own
@@ -51,6 +51,7 @@ class AddressSpace:
         vma.check_count(task, len(self.areas), vma.most_areas())
         self.private = [area for area in self.areas if vma.is_private_memory(area)]
         self.guards = [(area.start, area.end) for area in mm.vmas if area.status & vma.GUARD]
+        kernels_areas.warn_of_vsyscall(restore, task, mm.vmas)
         self.pages = PageStore(restore.images, task.pid)
         extras = restore.images.find(kinds.TORPOR_TASK, task.pid)
         self.extras = extras

@@ -137,7 +137,7 @@ OTHERS = {
     "vma:vdso": "vDSO: refused where the program has changed its code or protection",
     "vma:vvar": "the vDSO's data",
     "vma:vvar_vclock": "the vDSO's data of clocks",
-    "vma:vsyscall": "vsyscall page",
+    "vma:vsyscall": "vsyscall page (x86_64), as the kernel has it: a warning where that has none",
     "vma:sigpage": "the kernel's signal trampolines (32-bit ARM)",
     "vma:vectors": "the kernel's helpers (32-bit ARM)",
     "vma:tags": "memory tags (PROT_MTE of aarch64)",
