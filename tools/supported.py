@@ -32,6 +32,11 @@ def lines() -> list[str]:
     known = sorted(attributes | set(registry.OTHERS))
     out = [HEAD, "## Open files", "", "Saved and brought back, with flags, position, owner, and who shares them:", ""]
     out += [f"- {words.FILES[key]}" for key in registry.FILES]
+    out += [
+        "",
+        "Of a file that has a name, images hold the name alone. Where it lies in memory alone (tmpfs, as in "
+        "/dev/shm), a dump and `torpor check -t` warn: [before a reboot](kernel-update.md), copy it to a disk.",
+    ]
     out += ["", "Refused:", "", "| kind | why | what to do |", "|---|---|---|"]
     out += [f"| {words.FILES[key]} | {why} | {remedy} |" for key, (why, remedy) in registry.REFUSED.items()]
     out += ["", "File locks and leases held through any of them are refused, too.", ""]

@@ -20,7 +20,7 @@ from torpor.kernel.syscall import call
 from torpor.model.identity import Sorter
 from torpor.options import Options
 from torpor.progress import duration, quantity
-from torpor.resources import namespaces
+from torpor.resources import in_memory, namespaces
 from torpor.resources.context import DumpTask
 from torpor.resources.words import file_words
 
@@ -178,6 +178,7 @@ def check(options: Options) -> TreeReport:
                                max(len(task.threads), 1), uid, exe))  # fmt: skip
     with survey.looking(f"process {options.tree}"):
         dump_files.examined(survey)
+        in_memory.warn(survey)
     if not facts:
         raise TaskGone(f"there is no process {options.tree}", remedy="check the PID given with -t")
     kinds = {kind: (both[0], both[1]) for kind, both in memory.kinds.items()}

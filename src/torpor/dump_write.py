@@ -20,7 +20,7 @@ from torpor.images.schema.seccomp import SeccompEntry
 from torpor.images.schema.stats import DumpStatsEntry, StatsEntry
 from torpor.images.schema.torpor import AreaNameEntry, RegisterSetEntry, TaskExtraEntry, TorporTaskEntry
 from torpor.memory import segments
-from torpor.resources import clocks, extras, namespaces
+from torpor.resources import clocks, extras, in_memory, namespaces
 from torpor.resources.description import in_order, write_extras
 from torpor.signals import SIGCHLD
 from torpor.typed import TYPE_CHECKING, Any
@@ -86,6 +86,7 @@ def everything(dump: "Dump", asked: "Asked", memory: "list[AddressSpace]") -> No
     segments.save_inodes(dump)
     images.write(kinds.FILES, in_order(dump.file_entries))
     _foresee_restore(dump)
+    in_memory.warn(dump)
     images.write(kinds.SECCOMP, [SeccompEntry()])
     images.remove(kinds.STATS, "dump")  # an earlier dump's; ours may go into another directory
     clocks.save(dump)

@@ -29,7 +29,7 @@ from torpor.kernel.status import parse_status, parse_thread_status
 from torpor.memory import areas as vma
 from torpor.memory import own_vdso
 from torpor.memory.dump import AddressSpace
-from torpor.resources import ghost, link_remap, namespaces, pipe_queue, registry, regular
+from torpor.resources import ghost, in_memory, link_remap, namespaces, pipe_queue, registry, regular
 from torpor.resources.context import Dump, DumpTask, SeenFile
 from torpor.resources.security import refuse_locks
 from torpor.typed import TYPE_CHECKING
@@ -371,12 +371,14 @@ class Memory:
 
     def _examine_file(self, task: DumpTask, area: Area) -> None:
         if not (area.deleted or area.path.startswith("/proc/")):
+            in_memory.note_area(self.survey, area)
             return  # 3 µs of stat for each of 10,000 areas would find the same: its name is there
         path = f"/proc/{task.leader.tid}/map_files/{area.start:x}-{area.end:x}"
         self.examine_path(f"{task.subject}, area {area.start:#x}-{area.end:#x}", area.path, path)
 
     def examine_path(self, subject: str, link: str, path: str) -> None:
         stat = file_facts.stat(path)
+        in_memory.note(self.survey, link, stat)
         examine_path(self.survey, subject, link, stat)
         if stat.st_nlink == 0:
             self.ghosts[stat.st_dev, stat.st_ino] = stat.st_blocks * 512

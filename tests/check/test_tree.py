@@ -4,8 +4,10 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -284,6 +286,47 @@ def test_unread_datagrams(tmp_path: Path) -> None:
         and " and 1 more: datagrams that it has not read yet will be missing after a restore" in warning
     )
     assert dumped.stderr.count("datagrams") == 1 and warning in dumped.stderr
+
+
+IN_MEMORY = """
+import mmap, os, sys, time
+read, mapped, gone, too = (os.path.join(sys.argv[1], name) for name in ("read", "mapped", "gone", "too"))
+for path in read, mapped, gone, too:
+    with open(path, "wb") as file:
+        file.write(bytes(8192))
+held = open(read, "rb"), open(gone, "r+b"), open(too, "a"), open(os.path.join(sys.argv[1], "null"))
+os.unlink(gone)
+with open(mapped, "r+b") as file:
+    area = mmap.mmap(file.fileno(), 0)
+memfd = os.memfd_create("memfd")
+os.write(memfd, bytes(8192))
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.skipif(not Path("/dev/shm").is_mount(), reason="no tmpfs")
+def test_files_in_memory(tmp_path: Path, on_disk: bool) -> None:
+    """Of files with names on a tmpfs, open or mapped, is said once that images do not have their content; of deleted
+    ones, which they have, nothing is said, nor of memfds, devices, and files on a disk."""
+    with tempfile.TemporaryDirectory(dir=tmp_path if on_disk else "/dev/shm") as files:
+        os.mknod(f"{files}/null", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+        with Victim(tmp_path, sys.executable, "-c", IN_MEMORY, files) as victim:
+            warnings = check(victim.pid).warnings
+            dumped = command("dump", "-t", victim.pid, "-D", tmp_path, "-R")
+    assert dumped.returncode == 0, dumped.stderr
+    if on_disk:
+        assert warnings == () and "memory" not in dumped.stderr
+        return
+    (warning,) = warnings
+    others = (
+        " and 2 more files are in memory alone (tmpfs), and their content is not in the images; copy them to a disk"
+    )
+    for said in warning, dumped.stderr:
+        assert said.count("in memory alone") == 1 and others in said
+        first = said.partition(others)[0].removeprefix("Warn: ")
+        assert first in [f"{files}/{name}" for name in ("read", "mapped", "too")]
 
 
 DEEP = """

@@ -125,6 +125,20 @@ def changed(saved: Saved, file: Path, flags: int = os.O_RDWR) -> Saved:
     return saved.save(os.open(file, flags)).write()
 
 
+@pytest.mark.parametrize("path", ["/proc/cmdline", "/sys/kernel/uevent_seqnum"])
+def test_sizes_that_say_nothing(saved: Saved, path: str) -> None:
+    """Of /proc/cmdline, Linux 6.12 gives one, and 6.1 none."""
+
+    def other(entry: FileEntry) -> None:
+        assert entry.reg is not None
+        entry.reg.size = os.stat(path).st_size + 231
+
+    fd = os.open(path, os.O_RDONLY)
+    was = look(fd)
+    (now,) = saved.save(fd).write().restore(other).make()
+    assert look(now) == was
+
+
 def test_size(saved: Saved, file: Path) -> None:
     changed(saved, file)
     file.write_bytes(b"longer than before")

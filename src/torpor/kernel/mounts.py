@@ -10,7 +10,7 @@ r"""/proc/PID/mountinfo: the mounts that a task sees (proc_pid_mountinfo(5)).  P
 
 import os
 
-from torpor.kernel.procfs import ParseError
+from torpor.kernel.procfs import ParseError, read_all
 from torpor.typed import NamedTuple
 
 
@@ -51,6 +51,15 @@ def parse_mountinfo(data: bytes) -> list[Mount]:
     except (ValueError, IndexError):
         raise ParseError("mountinfo", line) from None
     return mounts
+
+
+def type_of_device(device: int) -> str:
+    """The type of a file system without a block device; "" if it is not mounted here."""
+    key = (os.major(device), os.minor(device))
+    for mount in parse_mountinfo(read_all("/proc/self/mountinfo")):
+        if mount.dev == key:
+            return mount.fstype.partition(".")[0]
+    return ""
 
 
 def _mount(line: bytes) -> Mount:

@@ -24,7 +24,7 @@ from torpor.images.schema.regfile import RegFileEntry
 from torpor.kernel import file_facts
 from torpor.kernel.maps import shm_device
 from torpor.kernel.process import is_outgrown, open_exactly
-from torpor.resources import build_id, ghost, inode, link_remap
+from torpor.resources import build_id, ghost, in_memory, inode, link_remap
 from torpor.resources.description import NOBODY, Described, extras, save_owner
 from torpor.resources.registry import MEMORY_DEVICES
 from torpor.typed import TYPE_CHECKING
@@ -61,6 +61,7 @@ def save_path(dump: "Dump", subject: str, link: str, path: str, flags: int) -> i
         if st.S_ISCHR(stat.st_mode) and (os.major(stat.st_rdev), os.minor(stat.st_rdev)) not in MEMORY_DEVICES:
             raise Refusal(f"{subject} ({link})", "this device keeps state that Torpor cannot save", "close it first")
         dump.setdefault("file kinds", {})[id(KIND)] = KIND  # for `late`, where no descriptor is of this kind
+        in_memory.note(dump, link, stat)
         known[key] = number = dump.new_file_id()
         dump.file_entries.append(file_entry(dump, subject, number, link, stat, flags, 0, NOBODY, path))
     return known[key]
@@ -157,21 +158,22 @@ def _examine_gone(subject: str, name: str, stat: os.stat_result) -> None:
         raise Refusal(subject, "its name is gone, and its file system cannot be given such a file", "close it first")
 
 
+def _is_made_up(stat: os.stat_result) -> bool:
+    """Whether the kernel makes the file's content when it is read: its size says nothing, and changes with the kernel
+    (/proc/cmdline has one under 6.12, and none under 6.1)."""
+    return os.major(stat.st_dev) == 0 and _type_of_device(stat.st_dev) in _MADE_UP
+
+
+_MADE_UP = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs"})
 _WITH_GHOSTS = frozenset(
     {"tmpfs", "overlay", "btrfs", "nfs", "nfs4", "zfs", "bcachefs", "fuse", "ramfs", "9p", "virtiofs"}
 )
 
 
 def _type_of_device(device: int) -> str:
-    """The type of a file system without a block device; "" if it is not mounted here."""
-    from torpor.kernel.mounts import parse_mountinfo
-    from torpor.kernel.procfs import read_all
+    from torpor.kernel.mounts import type_of_device
 
-    key = (os.major(device), os.minor(device))
-    for mount in parse_mountinfo(read_all("/proc/self/mountinfo")):
-        if mount.dev == key:
-            return mount.fstype.partition(".")[0]
-    return ""
+    return type_of_device(device)
 
 
 def _write_build_ids(dump: "Dump") -> None:
@@ -246,7 +248,7 @@ def _check_named(reg: RegFileEntry, restore: "Restore") -> None:
         device = (os.major(stat.st_rdev), os.minor(stat.st_rdev))
         if kind != st.S_IFCHR or device not in MEMORY_DEVICES:
             raise ImageError(f"files.img, file {reg.id}", f"{reg.name} is {_KIND_NAMES[kind]} that is not restored so")
-    if reg.size is not None and kind == st.S_IFREG and stat.st_size != reg.size:
+    if reg.size is not None and kind == st.S_IFREG and stat.st_size != reg.size and not _is_made_up(stat):
         raise _changed(reg.name, f"at the dump it had {reg.size} bytes, now it has {stat.st_size}")
     if reg.flags & os.O_ACCMODE == os.O_WRONLY and kind == st.S_IFREG and is_outgrown(stat.st_size, reg.flags):
         raise _changed(reg.name, f"{OUTGROWN}, and has grown since the dump")
@@ -291,6 +293,7 @@ class Regular(Described):
         if seen.info.pos < 0:  # as /proc/PID/mem allows
             raise seen.refusal("its position lies beyond what Torpor can set", "let the program use pread(2) instead")
         refuse_outgrown(seen)
+        in_memory.note(dump, seen.link, seen.stat)
 
     def save(self, seen: "SeenFile", dump: "Dump") -> FileEntry:
         info = seen.info
