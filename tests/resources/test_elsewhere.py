@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 
@@ -377,6 +378,56 @@ def test_without_a_vsyscall_page(tmp_path: Path) -> None:
             os.waitpid(process.pid, 0)
         except (ProcessLookupError, ChildProcessError):
             pass
+
+
+BOUND = """
+import os, threading
+told, forever = threading.Event(), threading.Event()
+def bound():
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    told.set()
+    forever.wait()
+threading.Thread(target=bound).start()
+threading.Thread(target=forever.wait).start()
+told.wait()
+print(end=".", flush=True)
+forever.wait()
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is but one CPU")
+def test_other_cpus(tmp_path: Path) -> None:
+    """Threads that could run anywhere may do so again, on what CPUs the restoring command has; one that was bound is
+    bound to the same one."""
+    first, *others = sorted(os.sched_getaffinity(0))
+    reader, writer = os.pipe()
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(
+        [sys.executable, "-c", BOUND], stdin=null, stdout=writer, stderr=null, start_new_session=True
+    )
+    os.close(writer)
+
+    def cpus() -> list[set[int]]:
+        return [os.sched_getaffinity(int(tid)) for tid in sorted(os.listdir(f"/proc/{process.pid}/task"), key=int)]
+
+    try:
+        assert os.read(reader, 1) == b"."
+        (tmp_path / "images").mkdir(mode=0o700)
+        torpor("dump", "-t", process.pid, "-D", tmp_path / "images")
+        process.wait()
+        for mine in {*others}, {first, *others}:
+            torpor("restore", "-d", "-D", tmp_path / "images", patch=f"import os\nos.sched_setaffinity(0, {mine!r})\n")
+            assert cpus() == [mine, {first}, mine]
+            os.kill(process.pid, signal.SIGKILL)
+            while Path(f"/proc/{process.pid}").exists():
+                with suppress(ChildProcessError):
+                    os.waitpid(process.pid, 0)
+                time.sleep(0.01)
+    finally:
+        os.close(reader)
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(process.pid, signal.SIGKILL)
+            os.waitpid(process.pid, 0)
 
 
 # -- clocks -----------------------------------------------------------------------------------------------------------

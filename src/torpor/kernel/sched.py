@@ -60,3 +60,14 @@ def ioprio_get(tid: int) -> int:
 def ioprio_set(tid: int, ioprio: int) -> None:
     """ioprio_set(2) of a thread."""
     call("ioprio_set", IOPRIO_WHO_PROCESS, tid, ioprio)
+
+
+def online_cpus() -> bytes:
+    """All that run, as `torpor.resources.own.get_affinity` gives them; nothing where the kernel does not tell."""
+    try:
+        with open("/sys/devices/system/cpu/online", "rb") as file:
+            ranges = [part.split(b"-") for part in file.read().strip().split(b",")]
+    except OSError:
+        return b""
+    mask = sum((1 << int(part[-1]) + 1) - (1 << int(part[0])) for part in ranges if part[0])
+    return mask.to_bytes((mask.bit_length() + 7) // 8, "little")

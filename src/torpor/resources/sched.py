@@ -4,7 +4,8 @@
 CRIU's images hold policy (with SCHED_RESET_ON_FORK), priority and nice; the rest goes into Torpor's own image.
 A restored task starts as Torpor is: only what differs is set.  The nice value of a real-time thread sleeps until it is
 one no more: sched_setattr(2) neither shows nor sets it.  Nor is a slice of its own to be seen then.  The slice of a
-thread that has not asked for one (Linux 6.12) is the system's, which is Torpor's as well.
+thread that has not asked for one (Linux 6.12) is the system's, which is Torpor's as well.  CPUs are in images only
+where they were not all that the machine had: else a tree would stay on these for ever, on a machine with more.
 """
 
 import os
@@ -58,7 +59,8 @@ class Scheduling(Attribute):
         if attr.policy in REAL_TIME:
             core.thread_core.sched_prio = attr.priority
         extra = extras.of_thread(task, thread.tid)
-        extra.cpus = cpus
+        if cpus != _online():
+            extra.cpus = cpus
         if attr.policy not in REAL_TIME and attr.runtime != _usual_slice():
             extra.slice_ns = attr.runtime
         if io_priority:
@@ -161,6 +163,17 @@ def _refuse_policy(task: "DumpTask", tid: int, attr: SchedAttr, refuse: "Callabl
     elif attr.policy not in REAL_TIME and (attr.util_min or attr.util_max not in (0, UTIL_MAX)):
         why = f"the utilisation of thread {tid} is clamped ({attr.util_min} to {attr.util_max})"
         refuse(task.refusal(why, "reset that first (uclampset -R)"))
+
+
+def _online() -> bytes:
+    """All CPUs.  A thread that may run on each of them was never pinned, and where it is restored it may as well."""
+    global _all_cpus
+    if _all_cpus is None:
+        _all_cpus = sched.online_cpus()
+    return _all_cpus
+
+
+_all_cpus: bytes | None = None
 
 
 def _usual_slice() -> int:
