@@ -115,6 +115,8 @@ class Workload:
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode or done.stderr:
                 raise NeverReady(f"{self.path.name} does not compile cleanly:\n{done.stderr[:1500]}")
+            with open(unfinished) as whole:  # else a host that crashes may leave a part of it under its name, for ever
+                os.fsync(whole.fileno())
             os.rename(unfinished, program)
         return program
 

@@ -7,10 +7,14 @@ everything fetched or built lies in ``$TORPOR_VM_CACHE`` (by default ``~/.cache/
 """
 
 import contextlib
+import errno
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+
+ROOM = 1 << 30  # bytes that are free where a program does not fail for want of them
 
 
 class VmError(Exception):
@@ -45,12 +49,18 @@ def a_number(setting: str, usual: int, what: str, least: int = 0) -> int:
 @contextlib.contextmanager
 def in_cache() -> Iterator[None]:
     """Something is made in the cache.  Raises VmError where that fails."""
+    full = False
     try:
         yield
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     except subprocess.CalledProcessError as error:
         what = f"{error.cmd[0]} has failed with {error.returncode}"
+        if error.stderr:
+            what += f": {str(error.stderr).strip()[-500:]}"
+        full = shutil.disk_usage(cache_dir()).free < ROOM
     else:
         return
-    raise VmError(f"{what}; make room in {cache_dir()}, or name another directory in TORPOR_VM_CACHE")
+    words = f"make room in {cache_dir()}, or name" if full else f"the cache is {cache_dir()}; name"
+    raise VmError(f"{what}; {words} another directory in TORPOR_VM_CACHE")

@@ -7,16 +7,13 @@ sid 4.2.1 have it for amd64, arm64, ppc64el and s390x).
 """
 
 import hashlib
-import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
-from . import VmError, cache_dir, in_cache
+from . import VmError, cache_dir, in_cache, kept
 from .cpio import CpioWriter
-from .debian import Archive, unpack
-from .image import locked
+from .debian import Archive
 from .targets import Target
 
 SUITE = "forky"
@@ -29,14 +26,13 @@ exec /criu/lib/{loader} --library-path /criu/lib /criu/lib/criu "$@"
 """
 
 
-def _tree(packages: list[Path], scratch: Path) -> Path:
+def _tree(source: Archive, packages: tuple[str, ...], scratch: Path) -> Path:
     """The directory /criu of the guest."""
     full, slim = scratch / "full", scratch / "slim"
     for name in ("lib", "lib64"):
         (full / "usr" / name).mkdir(parents=True)
         (full / name).symlink_to("usr/" + name)
-    for deb in packages:
-        unpack(deb, full)
+    source.unpack(packages, full)
     (slim / "lib").mkdir(parents=True)
     for path in sorted(full.glob("usr/lib/*-linux-gnu*/*.so.*")):
         if re.search(r"\.so\.\d+$", path.name):
@@ -58,16 +54,14 @@ def archive(target: Target) -> Path:
     home = cache_dir() / "images" / target.arch
     source = Archive(target.debian, SUITE)
     recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:10]
-    with locked(home):
-        made = home / f"criu-{recipe}.cpio"
-        if not made.exists():
+    made = home / f"criu-{recipe}.cpio"
+    with kept.locked(home):
+        if not kept.is_whole(made):
             names = [name for name in source.libraries("criu") if name not in _UNUSED]
-            packages = source.fetch(("criu", *names))
-            with tempfile.TemporaryDirectory(dir=home, prefix="criu-") as scratch:
-                partial = Path(scratch, "partial")
-                with open(partial, "wb") as file:
+            with kept.workplace(home) as work:
+                tree = _tree(source, ("criu", *names), work)
+                with kept.making(made) as partial, open(partial, "wb") as file:
                     writer = CpioWriter(file)
-                    writer.tree(_tree(packages, Path(scratch)), "criu/")
+                    writer.tree(tree, "criu/")
                     writer.close()
-                os.rename(partial, made)
     return made

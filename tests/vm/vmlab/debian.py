@@ -10,9 +10,11 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import VmError, cache_dir
+from .kept import to_disk
 
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
@@ -42,6 +44,10 @@ def mirror() -> str:
         if origin == "Debian" and "-" not in codename:
             return uri.rstrip("/")
     raise VmError("this system's apt knows no Debian mirror; name one in TORPOR_DEBIAN_MIRROR (and run apt-get update)")
+
+
+class Damaged(VmError):
+    """A package that is not what the archive has."""
 
 
 class Archive:
@@ -132,7 +138,7 @@ class Archive:
         listed = self._apt("apt-cache", "depends", "--recurse", "--important", package)
         return sorted({line for line in listed.splitlines() if line.startswith("lib")})
 
-    def fetch(self, names: tuple[str, ...]) -> list[Path]:
+    def fetch(self, names: Sequence[str]) -> list[Path]:
         """The .deb files of the packages `names`, downloaded unless they are here already."""
         self.debs.mkdir(parents=True, exist_ok=True)
         have = {path.name.split("_", 1)[0]: path for path in sorted(self.debs.glob("*.deb"))}
@@ -149,18 +155,40 @@ class Archive:
                 self._update_anew()
                 self._apt("apt-get", "download", *absent, cwd=partial)
             for path in partial.glob("*.deb"):
+                to_disk(path)
                 have[path.name.split("_", 1)[0]] = path.rename(self.debs / path.name)
+            to_disk(self.debs)
             partial.rmdir()
         return [have[name] for name in names]
 
+    def unpack(self, names: Sequence[str], into: Path) -> None:
+        """Unpack the files of the packages `names` into the directory `into`.  One that is damaged here is fetched
+        anew."""
+        for name, deb in zip(names, self.fetch(names), strict=True):
+            try:
+                unpack(deb, into)
+            except Damaged:
+                deb.unlink()
+                try:
+                    (again,) = self.fetch((name,))
+                except VmError as error:
+                    raise VmError(f"{deb} was damaged and is removed, but cannot be fetched anew: {error}") from None
+                unpack(again, into)
+
 
 def unpack(deb: Path, into: Path) -> None:
-    """Unpack a package's files into the directory `into`."""
+    """Unpack a package's files into the directory `into`.  Raises Damaged where it is the package that is at fault."""
     require(("dpkg-deb", "dpkg"), ("tar", "tar"))
     into.mkdir(parents=True, exist_ok=True)
-    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE) as source:
-        # The directory links of a merged /usr stay links.
-        command = ["tar", "-x", "--keep-directory-symlink", "--no-same-owner", "-C", str(into)]
-        subprocess.run(command, stdin=source.stdout, check=True)
-    if source.returncode:
-        raise VmError(f"{deb} is damaged; remove it")
+    contents = ["dpkg-deb", "--fsys-tarfile", str(deb)]
+    # The directory links of a merged /usr stay links.
+    command = ["tar", "-x", "--keep-directory-symlink", "--no-same-owner", "-C", str(into)]
+    with subprocess.Popen(contents, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as source:
+        done = subprocess.run(command, stdin=source.stdout, capture_output=True, text=True, check=False)
+    if not (done.returncode or source.returncode):
+        return
+    # Each fails where the other does: dpkg-deb, when nobody reads on, tar, when there is no end.
+    alone = subprocess.run(contents, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    if alone.returncode:
+        raise Damaged(f"{deb} is damaged; remove it ({' '.join(alone.stderr.split())})")
+    raise subprocess.CalledProcessError(done.returncode or source.returncode, command, stderr=done.stderr)

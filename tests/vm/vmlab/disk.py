@@ -8,11 +8,10 @@ guest: another kernel boots with the same disk.
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import VmError, cache_dir, image, in_cache
+from . import VmError, cache_dir, image, in_cache, kept
 from .debian import require
 from .targets import Target
 
@@ -49,24 +48,27 @@ def make(target: Target, path: Path, version: str) -> None:
     """A new disk at `path` with the userland of `target`."""
     require(("mke2fs", "e2fsprogs"))
     userland = image.prepare(target, version).archives[0]
-    kept = cache_dir() / "images" / target.arch / f"{userland.stem}-{MEGABYTES}.ext4"
-    if not kept.exists():
-        with tempfile.TemporaryDirectory(dir=kept.parent, prefix="disk-") as scratch:
-            top, partial = Path(scratch, "top"), Path(scratch, "disk")
-            top.mkdir(mode=0o755)
-            unpack(userland, top)
-            for name in ("dev", "proc", "sys", "tmp", "run", "data", "t", "torpor"):
-                (top / name).mkdir(exist_ok=True)
-            environment = {**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
-            done = subprocess.run(
-                ["mke2fs", "-q", "-t", "ext4", "-E", "root_owner=0:0", "-d", str(top), str(partial), f"{MEGABYTES}M"],
-                capture_output=True, text=True, check=False, env=environment,
-            )  # fmt: skip
-            if done.returncode:
-                raise VmError(f"mke2fs failed: {done.stderr}")
-            partial.rename(kept)
-    with open(kept, "rb") as source, open(path, "wb") as copy:
+    filled = cache_dir() / "images" / target.arch / f"{userland.stem}-{MEGABYTES}.ext4"
+    with kept.locked(filled.parent):
+        if not kept.is_whole(filled):
+            with kept.workplace(filled.parent) as work, kept.making(filled) as partial:
+                _fill(work, userland, partial)
+    with open(filled, "rb") as source, open(path, "wb") as copy:
         shutil.copyfileobj(source, copy, 1 << 20)
+
+
+def _fill(top: Path, userland: Path, disk: Path) -> None:
+    top.chmod(0o755)
+    unpack(userland, top)
+    for name in ("dev", "proc", "sys", "tmp", "run", "data", "t", "torpor"):
+        (top / name).mkdir(exist_ok=True)
+    environment = {**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
+    done = subprocess.run(
+        ["mke2fs", "-q", "-t", "ext4", "-E", "root_owner=0:0", "-d", str(top), str(disk), f"{MEGABYTES}M"],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    if done.returncode:
+        raise VmError(f"mke2fs failed: {done.stderr}")
 
 
 def arguments(target: Target, path: Path, options: str = "") -> Sequence[str]:

@@ -6,7 +6,6 @@ that the guest does not check: compiling them under emulation costs seconds at e
 """
 
 import contextlib
-import fcntl
 import glob
 import hashlib
 import lzma
@@ -16,13 +15,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from . import VmError, cache_dir, in_cache, targets
+from . import VmError, cache_dir, in_cache, kept, targets
 from .cpio import CpioWriter
-from .debian import Archive, require, unpack
+from .debian import Archive, require
 from .targets import Target
 
 _UNUSED = (
@@ -46,15 +44,6 @@ def _recipe() -> str:
     return digest.hexdigest()[:10]
 
 
-@contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Nobody else makes anything in `directory` meanwhile."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def compile_into(tree: Path, guest_path: str) -> None:
     """Compile every .py below `tree`, which will lie at `guest_path`, if this Python is the guest's version."""
     if sys.version_info[:2] != (3, 11):
@@ -68,8 +57,7 @@ def compile_into(tree: Path, guest_path: str) -> None:
 
 
 def _pack(path: Path, tree: Path, *, extra: bytes | None = None, prefix: str = "") -> None:
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
+    with kept.making(path) as partial, open(partial, "wb") as file:
         archive = CpioWriter(file)
         archive.tree(tree, prefix)
         if extra is None:
@@ -78,9 +66,6 @@ def _pack(path: Path, tree: Path, *, extra: bytes | None = None, prefix: str = "
         else:
             archive.file("modules.load", extra)
         archive.close()
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
 
 
 def _build_userland(target: Target, path: Path, root: Path) -> None:
@@ -101,8 +86,7 @@ def _build_userland(target: Target, path: Path, root: Path) -> None:
         (root / directory).mkdir(parents=True)
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / name).symlink_to("usr/" + name)
-    for deb in Archive(target.debian, targets.USERLAND_SUITE).fetch(targets.USERLAND):
-        unpack(deb, root)
+    Archive(target.debian, targets.USERLAND_SUITE).unpack(targets.USERLAND, root)
     library = root / "usr/lib/python3.11"
     for name in _UNUSED:
         shutil.rmtree(library / name, ignore_errors=True)
@@ -120,9 +104,9 @@ def _build_userland(target: Target, path: Path, root: Path) -> None:
     _pack(path, root)
 
 
-def _build_kernel(deb: Path, kernel: Path, modules: Path, work: Path) -> None:
+def _build_kernel(archive: Archive, package: str, kernel: Path, modules: Path, work: Path) -> None:
     full, slim = work / "full", work / "slim"
-    unpack(deb, full)
+    archive.unpack((package,), full)
     base = full if (full / "lib/modules").is_dir() else full / "usr"
     release = os.listdir(base / "lib/modules")[0]
     environment = {**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
@@ -151,14 +135,8 @@ def _build_kernel(deb: Path, kernel: Path, modules: Path, work: Path) -> None:
         for name, modules_ in order.items()
     )
     _pack(modules, slim / "lib/modules", extra=plan.encode(), prefix="usr/lib/modules/")
-    shutil.copy(glob.glob(str(full / "boot/vmlinu*"))[0], kernel)
-
-
-def _name(path: Path, package: str) -> None:
-    """The last step: where there is a name, there is the whole image."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(package)
-    partial.rename(path)
+    with kept.making(kernel) as partial:
+        shutil.copy(glob.glob(str(full / "boot/vmlinu*"))[0], partial)
 
 
 def needed(target: Target) -> list[tuple[str, str]]:
@@ -169,16 +147,6 @@ def needed(target: Target) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def _is_whole(archive: Path) -> bool:
-    """Whether it is there to its end: a host that crashes may leave a part of it under its name."""
-    try:
-        with open(archive, "rb") as file:
-            file.seek(-512, os.SEEK_END)
-            return b"TRAILER!!!" in file.read()
-    except OSError:
-        return False
-
-
 @in_cache()
 def prepare(target: Target, version: str) -> Image:
     """The cached image of `target` with Linux `version`, made first if there is none."""
@@ -186,22 +154,19 @@ def prepare(target: Target, version: str) -> Image:
     if version not in target.kernels:
         raise VmError(f"no kernel {version} for {target.arch}; there are {', '.join(target.kernels)}")
     home = cache_dir() / "images" / target.arch
-    work = home / "work"
-    with locked(home):
-        userland = home / f"userland-{_recipe()}.cpio"
-        suite, pattern = target.kernels[version]
-        named = home / f"linux-{version}-{_recipe()}.name"
-        try:
-            if not _is_whole(userland):
-                shutil.rmtree(work, ignore_errors=True)
+    userland = home / f"userland-{_recipe()}.cpio"
+    suite, pattern = target.kernels[version]
+    named = home / f"linux-{version}-{_recipe()}.name"
+    kernel, modules = (named.with_suffix(suffix) for suffix in (".kernel", ".cpio"))
+    with kept.locked(home):
+        if not kept.is_whole(userland):
+            with kept.workplace(home) as work:
                 _build_userland(target, userland, work / "root")
-            if not named.exists() or not _is_whole(named.with_suffix(".cpio")):
-                shutil.rmtree(work, ignore_errors=True)
-                archive = Archive(target.debian, suite)
-                package = archive.newest(pattern)
-                (deb,) = archive.fetch((package,))
-                _build_kernel(deb, named.with_suffix(".kernel"), named.with_suffix(".cpio"), work)
-                _name(named, package)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return Image(named.with_suffix(".kernel"), named.read_text(), (userland, named.with_suffix(".cpio")))
+        if not all(kept.is_whole(part) for part in (kernel, modules, named)):
+            archive = Archive(target.debian, suite)
+            package = archive.newest(pattern)
+            with kept.workplace(home) as work:
+                _build_kernel(archive, package, kernel, modules, work)
+            with kept.making(named) as partial:
+                partial.write_text(package)
+        return Image(kernel, named.read_text(), (userland, modules))

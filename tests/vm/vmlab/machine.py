@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from . import VmError, cache_dir, image, in_cache, jobs, processors
 from .cpio import CpioWriter
 from .debian import require
+from .kept import locked
 from .targets import Target
 
 _GUEST = Path(__file__).parent.parent / "guest"
@@ -109,7 +110,7 @@ end_all = running.end_all
 def scratch_directory(prefix: str) -> Iterator[Path]:
     """A directory for one guest's files.  Those of runs that were killed are removed first: nobody holds their lock."""
     home = cache_dir() / "scratch"
-    with in_cache(), image.locked(home):
+    with in_cache(), locked(home):
         for old in home.iterdir():
             if old.is_dir() and _abandoned(old):
                 shutil.rmtree(old, ignore_errors=True)
@@ -290,6 +291,10 @@ def run(
             cpu = running.end(qemu)
             assert qemu.stdout is not None
             qemu.stdout.close()
+        if "@@READY" not in outcome.output:
+            images = cache_dir() / "images" / target.arch
+            told = f"(it never came to its first program; if it never does, remove {images}: it is made anew)"
+            outcome = outcome._replace(output=f"{outcome.output}\n{told}")
         return outcome._replace(cpu=cpu)
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from harness import crowd
 from harness.workload import DIRECTORY, Workload
 
-from . import VmError, cache_dir, in_cache, targets
-from .debian import Archive, require, unpack
-from .image import locked
+from . import VmError, cache_dir, in_cache, kept, targets
+from .debian import Archive, require
+from .kept import locked
 from .targets import Target
 
 GUEST = "torpor/programs"
@@ -48,14 +48,13 @@ def _root(target: Target) -> Path:
             for name in ("lib", "lib64"):
                 (partial / "usr" / name).mkdir(parents=True)
                 (partial / name).symlink_to("usr/" + name)
-            for deb in Archive(target.debian, targets.USERLAND_SUITE).fetch(PACKAGES):
-                unpack(deb, partial)
+            Archive(target.debian, targets.USERLAND_SUITE).unpack(PACKAGES, partial)
             for link in partial.rglob("*"):
                 if link.is_symlink() and os.readlink(link).startswith("/"):  # it would lead out of this root
                     goal = partial / os.readlink(link).lstrip("/")
                     link.unlink()
                     link.symlink_to(os.path.relpath(goal, link.parent))
-            partial.rename(root)
+            kept.name_tree(partial, root)
     return root
 
 
@@ -100,11 +99,10 @@ def build_alone(target: Target, source: Path) -> Path:
     )
     command = [_compiler(target), f"--sysroot={_root(target)}", "-O1", "-static", "-nostdlib", "-ffreestanding"]
     with locked(made.parent):
-        if not made.exists():
-            partial = made.with_suffix(".partial")
-            command += ["-fno-stack-protector", "-mgeneral-regs-only", "-o", str(partial), str(source)]
-            subprocess.run(command, check=True)
-            partial.rename(made)
+        if not kept.is_whole(made):
+            with kept.making(made) as partial:
+                command += ["-fno-stack-protector", "-mgeneral-regs-only", "-o", str(partial), str(source)]
+                subprocess.run(command, check=True)
     return made
 
 

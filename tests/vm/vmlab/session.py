@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import VmError, cache_dir, criu, in_cache, jobs, machine, processors, programs
-from .image import locked
+from .kept import locked
 from .targets import CPUS, TARGETS
 
 TWO = "two_processors"  # instead of a CPU's name: two of the usual ones, so that tasks run at the same time
@@ -61,7 +61,12 @@ def commit() -> str:
 
 
 def _known(key: Key) -> dict[str, Result]:
-    return json.loads(key.file.read_text()) if key.file.exists() else {}
+    """What is written down; nothing where there is nothing, or what there is was cut short by a host that crashed."""
+    try:
+        known: dict[str, Result] = json.loads(key.file.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return known
 
 
 @in_cache()
