@@ -2,10 +2,11 @@
 """Only when all images are on the disk is the original ended: strace watches the dump, in the order of what it asks the
 kernel for.
 
-Each image is written, then fsync'd; then the directory is; then inventory.img comes, written under another name,
-fsync'd and renamed; the directory is fsync'd once more; and only then do the tasks get their SIGKILL (or SIGSTOP).  A
-checker that cannot fail would show nothing, so it is also given dumps in which something of that is broken.  (What the
-tasks themselves write, their pages, is not seen: only that these images are fsync'd.)
+Each image is written, then fsync'd, and so is each file that the program can write to; then the directory is; then
+inventory.img comes, written under another name, fsync'd and renamed; the directory is fsync'd once more; and only then
+do the tasks get their SIGKILL (or SIGSTOP).  A checker that cannot fail would show nothing, so it is also given dumps
+in which something of that is broken.  (What the tasks themselves write, their pages, is not seen: only that these
+images are fsync'd.)
 """
 
 import ast
@@ -34,9 +35,11 @@ CALLS = (
     "fsync,fdatasync,?rename,renameat,renameat2,?unlink,unlinkat,linkat,kill,tkill,tgkill,pidfd_send_signal"
 )
 WRITES = {"write", "pwrite64", "pwritev", "writev", "ftruncate", "fallocate", "sendfile", "copy_file_range", "splice"}
+WRITTEN = ("written", "mapped", "names/linked")  # files of the program's; the name of the last is gone
 DOES_NOT_COUNT = "stats-dump"  # nothing depends on it
 
-# It owns pages of several sorts, a deleted file, one of whose names is deleted, data in a pipe, a child.
+# It owns pages of several sorts, a deleted file, one of whose names is deleted, data in a pipe, a child; files that it
+# has written to by a descriptor and by a mapping, and one that it only reads.
 VICTIM = """
 import mmap, os, time
 shared = mmap.mmap(-1, 1 << 20); shared[:] = b"s" * len(shared)
@@ -44,6 +47,10 @@ gone = open("gone", "w+b"); gone.write(bytes(100000)); gone.flush(); os.unlink("
 os.mkdir("names"); linked = open("names/linked", "w"); os.link("names/linked", "other"); os.unlink("names/linked")
 pipe = os.pipe(); os.write(pipe[1], b"data")
 own = bytearray(b"o" * (1 << 20))
+written = open("written", "wb", 0); written.write(b"w"); again = open("written", "rb+")
+mapped = open("mapped", "wb+"); mapped.truncate(4096)
+mapping = mmap.mmap(mapped.fileno(), 4096); mapping[:1] = b"m"; mapped.close()
+open("only-read", "w").close(); only_read = open("only-read")
 if os.fork():
     print("ready", flush=True)
 time.sleep(1000)
@@ -66,10 +73,15 @@ os.fsync = lambda fd: os.path.isdir(f"/proc/self/fd/{fd}") or sync(fd)""",
 os.fsync = lambda fd: "inventory" in os.readlink(f"/proc/self/fd/{fd}") or sync(fd)""",
         "inventory.img was renamed before it was synced",
     ),
+    "the program's own file is not synced": (
+        """sync = os.fsync
+os.fsync = lambda fd: os.readlink(f"/proc/self/fd/{fd}").endswith("/mapped") or sync(fd)""",
+        "has written to mapped was brought to the disk 0 times",
+    ),
     "an image is written to after its fsync": (
         """sync = ImageWriter._sync_files
-def late(self):
-    sync(self)
+def late(self, also):
+    sync(self, also)
     fd = os.open("pstree.img", os.O_WRONLY | os.O_APPEND, dir_fd=self.dir_fd)
     os.write(fd, b"")
     os.close(fd)
@@ -78,11 +90,11 @@ ImageWriter._sync_files = late""",
     ),
     "the inventory comes first": (
         """sync = ImageWriter._sync_files
-def early(self):
+def early(self, also):
     os.fsync(self.dir_fd)
     open(f"/proc/self/fd/{self.dir_fd}/early", "w").close()
     os.rename("early", "inventory.img", src_dir_fd=self.dir_fd, dst_dir_fd=self.dir_fd)
-    sync(self)
+    sync(self, also)
 ImageWriter._sync_files = early""",
         "inventory.img appeared 2 times",
     ),
@@ -191,6 +203,14 @@ def faults(found: list[Event], images: Path, pids: set[int], final: str) -> list
         links = [at for at, event in enumerate(found) if event.call == "linkat" and event.paths[-1].startswith(name)]
         if not links or not any(links[-1] < at < born for at in synced.get(name, [])):
             wrong.append(f"{name} was not synced after a name was made in it")
+    for name in WRITTEN:
+        paths = (str(images.parent / name), f"{images.parent / name} (deleted)")
+        times = sum(at < born for path in paths for at in synced.get(path, []))
+        if times != 1:
+            wrong.append(f"what the program has written to {name} was brought to the disk {times} times")
+    if not any(at < born for at in synced.get(str(images.parent), [])):
+        wrong.append("the directory of the program's files was not synced")
+    wrong += [f"{path} was synced, which nobody writes" for path in synced if path.endswith("/only-read")]
     return wrong
 
 

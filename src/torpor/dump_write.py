@@ -20,7 +20,7 @@ from torpor.images.schema.seccomp import SeccompEntry
 from torpor.images.schema.stats import DumpStatsEntry, StatsEntry
 from torpor.images.schema.torpor import AreaNameEntry, RegisterSetEntry, TaskExtraEntry, TorporTaskEntry
 from torpor.memory import segments
-from torpor.resources import clocks, extras, in_memory, namespaces
+from torpor.resources import clocks, extras, in_memory, namespaces, written
 from torpor.resources.description import in_order, write_extras
 from torpor.signals import SIGCHLD
 from torpor.typed import TYPE_CHECKING, Any
@@ -216,8 +216,9 @@ def stats(dump: "Dump", phases: dict[str, float], frozen: float, memory: "list[A
 
 
 def finish(dump: "Dump") -> None:
-    """fsync everything, inventory.img last.  Also the directories in which a file was given a name that the restore
-    needs: it must be there after a power failure, too."""
+    """fsync everything, inventory.img last.  Also what the tree has written to files (`torpor.resources.written`), and
+    the directories in which a file was given a name that the restore needs: all that must be there after a power
+    failure, too."""
     for directory in sorted(dump.state.get("directories changed", ())):
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -236,7 +237,8 @@ def finish(dump: "Dump") -> None:
             network_lock_method=2,
             plugins_entry=PluginsEntry(),
             dump_criu_run_id=_uuid(),
-        )
+        ),
+        written.to_bring(dump),
     )
 
 

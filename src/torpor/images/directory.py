@@ -24,7 +24,7 @@ from torpor.images.kinds import INVENTORY, KINDS, STATS, ImageKind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any, Self, TypeAlias, TypeVar
 
     from torpor.images.container import Entry
@@ -135,8 +135,9 @@ class ImageWriter:
         if target is not None:
             os.symlink(target, "parent", dir_fd=self.dir_fd)
 
-    def finish(self, inventory: InventoryEntry) -> None:
-        """Bring everything to the disk, then, and only then, make it a checkpoint."""
+    def finish(self, inventory: InventoryEntry, also: Sequence[Callable[[], None]] = ()) -> None:
+        """Bring everything to the disk, then, and only then, make it a checkpoint.  `also`: what else has to get there,
+        to be called meanwhile, by several threads."""
         self._ready()
         for name in self.prepared:  # nobody needed it
             self._unlink(name)
@@ -144,7 +145,7 @@ class ImageWriter:
         # Under another name, so that it goes to the disk together with the others.
         temporary = _temporary(INVENTORY.pattern)
         self._write_whole(temporary, [start_of(INVENTORY), *encode_entries([inventory])])
-        self._sync_files()
+        self._sync_files(also)
         os.fsync(self.dir_fd)
         os.rename(temporary, INVENTORY.pattern, src_dir_fd=self.dir_fd, dst_dir_fd=self.dir_fd)
         del self.names[temporary]
@@ -202,11 +203,11 @@ class ImageWriter:
                     os.close(fd)
                 self.names[name] = True
 
-    def _sync_files(self) -> None:
+    def _sync_files(self, also: Sequence[Callable[[], None]]) -> None:
         """fsync every file, inventory.img (under its other name) last."""
         self.start_writing()
         *others, inventory = self.names
-        to_disk.sync_files(self.dir_fd, others)
+        to_disk.sync_files(self.dir_fd, others, also)
         to_disk.sync_files(self.dir_fd, [inventory])
 
 

@@ -17,7 +17,7 @@ from _thread import allocate_lock, start_new_thread
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _thread import LockType
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 THREADS = 8  # more of them gain nothing
 _FEW = 4  # files a thread, or it is not worth its start
@@ -36,22 +36,26 @@ def start_writing(fd: int) -> None:
     _start(fd)
 
 
-def sync_files(dir_fd: int, names: Sequence[str]) -> None:
-    """fsync every one of these files in the directory `dir_fd`.  Raises OSError, the first that any of them met."""
-    left = iter(names)  # which hands out each name once, whoever asks
+def sync_files(dir_fd: int, names: Sequence[str], also: Sequence[Callable[[], None]] = ()) -> None:
+    """fsync every one of these files in the directory `dir_fd`, and do what else there is to be waited for (`also`).
+    Raises OSError, or whatever `also` does, the first that any of them met."""
+    left: Iterator[str | Callable[[], None]] = iter([*also, *names])  # which hands out each once, whoever asks
     errors: list[BaseException] = []
 
     def work() -> None:
         try:
-            for name in left:
+            for one in left:
                 if errors:
                     break
-                _sync(dir_fd, name)
+                if isinstance(one, str):
+                    _sync(dir_fd, one)
+                else:
+                    one()
         except BaseException as error:
             errors.append(error)
 
     ends = []
-    for _ in range(min(THREADS, len(names) // _FEW) - 1):
+    for _ in range(min(THREADS, (len(names) + len(also)) // _FEW) - 1):
         end = allocate_lock()
         end.acquire()
         try:

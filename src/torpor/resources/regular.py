@@ -24,7 +24,7 @@ from torpor.images.schema.regfile import RegFileEntry
 from torpor.kernel import file_facts
 from torpor.kernel.maps import shm_device
 from torpor.kernel.process import is_outgrown, open_exactly
-from torpor.resources import build_id, ghost, in_memory, inode, link_remap
+from torpor.resources import build_id, ghost, in_memory, inode, link_remap, written
 from torpor.resources.description import NOBODY, Described, extras, save_owner
 from torpor.resources.registry import MEMORY_DEVICES
 from torpor.typed import TYPE_CHECKING
@@ -94,7 +94,10 @@ def file_entry(
             ghost.save(dump, f"{subject} ({link})", id, stat, path)
         else:
             link_remap.save(dump, f"{subject} ({link})", id, name, stat, path)
-    elif regular and stat.st_size >= MIN_ELF:
+            written.note(dump, subject, path, "", stat, flags)
+        return FileEntry(type=REG, id=id, reg=reg)
+    written.note(dump, subject, path, name, stat, flags)
+    if regular and stat.st_size >= MIN_ELF:
         dump.setdefault("regular:named", []).append((reg, (stat.st_dev, stat.st_ino)))
     return FileEntry(type=REG, id=id, reg=reg)
 
