@@ -4,8 +4,9 @@
 The guest is saved before it has seen the disk and resumed for each failure (`vmlab.saved`); what must not be the same
 each time comes as a line of JSON on the console.  First it looks at what the last failure has left: of each checkpoint
 whether Torpor takes it for one; each of those that it takes for complete is restored, the newest last.  The program in
-it says which checkpoint it is, how far it had counted, and whether its memory is whole.  The newest goes on, and is
-dumped again and again, either into a new directory, after which the old one is removed, or into two in turn.
+it says which checkpoint it is, how far it had counted, whether its memory is whole, and what is in its file.  The
+newest goes on, and is dumped again and again, either into a new directory, after which the old one is removed, or into
+two in turn.
 """
 
 import mmap
@@ -16,6 +17,7 @@ import sys
 import time
 
 DATA, ANSWER, NUMBER = "/data", "/run/answer", "/run/number"
+OWN = DATA + "/own"  # the program's file
 PID = 12000
 PAGES = 512
 RNDRESEEDCRNG = 0x5207
@@ -24,7 +26,11 @@ VIRTIO = "/sys/bus/virtio"
 
 def live() -> None:
     """Counts, and writes the count into every page of its memory.  At SIGUSR1 it says in ANSWER which number it was
-    given before, its count, and how many pages are wrong, and takes the number in NUMBER."""
+    given before, its count, how many pages are wrong, and which number is in each half of its file, and takes the
+    number in NUMBER.  It writes that to its file, without fsync: by write(2) to one half, by a mapping to the other."""
+    file_fd = os.open(OWN, os.O_RDWR | os.O_CREAT, 0o600)
+    os.ftruncate(file_fd, 2 * mmap.PAGESIZE)
+    mapping = mmap.mmap(file_fd, mmap.PAGESIZE, offset=mmap.PAGESIZE)
     memory = mmap.mmap(-1, PAGES * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE)
     count = number = 0
     asked: list[int] = []
@@ -37,10 +43,15 @@ def live() -> None:
             asked.clear()
             found = [struct.unpack_from("=QQ", memory, page * mmap.PAGESIZE + 2048) for page in range(PAGES)]
             wrong = [page for page, content in enumerate(found) if content != (count - 1, page)]
+            (written,) = struct.unpack("=Q", os.pread(file_fd, 8, 0))
+            (mapped,) = struct.unpack_from("=Q", mapping)
             with open(ANSWER + ".new", "w") as file:
-                file.write(f"{number} {count} {len(wrong)}")
+                file.write(f"{number} {count} {len(wrong)} {written} {mapped}")
             with open(NUMBER) as file:
                 number = int(file.read())
+            if number:  # else it is only looked at; older ones must not write to what newer ones remember
+                os.pwrite(file_fd, struct.pack("=Q", number), 0)
+                struct.pack_into("=Q", mapping, 0, number)
             os.rename(ANSWER + ".new", ANSWER)
         time.sleep(0.05)  # whoever dumps it has the same processor
 
@@ -108,7 +119,7 @@ def ask(number: int) -> dict[str, int]:
     os.kill(PID, signal.SIGUSR1)
     wait_for("the program has answered", lambda: os.path.exists(ANSWER))
     with open(ANSWER) as file:
-        return dict(zip(("number", "count", "wrong"), map(int, file.read().split()), strict=True))
+        return dict(zip(("number", "count", "wrong", "written", "mapped"), map(int, file.read().split()), strict=True))
 
 
 def end() -> None:

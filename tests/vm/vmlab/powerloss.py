@@ -26,7 +26,7 @@ PHASES = (
 )  # fmt: skip
 COUNTS = (
     "failures", "failures after which one was restored", "complete, restored", "broken, recognised", "finished, lost",
-    "restored, memory wrong", "unflushed blocks lost",
+    "restored, memory wrong", "restored, file older", "unflushed blocks lost",
 )  # fmt: skip
 
 
@@ -141,6 +141,10 @@ class Series:
             if found[name]["wrong"]:
                 self.counts["restored, memory wrong"] += 1
                 self.problems.append(f"{found[name]['wrong']} pages of checkpoint {number} are wrong")
+            for how in ("written", "mapped"):  # the program goes on after a dump, so it may be newer
+                if found[name][how] < number:
+                    self.counts["restored, file older"] += 1
+                    self.problems.append(f"{found[name][how]} is {how} in the file of checkpoint {number}")
         if complete and complete[restored] != max(complete.values()):
             self.problems.append(f"{restored} is not the newest of {complete}")
         self.counts["complete, restored"] += len(complete)
