@@ -156,10 +156,10 @@ def executor_areas(restore: "Restore") -> int:
 
 
 def check_pids(restore: "Restore", plan: Plan) -> None:
-    """Refuse where a PID that has to be given is in use."""
+    """Refuse where a PID that has to be given is in use, or too great."""
     wanted = [tid for task in restore.tasks.values() for tid in ([task.pid] if task.dead else task.threads)]
     wanted += [pid for pid in plan.helpers if pid > 0]
-    for refusal in pids.taken(wanted):
+    for refusal in (*pids.too_great(wanted), *pids.taken(wanted)):
         restore.problem(refusal)
 
 

@@ -14,6 +14,7 @@ import torpor
 from check.support import Victim
 from check.support import torpor as command
 from torpor.check_images import ImagesReport
+from torpor.resources import pids
 
 OWNER = """
 import os, socket, sys, time
@@ -130,6 +131,19 @@ def test_what_is_taken_is_named_at_once(dumped: Dumped) -> None:
     assert any(f"UDP port {dumped.ports[1]} " in what for what in taken)
     assert any("kept" in str(one) for one in report.obstacles)
     assert report.lines()[-1] == "Cannot be restored here and now."
+
+
+def test_pids_that_are_too_great_here(dumped: Dumped, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a boot kernel.pid_max is low again."""
+    dumped.end()
+    greatest = max(dumped.pids)
+    monkeypatch.setattr(pids, "number_file", lambda path: greatest + 1 if path.endswith("/pid_max") else None)
+    assert dumped.check().ok
+    monkeypatch.setattr(pids, "number_file", lambda path: greatest if path.endswith("/pid_max") else None)
+    (obstacle,) = dumped.check().obstacles
+    assert obstacle.code == "pid-max"
+    assert f"PID {greatest} cannot be given here" in str(obstacle)
+    assert f"sysctl kernel.pid_max={greatest + 1}" in str(obstacle)
 
 
 def test_a_terminal_whose_number_is_taken(tmp_path: Path) -> None:

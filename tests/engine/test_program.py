@@ -10,7 +10,7 @@ import pytest
 
 from torpor.arch import MODULES
 from torpor.arch.base import Arch
-from torpor.engine.program import CALL_WORDS, LIST_WORDS, Batch, Load32, Program, Stencil, batches
+from torpor.engine.program import CALL_WORDS, LIST_WORDS, Batch, CallFailed, Load32, Program, Stencil, batches
 
 ARCHES: dict[str, Arch] = {name: import_module(f"torpor.arch.{name}").ARCH for name in sorted(set(MODULES.values()))}
 
@@ -80,3 +80,17 @@ def test_shared_calls_may_be_cut_into_several_batches() -> None:
     body = answered(parts[1], arch, [0], b"")
     parts[1].decode(7, body[:-8] + b"abcdefgh", arch.word)
     assert own.data == b"12345678abcdefgh"
+
+
+@pytest.mark.parametrize(("name", "error", "told"), [("mmap", 12, True), ("mremap", 12, True), ("mmap", 22, False),
+                                                     ("openat", 12, False)])  # fmt: skip
+def test_who_gets_no_memory_is_told_what_to_do(name: str, error: int, told: bool) -> None:
+    arch = ARCHES["x86_64"]
+    program = Program()
+    program.call(name, program.space(8), 1 << 32, 0, 0)
+    (batch,) = batches(program, arch.word, 4096)
+    body = bytearray(answered(batch, arch, [-error], bytes(8)))
+    struct.pack_into(arch.word, body, arch.word_size, 0)  # so many were made
+    with pytest.raises(CallFailed) as failure:
+        batch.decode(7, bytes(body), arch.word)
+    assert ("vm.overcommit_memory and vm.overcommit_ratio" in str(failure.value)) is told

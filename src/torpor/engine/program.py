@@ -14,6 +14,7 @@ After the run `Result.value` and `Pointer.data` hold what came back.
 """
 
 import struct
+from errno import ENOMEM
 
 from torpor import log
 from torpor.arch.base import Arch
@@ -115,6 +116,12 @@ def _describe(arg: Argument) -> str:
     return hex(arg) if abs(arg) > 4096 else str(arg)
 
 
+_OF_MEMORY = frozenset({"mmap", "mremap", "mprotect"})
+_MORE_MEMORY = (
+    "allow more memory: vm.overcommit_memory and vm.overcommit_ratio (sysctl), or a limit to it (ulimit -v, ulimit -d)"
+)
+
+
 class CallFailed(TorporError):
     """A system call inside a task failed.  `errno` is positive; `call` says which."""
 
@@ -123,7 +130,8 @@ class CallFailed(TorporError):
     def __init__(self, tid: int, call: Call, errno: int) -> None:
         import os
 
-        super().__init__(f"system call {call!r} inside task {tid} failed", os.strerror(errno))
+        remedy = _MORE_MEMORY if call.name in _OF_MEMORY and errno == ENOMEM else ""
+        super().__init__(f"system call {call!r} inside task {tid} failed", os.strerror(errno), remedy)
         self.errno, self.call, self.tid = errno, call, tid
 
 

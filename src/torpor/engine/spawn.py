@@ -374,9 +374,11 @@ def cannot_make(pid: int, number: int) -> TorporError:
             "end that process, or restore in a PID namespace of its own", code="pid-taken",
         )  # fmt: skip
     if number == errno.EINVAL:
-        return RestoreFailed(
-            f"PID {pid} cannot be given here", "it is greater than this system's PIDs can be",
-            "raise /proc/sys/kernel/pid_max", code="pid-max",
-        )  # fmt: skip
+        return beyond_pid_max(pid)
     remedy = "run as root, or with CAP_CHECKPOINT_RESTORE" if number == errno.EPERM else ""
     return KernelError(f"cannot make task {pid}", number, remedy)
+
+
+def beyond_pid_max(pid: int) -> RestoreFailed:
+    why, remedy = "it is greater than this system's PIDs can be", f"allow it: sysctl kernel.pid_max={pid + 1}, or more"
+    return RestoreFailed(f"PID {pid} cannot be given here", why, remedy, code="pid-max")

@@ -10,14 +10,24 @@ import os
 import time
 from fcntl import F_SETOWN, fcntl
 
+from torpor.engine.spawn import beyond_pid_max
 from torpor.errors import RestoreFailed
 from torpor.kernel.proc import Stat, parse_stat
 from torpor.kernel.procfs import read_all
+from torpor.resources.own import number_file
 from torpor.typed import Iterable, Iterator, NamedTuple
 
 PATIENCE = 2.0  # for what has ended already
 _AWHILE = 0.002
 _ELSEWHERE = "or restore in a PID namespace of its own (unshare -fp --mount-proc torpor restore, without -d)"
+
+
+def too_great(pids: list[int]) -> Iterator[RestoreFailed]:
+    """A refusal of the greatest of these PIDs, if this system has none that are so great (kernel.pid_max, which may be
+    low again after a boot)."""
+    greatest, end = max(pids), number_file("/proc/sys/kernel/pid_max")
+    if end is not None and greatest >= end:
+        yield beyond_pid_max(greatest)
 
 
 def taken(pids: Iterable[int]) -> Iterator[RestoreFailed]:
