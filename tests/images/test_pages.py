@@ -41,6 +41,37 @@ def write_pages(writer: ImageWriter, id: int, runs: list[tuple[int, int, int]], 
     return pagemap
 
 
+@pytest.mark.parametrize(
+    ("spans", "blank"),
+    [
+        ([], ""),
+        ([(0, 0x1000), (0x3000, 0x8000), (0xD000, 0xF000)], ""),
+        ([(0x1000, 0x2000)], "a"),
+        ([(0x2000, 0x9000)], "bc"),
+        ([(0x1000, 0x2000), (0x2000, 0x3000), (0x9000, 0xA000), (0xB000, 0xC000)], "abde"),
+        ([(0, 0x10000)], "abcde"),
+    ],
+)
+def test_pages_are_blanked(folder: int, tmp_path: Path, spans: list[tuple[int, int]], blank: str) -> None:
+    """Where they lie in the image, and no others: a to e stand at 0x1000, 0x2000, 0x8000, 0x9000 and 0xb000."""
+    pagemap = PagemapWriter(ImageWriter(folder), 7, 1)
+    fd = pagemap.open_pages()
+    for vaddr, count, flags in (
+        (0x1000, 2, PE_PRESENT),
+        (0x4000, 1, PE_PARENT),
+        (0x8000, 2, PE_PRESENT),
+        (0xB000, 1, PE_PRESENT),
+    ):
+        pagemap.add(vaddr, count, flags)
+    os.write(fd, b"".join(letter.encode() * 4096 for letter in "abcde"))
+    os.close(fd)
+    pagemap.blank(spans)
+    pages = (tmp_path / "pages-1.img").read_bytes()
+    shown = "".join(chr(pages[at]) if pages[at] else "-" for at in range(0, len(pages), 4096))
+    assert shown == "".join("-" if letter in blank else letter for letter in "abcde")
+    assert len(pages) == 5 * 4096 and pages.count(0) == 4096 * len(blank)
+
+
 def test_runs_are_joined(folder: int) -> None:
     writer = ImageWriter(folder)
     written = write_pages(
