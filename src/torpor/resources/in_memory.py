@@ -34,14 +34,14 @@ def note_area(dump: "Dump", area: "Area") -> None:
 
 def warn(dump: "Dump") -> None:
     """When the tree goes on, or never stood still."""
-    names = [link for (device, _), link in dump.setdefault(KEY, {}).items() if _is_in_memory(dump, device)]
-    if names:
-        more = len(names) - 1
+    files = [(device, link) for (device, _), link in dump.setdefault(KEY, {}).items() if _is_in_memory(dump, device)]
+    if files:
+        (device, first), more = files[0], len(files) - 1
         others = f" and {more:,} more file{'s' if more > 1 else ''} are" if more else " is"
         its, it = ("their", "them") if more else ("its", "it")
+        where = f"in memory alone ({dump.state[TYPES][device]})"
         dump.warn(
-            f"{names[0].removesuffix(DELETED)}{others} in memory alone (tmpfs), and {its} content is not in the images"
-            f"; copy {it} to a disk, and put {it} back before a restore after a reboot"
+            f"{first.removesuffix(DELETED)}{others} {where}, and {its} content is not in the images; copy {it} to a disk, and put {it} back before a restore after a reboot"
         )
 
 
