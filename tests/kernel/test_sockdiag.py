@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """sock_diag: sockets that this process makes are the oracle; invented messages must never crash the parser."""
 
+import errno
+import fcntl
 import os
 import socket
+import struct
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torpor.kernel import sockdiag
+from torpor.kernel import probe_net, sockdiag
+from torpor.kernel.probe import in_child
+from torpor.kernel.process import CLONE_NEWNET, unshare
 
 
 def ino(sock: socket.socket) -> int:
@@ -121,3 +126,24 @@ def test_any_datagram_splits_or_is_an_oserror(data: bytes) -> None:
         assert sum(len(body) + 16 for *_, body in sockdiag.messages(data)) <= len(data)
     except OSError:
         pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a network namespace")
+def test_the_probe_needs_no_address() -> None:
+    """The loopback device is up, and has none."""
+
+    @in_child
+    def alone() -> None:
+        unshare(CLONE_NEWNET)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one, socket.socket() as other:
+            fcntl.ioctl(one, 0x8914, struct.pack("16sH14x", b"lo", 0x49))  # SIOCSIFFLAGS: IFF_UP and what it has
+            fcntl.ioctl(one, 0x8916, struct.pack("16sH14x", b"lo", socket.AF_INET))  # SIOCSIFADDR: none
+            try:
+                other.bind(("127.0.0.1", 0))
+                raise OSError(errno.EEXIST, "it has an address")
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+        probe_net.inet_diag()
+
+    alone()

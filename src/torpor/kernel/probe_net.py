@@ -11,7 +11,7 @@ from torpor.kernel.probe import Missing, in_child
 from torpor.kernel.sockdiag import AF_INET, AF_INET6, SockDiag, messages
 
 _TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ = 19, 20, 21
-_SO_BUF_LOCK, _IPV6_FREEBIND = 72, 78
+_SO_BUF_LOCK, _IP_FREEBIND, _IPV6_FREEBIND = 72, 15, 78
 _SIOCGSKNS, _SIOCUNIXFILE = 0x894C, 0x89E0
 _NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
 _RTM_NEWLINK, _RTM_GETLINK, _RTM_GETNSID = 16, 18, 90
@@ -30,6 +30,7 @@ def unix_diag() -> None:
 
 def inet_diag() -> None:
     with SockDiag() as diag, socket.socket() as listener:
+        listener.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # a loopback device need not have its address
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         inode = os.fstat(listener.fileno()).st_ino
