@@ -2,6 +2,7 @@
 """Trees that are restored as if under another kernel or on another boot (the real thing is in tests/vm): the vDSO is
 redirected, and the clocks go on in a time namespace."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
@@ -22,6 +23,7 @@ from torpor.arch import native
 from torpor.images import kinds
 from torpor.images.directory import ImageReader, ImageWriter
 from torpor.kernel.maps import read_maps, read_vm_flags
+from torpor.kernel.process import CLONE_NEWUSER, unshare
 from torpor.memory import areas, vdso
 from torpor.memory.vdso_place import Kernels
 from torpor.resources import clocks
@@ -49,11 +51,12 @@ sys.exit(main(sys.argv[1:]))
 JUMP = 1000
 
 
-def torpor(*words: object, patch: str = "", fails: bool = False) -> str:
+def torpor(*words: object, patch: str = "", fails: bool = False, before: Callable[[], object] | None = None) -> str:
+    """`before`: what its process does at its start."""
     done = subprocess.run(
         [sys.executable, "-c", patch + MAIN, *map(str, words)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, preexec_fn=before,
     )  # fmt: skip
     assert (done.returncode != 0) == fails, done.stdout
     return done.stdout
@@ -433,12 +436,12 @@ def test_other_cpus(tmp_path: Path) -> None:
 # -- clocks -----------------------------------------------------------------------------------------------------------
 
 
-def another_boot(tree: Clockwork, jump: int, boot_id: str = "another") -> None:
-    """As if the dump came from a machine that has been up for `jump` seconds longer."""
+def another_boot(tree: Clockwork, jump: int, boot_id: str = "another", slept: int = 0) -> None:
+    """As if the dump came from a machine that has been up for `jump` seconds longer, and asleep for `slept` besides."""
     entry = deepcopy(ImageReader(os.open(tree.images, os.O_RDONLY)).one(kinds.TIMENS, 0))
     change(tree.images, "TORPOR_HOST", None, boot_id=boot_id)
-    for clock in (entry.monotonic, entry.boottime):
-        clock.tv_sec += jump
+    entry.monotonic.tv_sec += jump
+    entry.boottime.tv_sec += jump + slept
     change(tree.images, "TIMENS", 0, monotonic=entry.monotonic, boottime=entry.boottime)
 
 
@@ -471,6 +474,47 @@ def test_another_boot(clockwork: Clockwork, boot: str) -> None:
     assert clocks.offsets(clockwork.pid) == offset
     clockwork.work()
     clockwork.finish()
+
+
+def test_only_the_clock_of_the_boot_is_behind(clockwork: Clockwork) -> None:
+    """As on a virtual machine that was put back to a time before it slept, and has been awake since for as long."""
+    clockwork.dump()
+    another_boot(clockwork, 0, clocks._boot_id(), JUMP)
+    clockwork.restore()
+    offset = clocks.offsets(clockwork.pid)
+    assert offset.boottime - offset.monotonic == pytest.approx(JUMP * 1e9, abs=1e6)
+    clockwork.work()
+    clockwork.finish()
+
+
+def no_more_time_namespaces() -> None:
+    """In a user namespace of its own, which has limits of its own, too."""
+    unshare(CLONE_NEWUSER)
+    for name, text in (("setgroups", "deny"), ("uid_map", "0 0 1"), ("gid_map", "0 0 1")):
+        Path(f"/proc/self/{name}").write_text(text)
+    Path("/proc/sys/user/max_time_namespaces").write_text("0")
+
+
+def without_cap_sys_time() -> None:
+    ctypes.CDLL(None).prctl(24, 25, 0, 0, 0)  # PR_CAPBSET_DROP
+
+
+@pytest.mark.parametrize(
+    ("before", "why", "remedy"),
+    [
+        (no_more_time_namespaces, "user.max_time_namespaces allows no more time namespaces", "raise that limit"),
+        (without_cap_sys_time, "we may not make a time namespace", "run Torpor with CAP_SYS_ADMIN and CAP_SYS_TIME"),
+    ],
+)
+def test_a_time_namespace_that_cannot_be_made(
+    clockwork: Clockwork, before: Callable[[], None], why: str, remedy: str
+) -> None:
+    clockwork.dump()
+    another_boot(clockwork, JUMP)
+    said = torpor("check", "-D", clockwork.images, "--json", before=before, fails=True)
+    (found,) = [one for one in json.loads(said)["obstacles"] if one["code"] == "clocks"]
+    assert found["why"].endswith(why) and found["remedy"].startswith(remedy)
+    assert "--allow-clock-jump" in found["remedy"]
 
 
 def test_without_time_namespaces(clockwork: Clockwork) -> None:

@@ -15,6 +15,7 @@
 - All tasks of a tree have to be in one time namespace.  In images, its number is 9: 1 to 8 are Torpor's own.
 """
 
+import errno
 import os
 import time
 
@@ -27,7 +28,7 @@ from torpor.images.schema.timens import TimensEntry, Timespec
 from torpor.images.schema.torpor_host import TorporHostEntry
 from torpor.kernel.process import CLONE_NEWTIME, setns, unshare
 from torpor.memory import sigpage
-from torpor.resources import own
+from torpor.resources import lacking
 from torpor.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -36,8 +37,13 @@ if TYPE_CHECKING:
 
 OWN, TREES = 5, 9  # numbers of time namespaces in images: Torpor's, the tree's if it is another
 SECOND = 1_000_000_000
-CAP_SYS_ADMIN, CAP_SYS_TIME = 21, 25
 _KEY = "time namespace"
+# Why there can be no time namespace, and what to do first, by the error of trying it.
+_HINDRANCES = {
+    errno.ENOSYS: ("this kernel has no time namespaces", ""),
+    errno.EPERM: ("we may not make a time namespace", "run Torpor with CAP_SYS_ADMIN and CAP_SYS_TIME, "),
+    errno.ENOSPC: ("user.max_time_namespaces allows no more time namespaces", "raise that limit (by sysctl), "),
+}
 
 
 class Clocks(NamedTuple):
@@ -140,16 +146,16 @@ def check(restore: "Restore") -> None:
     wanted = _wanted(restore, id, ours)
     if wanted is None or wanted == ours:
         return
+    error = lacking.error_of_trying(restore, _KEY, lambda: _prepare(wanted), in_child=True) if has else errno.ENOSYS
     behind = max(wanted.minus(ours))
-    able = has and all(own.facts().has(capability) for capability in (CAP_SYS_ADMIN, CAP_SYS_TIME))
-    if able:
+    if not error:
         restore.state[_KEY] = wanted
         log.info(f"the clocks of the tree go on in a time namespace, {wanted.monotonic / SECOND:+.3f} s from here")
     elif behind > 0 and not restore.options.allow_clock_jump:
+        hindrance, first = _HINDRANCES.get(error, (f"it cannot have a time namespace: {os.strerror(error)}", ""))
         why = f"the monotonic clock of this machine is {behind / SECOND:.1f} s behind what the tree has seen, and "
-        why += "we may not make a time namespace" if has else "this kernel has no time namespaces"
-        remedy = "wait for so long, or say --allow-clock-jump if its programs can bear a clock that goes back"
-        restore.problem(Refusal("the tree's clocks", why, remedy, code="clocks"))
+        remedy = f"{first}wait for so long, or say --allow-clock-jump if its programs can bear a clock that goes back"
+        restore.problem(Refusal("the tree's clocks", why + hindrance, remedy, code="clocks"))
     else:
         log.warning(f"the clocks of the tree jump by {-wanted.minus(ours).monotonic / SECOND:+.1f} s")
 
@@ -187,6 +193,14 @@ def _then(restore: "Restore", id: int) -> Clocks | None:
     )
 
 
+def _prepare(wanted: Clocks) -> None:
+    """A time namespace for our children, in which the clocks go on."""
+    unshare(CLONE_NEWTIME)
+    lines = (f"{name} {ns // SECOND} {ns % SECOND}\n" for name, ns in wanted._asdict().items())
+    with open("/proc/self/timens_offsets", "wb", buffering=0) as file:
+        file.write("".join(lines).encode())
+
+
 def enter(restore: "Restore", first: "Executor") -> None:
     """Put the first task into a time namespace, if the tree needs one; its children will be born there."""
     wanted: Clocks | None = restore.state.get(_KEY)
@@ -194,14 +208,11 @@ def enter(restore: "Restore", first: "Executor") -> None:
         return
     back = os.open("/proc/self/ns/time", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        unshare(CLONE_NEWTIME)  # for our children; we stay where we are
         try:
-            lines = (f"{name} {ns // SECOND} {ns % SECOND}\n" for name, ns in wanted._asdict().items())
-            with open("/proc/self/timens_offsets", "wb", buffering=0) as file:
-                file.write("".join(lines).encode())
+            _prepare(wanted)
             namespace = os.open("/proc/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)
         finally:
-            setns(back, CLONE_NEWTIME)
+            setns(back, CLONE_NEWTIME)  # we stay where we are
     finally:
         os.close(back)
     try:
