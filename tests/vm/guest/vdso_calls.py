@@ -38,6 +38,11 @@ def fail(why: str) -> NoReturn:
     raise SystemExit(f"{why}\n{update.look()}")
 
 
+def is_there() -> bool:
+    """Whether the tree has it: one that goes from host to host (hosts.py) has not."""
+    return os.path.exists(f"{update.DATA}/vdso_calls")
+
+
 def words(home: str) -> tuple[int, ...]:
     with open(f"{home}/counters", "rb") as file:
         return struct.unpack("=32q", file.read(256))
