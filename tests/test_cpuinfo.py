@@ -148,6 +148,42 @@ def test_arm() -> None:
         assert error.value.code == "foreign-architecture"
 
 
+def test_instructions_that_the_kernel_allows() -> None:
+    """CPUID tells of FSGSBASE also where the kernel's command line has nofsgsbase, and they end a program by SIGILL."""
+    allowed, forbidden = (TorporCpuEntry(machine="x86_64", hwcap=[0, word]) for word in (2, 0))
+    older = TorporCpuEntry(machine="x86_64")
+    assert lacking(allowed, forbidden, INS) == ["the feature fsgsbase"]
+    assert lacking(allowed, forbidden, FPU) == lacking(forbidden, allowed, INS) == lacking(older, allowed, INS) == []
+    assert different(allowed, forbidden) == ["AT_HWCAP2 is 0x0, there 0x2"]
+    assert different(older, allowed) == []
+    if X86:
+        (own,) = [one for one in cpuinfo.record() if isinstance(one, TorporCpuEntry)]
+        assert own.hwcap == [0, cpuinfo.hwcaps()[1]]
+
+
+A72, MAX, A64FX = 0x8444C004, 0x9444C004, 0x86668006  # CTR_EL0 of QEMU's
+DIC = 1 << 29
+
+
+@pytest.mark.parametrize(
+    "theirs,ours,missing",
+    [
+        (A72, A72, ()), (A72, MAX, ()), (A72, A64FX, ()), (0, A72, ()), (A72, 0, ()), (MAX | DIC, MAX | DIC, ()),
+        (A64FX, MAX | DIC, ()),  # what is done for nothing does no harm
+        (MAX, A72, ("data caches that need no care where code is written (CTR_EL0.IDC)",)),
+        (MAX | DIC, MAX, ("instruction caches that need no care where code is written (CTR_EL0.DIC)",)),
+        (A64FX, MAX, ("instruction caches with lines of 256 bytes, where code is written (they have 64)",)),
+        (A64FX, A72, ("data caches with lines of 256 bytes, where code is written (they have 64)",
+                      "instruction caches with lines of 256 bytes, where code is written (they have 64)")),
+    ],
+)  # fmt: skip
+def test_code_that_a_program_writes(theirs: int, ours: int, missing: tuple[str, ...]) -> None:
+    one, other = (TorporCpuEntry(machine="aarch64", cache_type=word or None) for word in (theirs, ours))
+    assert tuple(lacking(one, other, INS)) == missing
+    unlike = [f"CTR_EL0 is {ours:#x}, there {theirs:#x}"] if theirs and ours and theirs != ours else []
+    assert different(one, other) == unlike
+
+
 @pytest.mark.parametrize("machine,caps", [("x86_64", INS), ("s390x", INS), ("s390x", FPU), ("aarch64", FPU)])
 def test_features_by_name(machine: str, caps: int) -> None:
     more = TorporCpuEntry(machine=machine, features=["facility 1", "facility 61"])

@@ -47,6 +47,7 @@ def lacking(theirs: Entry, ours: Entry, caps: int) -> list[str]:
         if caps & (INS if ours.machine == "x86_64" else INS | FPU):
             found += _features(ours.machine, theirs.hwcap, ours.hwcap)
             found += [name for name in theirs.features if name not in ours.features]
+            found += stale(theirs.cache_type or 0, ours.cache_type or 0)
         return found
     _check_alike(theirs, ours)
     if ours.x86_entry:
@@ -60,22 +61,26 @@ def lacking(theirs: Entry, ours: Entry, caps: int) -> list[str]:
 def different(theirs: Entry, ours: Entry) -> list[str]:
     """In what the two are not the same, in words.  `lacking` has found that they are of one architecture."""
     if isinstance(theirs, TorporCpuEntry) and isinstance(ours, TorporCpuEntry):
-        return _unequal(theirs.hwcap, ours.hwcap) + [
+        found = _unequal(theirs.hwcap, ours.hwcap) if theirs.hwcap else []  # older images of x86_64 have none
+        their, our = theirs.cache_type, ours.cache_type
+        if their and our and their != our:
+            found.append(f"CTR_EL0 is {our:#x}, there {their:#x}")
+        return found + [
             f"{name} is {'here' if name in ours.features else 'there'} alone"
             for name in sorted({*theirs.features} ^ {*ours.features})
         ]
     assert isinstance(theirs, CpuinfoEntry) and isinstance(ours, CpuinfoEntry)
     if not ours.x86_entry:
         return _unequal(_hwcaps(theirs), _hwcaps(ours))
-    their, our = theirs.x86_entry[0], ours.x86_entry[0]
+    there, here = theirs.x86_entry[0], ours.x86_entry[0]
     found = [
-        f"word {n} is {our.capability[n]:#x}, there {their.capability[n]:#x}"
+        f"word {n} is {here.capability[n]:#x}, there {there.capability[n]:#x}"
         for n in range(WORDS)
-        if n != MADE_UP and their.capability[n] != our.capability[n]
+        if n != MADE_UP and there.capability[n] != here.capability[n]
     ]
     for name in ("xfeatures_mask", "xsave_size", "xsave_size_max"):
-        if getattr(their, name) != getattr(our, name):
-            found.append(f"{name} is {getattr(our, name)}, there {getattr(their, name)}")
+        if getattr(there, name) != getattr(here, name):
+            found.append(f"{name} is {getattr(here, name)}, there {getattr(there, name)}")
     return found
 
 
@@ -151,6 +156,24 @@ def _unequal(theirs: list[int], ours: list[int]) -> list[str]:
         for number, their, our in _pairs(theirs, ours)
         if their != our
     ]
+
+
+def stale(theirs: int, ours: int) -> list[str]:
+    """What the CPU with the CTR_EL0 `ours` misses for a program that writes code, and then takes care of each line of
+    the data and the instruction caches, as `theirs` wants it: libgcc's __clear_cache reads that once.  0: not known."""
+    if not (theirs and ours):
+        return []
+    found = []
+    for name, lines, by_itself in (("data", 16, 28), ("instruction", 0, 29)):
+        their, our = (4 << (word >> lines & 15) for word in (theirs, ours))
+        if ours >> by_itself & 1:
+            continue  # care does no harm
+        if theirs >> by_itself & 1:
+            field = "IDC" if name == "data" else "DIC"
+            found.append(f"{name} caches that need no care where code is written (CTR_EL0.{field})")
+        elif our < their:
+            found.append(f"{name} caches with lines of {their} bytes, where code is written (they have {our})")
+    return found
 
 
 def surplus(theirs: CpuinfoX86Entry, ours: CpuinfoX86Entry) -> list[int]:

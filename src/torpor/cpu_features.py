@@ -38,6 +38,15 @@ def features() -> list[str]:
     return facilities() if name == "s390x" else []
 
 
+def cache_type() -> int:
+    """How a program makes code that it has written visible to itself, as aarch64's CTR_EL0 tells; 0: it is not told."""
+    if native().name != "aarch64":
+        return 0
+    from torpor.kernel import arm_id
+
+    return arm_id.cache_type()
+
+
 def x86_instructions(cpu: "Cpu") -> list[str]:
     most = cpu.leaf(7)[EAX]  # subleaf
     found = []

@@ -2,7 +2,8 @@
 """What the bits of AT_HWCAP and AT_HWCAP2 are called, as in /proc/cpuinfo where that has them: by architecture and
 word, from bit 0 on; "-" is a bit without a name.
 
-Facts: arch/*/include/uapi/asm/hwcap.h, arch/powerpc/include/uapi/asm/cputable.h, arch/s390/include/asm/elf.h.
+Facts: arch/*/include/uapi/asm/hwcap.h, arch/powerpc/include/uapi/asm/cputable.h, arch/s390/include/asm/elf.h,
+arch/x86/include/uapi/asm/hwcap2.h.
 """
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -27,6 +28,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "- - - - - - - - - - - - - - - - - mma arch_3_1 htm-no-suspend scv darn ieee128 arch_3_00 htm-nosc vcrypto "
         "tar isel ebb dscr htm arch_2_07",
     ),
+    "x86_64": ("", "ring3mwait fsgsbase"),
     "s390x": (
         "esan3 zarch stfle msa ldisp eimm dfp edat etf3eh highgprs te vx vxd vxe gs vxe2 vxp sort dflt vxp2 nnpa "
         "pcimio sie",

@@ -81,10 +81,11 @@ def kind() -> "ImageKind[Any]":
 
 def record() -> list[Entry]:
     """This CPU, as in its images.  Raises KernelError."""
-    from torpor.cpu_features import features
+    from torpor.cpu_features import cache_type, features
 
     name = native().name
-    own = TorporCpuEntry(machine=name, hwcap=hwcaps() if name in _ARM else [], features=features())
+    words = hwcaps() if name in _ARM else [0, hwcaps()[1]] if name == "x86_64" else []  # x86's AT_HWCAP is of CPUID
+    own = TorporCpuEntry(machine=name, hwcap=words, features=features(), cache_type=cache_type() or None)
     if name in _ARM:
         return [own]
     if name == "x86_64":

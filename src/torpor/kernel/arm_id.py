@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What instructions and prctl(2) tell of an aarch64 CPU, and AT_HWCAP does not: with which algorithm it signs pointers,
-how long its vectors can be, how much memory DC ZVA zeroes.
+how long its vectors can be, how much memory DC ZVA zeroes, what is to be done about caches when code is written.
 
 Linux lets any program read the identification registers, and shows in them what all CPUs of the machine have in common
 (Documentation/arch/arm64/cpu-feature-registers.rst).  Python has no such instructions: they run in a page of our own.
 
-Facts: Arm Architecture Reference Manual, ID_AA64ISAR1_EL1, ID_AA64ISAR2_EL1, MIDR_EL1, DCZID_EL0, XPACLRI.
+Facts: Arm Architecture Reference Manual, ID_AA64ISAR1_EL1, ID_AA64ISAR2_EL1, MIDR_EL1, DCZID_EL0, CTR_EL0, XPACLRI.
 """
 
 import ctypes
@@ -25,7 +25,9 @@ SVE, SME = (PR_SVE_SET_VL, PR_SVE_GET_VL), (PR_SME_SET_VL, PR_SME_GET_VL)
 _LENGTH, _INHERIT = 0xFFFF, 1 << 17  # of what these prctls take and give
 _RET = 0xD65F03C0
 # uint64_t f(uint64_t): mrs x0, the register; ret
-_ISAR1, _ISAR2, _MIDR, _DCZID = ((code, _RET) for code in (0xD5380620, 0xD5380640, 0xD5380000, 0xD53B00E0))
+_ISAR1, _ISAR2, _MIDR, _DCZID, _CTR = (
+    (code, _RET) for code in (0xD5380620, 0xD5380640, 0xD5380000, 0xD53B00E0, 0xD53B0020)
+)
 # Takes the signature off x0: mov x9,x30; mov x30,x0; xpaclri; mov x0,x30; ret x9.  Without signatures it does nothing.
 _STRIP = (0xAA1E03E9, 0xAA0003FE, 0xD50320FF, 0xAA1E03E0, 0xD65F0120)
 _UNSIGNED, _M64 = 1 << 55, (1 << 64) - 1  # this bit says whose memory it is, and is never part of a signature
@@ -66,6 +68,14 @@ def zeroed() -> int:
     except OSError:
         return 0
     return 0 if block & _NO_ZVA else 4 << (block & 15)
+
+
+def cache_type() -> int:
+    """CTR_EL0, with the least lines of all CPUs; 0: it is not known."""
+    try:
+        return _run(_CTR)
+    except OSError:
+        return 0
 
 
 @functools.cache
