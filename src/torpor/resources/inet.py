@@ -19,7 +19,7 @@ from torpor.images.schema.sk_inet import InetSkEntry, IpOptsEntry
 from torpor.images.schema.tcp_stream import TcpOptsEntry
 from torpor.kernel.polling import poll_events
 from torpor.kernel.sockdiag import SockDiag
-from torpor.resources import inet_groups, inet_options, inet_ports, lacking, socket_options, socket_trial
+from torpor.resources import inet_groups, inet_options, inet_places, inet_ports, lacking, socket_options, socket_trial
 from torpor.resources.description import Described, extra, extras, save_owner, set_flags
 from torpor.resources.socket_options import has_peer
 from torpor.typed import TYPE_CHECKING
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torpor.resources.context import Dump, Restore, SeenFile
 
 INETSK = 4  # FdTypes
-ESTABLISHED, TIME_WAIT, CLOSE, LISTEN = 1, 6, 7, 10  # include/net/tcp_states.h
+ESTABLISHED, CLOSE, LISTEN = 1, 7, 10  # include/net/tcp_states.h
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 SO_PROTOCOL, SO_MEMINFO, SO_NETNS_COOKIE = 38, 55, 71
 NET_NS = 2  # number of the network namespace in the images
@@ -167,24 +167,16 @@ class Inet(Described):
             raise Refusal(
                 where, f"it was connected (state {isk.state})", "restore with --tcp-close: it comes back closed"
             )
+        inet_places.check(restore, entry.id, KIND, isk, own)
 
     def make(self, entry: FileEntry, restore: "Restore") -> int:
         isk = entry.isk
         assert isk is not None
         sock = socket.socket(isk.family, isk.type | socket.SOCK_CLOEXEC, isk.proto)
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket_options.SO_REUSEADDR, 1)
-            if isk.opts.so_reuseport:
-                sock.setsockopt(socket.SOL_SOCKET, socket_options.SO_REUSEPORT, 1)
-            if isk.v6only is not None and isk.family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_V6ONLY, int(isk.v6only))
-            gave_up = isk.proto == TCP and isk.state not in (LISTEN, CLOSE)
-            if (own := extras(restore).get(entry.id)) is not None:
-                inet_options.restore_early(sock, own)
-            if isk.src_port and not gave_up:
-                if isk.opts.so_bound_dev:  # else it may be another's address
-                    socket_options.bind_to_device(sock, isk.opts.so_bound_dev)
-                _bind(sock, isk)
+            inet_places.prepare(sock, isk, extras(restore).get(entry.id))
+            if inet_places.is_bound(isk):
+                inet_places.bind(sock, isk)
             if isk.proto == TCP and isk.state == LISTEN:
                 sock.listen(min(isk.backlog, MAX_BACKLOG))
             return sock.detach()
@@ -203,7 +195,7 @@ class Inet(Described):
         assert isk is not None
         with socket_options.opened(fd) as sock:
             if isk.proto == UDP and isk.state == ESTABLISHED:
-                sock.connect(_joined(isk, isk.dst_addr, isk.dst_port))
+                inet_places.connect(sock, isk)
             socket_options.restore(sock, isk.opts)
             if isk.ip_opts:
                 _set_ip_options(sock, isk.ip_opts)
@@ -302,50 +294,6 @@ def _split(family: int, address: tuple[str, int]) -> tuple[list[int], int]:
 
 def _nowhere(family: int) -> list[int]:
     return [0] if family == socket.AF_INET else [0, 0, 0, 0]
-
-
-def _joined(isk: InetSkEntry, words: list[int], port: int) -> "tuple[str, int] | tuple[str, int, int, int]":
-    text = socket.inet_ntop(isk.family, struct.pack(f"={len(words)}I", *words))
-    if isk.family == socket.AF_INET:
-        return text, port
-    return text, port, 0, socket.if_nametoindex(isk.ifname) if isk.ifname else 0
-
-
-def _bind(sock: socket.socket, isk: InetSkEntry) -> None:
-    address = _joined(isk, isk.src_addr, isk.src_port)
-    if isk.ip_opts and isk.ip_opts.freebind:
-        _set_ip_options(sock, isk.ip_opts)
-    try:
-        try:
-            sock.bind(address)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or isk.proto != TCP or not _forget_ended(isk.src_port):
-                raise
-            sock.bind(address)
-    except OSError as error:
-        raise KernelError(
-            f"cannot bind a socket to {address[0]} port {address[1]}",
-            error,
-            "end what uses that port" if error.errno == errno.EADDRINUSE else "restore where that address exists",
-        ) from None
-
-
-def _forget_ended(port: int) -> int:
-    """Ended connections of a port (TIME_WAIT) keep a socket without SO_REUSEADDR from it for a minute: forget them.
-
-    Returns how many there were; 0 too where the kernel cannot (SOCK_DESTROY).
-    """
-    forgotten = 0
-    with SockDiag() as diag:
-        for family in (socket.AF_INET, socket.AF_INET6):
-            for ended in diag.inet(family, TCP, 1 << TIME_WAIT):
-                if ended.source_port == port:
-                    try:
-                        diag.destroy(TCP, ended)
-                        forgotten += 1
-                    except OSError:
-                        pass
-    return forgotten
 
 
 def _ip_options(sock: socket.socket) -> IpOptsEntry:

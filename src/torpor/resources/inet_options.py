@@ -168,10 +168,15 @@ def _name(interface: int) -> str:
         ) from None
 
 
+def early(own: "TorporFileEntry") -> list[tuple[int, int]]:
+    """What must be set before bind(2) and listen(2), by number."""
+    return [one for one in zip(own.option_numbers, own.option_values, strict=False) if one[0] in _EARLY]
+
+
 def restore_early(sock: socket.socket, own: "TorporFileEntry") -> None:
-    """Set what must be set before bind(2) and listen(2).  Raises OptionRefused."""
-    for number, value in zip(own.option_numbers, own.option_values, strict=False):
-        if number in _EARLY and (sock.type == socket.SOCK_STREAM or number >> 16 != TCP):
+    """Set that.  Raises OptionRefused."""
+    for number, value in early(own):
+        if sock.type == socket.SOCK_STREAM or number >> 16 != TCP:
             _set(sock, number, value)
 
 

@@ -5,9 +5,11 @@ A kernel may know an option and not this value of it (SO_TIMESTAMPING gets new f
 for it.  Nothing but setting it tells.  Each set of options is tried once: thousands of sockets have the same.
 """
 
+import errno
 import socket
 from _operator import attrgetter  # operator itself has much in Python besides
 
+from torpor.errors import Refusal
 from torpor.resources import lacking, socket_options
 from torpor.resources.socket_options import OptionRefused
 from torpor.typed import TYPE_CHECKING
@@ -41,7 +43,7 @@ def check(
     known: dict[object, OptionRefused | None] = restore.state.setdefault("socket options tried", {})
     if key not in known:
         known[key] = None
-        with socket.socket(*sort) as fresh:
+        with _fresh(restore, id, kind, sort) as fresh:
             try:
                 socket_options.restore(fresh, opts)
                 if own is not None:
@@ -50,3 +52,17 @@ def check(
                 known[key] = error
     if (failed := known[key]) is not None:
         raise lacking.refused(lacking.file_subject(restore, id, kind), failed.has, failed.errno)
+
+
+def _fresh(restore: "Restore", id: int, kind: str, sort: "tuple[int, int]") -> socket.socket:
+    """Raises Refusal where this kernel has no such sockets at all: IPv6 can be turned off, or be a module."""
+    try:
+        return socket.socket(*sort)
+    except OSError as error:
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT):
+            raise
+    name, remedy = "", lacking.REMEDY
+    if sort[0] == socket.AF_INET6:
+        name, remedy = " of IPv6", "let this kernel have IPv6: load its module, and boot without ipv6.disable=1"
+    why = f"it is a socket{name}, which this kernel does not have"
+    raise Refusal(lacking.file_subject(restore, id, kind), why, remedy, code="needs-kernel")
