@@ -4,17 +4,20 @@
 import ctypes
 import errno
 import socket
+import struct
 from copy import deepcopy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from attributekit import be, credentials, restore, task, thread
+from attributekit import PID, be, credentials, restore, task, thread
 
-from torpor.arch import native
-from torpor.arch.base import ERESTARTSYS, Call, Registers
+from torpor import restore_load
+from torpor.arch import aarch64, native, x86_64
+from torpor.arch.base import ERESTARTSYS, Arch, Call, Registers
 from torpor.engine.program import Program
 from torpor.errors import KernelError, Refusal, RestoreFailed
-from torpor.images.schema.core import TaskRlimitsEntry
+from torpor.images.schema.core import TaskRlimitsEntry, ThreadSasEntry
 from torpor.images.schema.fdinfo import FileEntry
 from torpor.images.schema.rlimit import RlimitEntry
 from torpor.images.schema.rseq import RseqEntry
@@ -31,6 +34,7 @@ from torpor.resources import (
     prctl,
     rlimits,
     sched,
+    signals,
     socket_options,
     socket_trial,
     switches,
@@ -104,6 +108,77 @@ def test_an_area_for_rseq_of_a_size_that_no_kernel_takes(size: int) -> None:
         threads.Rseq().check(made, asked)
     thread(made).rseq_entry = RseqEntry(rseq_abi_pointer=4096, rseq_abi_size=threads.RSEQ_SIZE, signature=1)
     threads.Rseq().check(made, asked)
+
+
+QARMA5 = "QARMA5 in the bits 0x7f000000000000"
+
+
+@pytest.mark.parametrize(
+    "theirs,ours,refused",
+    [
+        (QARMA5, QARMA5, False), (None, QARMA5, False),  # CRIU's images do not tell
+        (QARMA5, "QARMA5 in the bits 0x70000000000000", True),  # the same, under a kernel with longer addresses
+        (QARMA5, "QARMA3 in the bits 0x7f000000000000", True), (QARMA5, "", True),
+    ],
+)  # fmt: skip
+def test_pointers_signed_otherwise(
+    monkeypatch: pytest.MonkeyPatch, theirs: str | None, ours: str, refused: bool
+) -> None:
+    found: list[Refusal] = []
+    asked = restore()
+    asked.images = SimpleNamespace(find=lambda kind: SimpleNamespace(signing=theirs))
+    asked.problem = found.append
+    arch = native()
+    monkeypatch.setattr(arch, "signs_pointers", True, raising=False)
+    monkeypatch.setattr(arch, "signing", lambda: ours, raising=False)
+    restore_load.registers(asked, arch, Registers(b"", {}))
+    assert [one.code for one in found] == ["cpu-feature"] * refused
+    if refused:
+        assert f"by {theirs}, and this one does by {ours or 'nothing that it tells'}" in found[0].why
+
+
+X86, ARM = x86_64.ARCH, aarch64.ARCH
+# What the kernel tells programs they need (AT_MINSIGSTKSZ): with AVX, with AVX-512 and keys, with AMX too.
+AVX, KEYS, AMX = 1776, 3632, 11952
+
+
+@pytest.mark.parametrize(
+    "arch,there,here,size,refused",
+    [
+        (X86, AVX, KEYS, AVX, True), (X86, AVX, KEYS, KEYS - 1, True), (X86, AVX, KEYS, KEYS, False),
+        (X86, AVX, KEYS, AVX - 1, False), (X86, 0, KEYS, AVX, False), (X86, KEYS, AVX, KEYS, False),
+        (X86, KEYS, AMX, 8192, False), (X86, AVX, AMX, 2048, True), (X86, AMX, AMX, 8192, False),
+        (ARM, 4720, 9984, 4720, False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("shared", [False, True])
+def test_alternate_stacks_on_which_no_signal_fits(
+    monkeypatch: pytest.MonkeyPatch, arch: Arch, there: int, here: int, size: int, refused: bool, shared: bool
+) -> None:
+    made, asked = task(3), restore()
+    vector = [17, 100, signals.AT_MINSIGSTKSZ, there] if there else [17, 100]
+    mm = SimpleNamespace(mm_saved_auxv=vector)
+    made.ids = SimpleNamespace(vm_id=7)  # type: ignore[assignment]
+    if shared:
+        other = task()
+        other.ids, other.mm = made.ids, mm  # type: ignore[assignment]
+        asked.tasks = {1: task(), PID: made, 2: other}
+    else:
+        made.mm = mm  # type: ignore[assignment]
+    monkeypatch.setattr(signals, "native", lambda: arch)
+    own = struct.pack("=4Q", signals.AT_MINSIGSTKSZ, here, 0, 0)
+    monkeypatch.setattr(signals, "read_all", lambda path: own)
+    signals.AltStack().check(made, asked)  # no thread has one
+    thread(made).sas = ThreadSasEntry(ss_sp=4096, ss_size=size, ss_flags=signals.SS_DISABLE)
+    signals.AltStack().check(made, asked)  # or it is not in use
+    for tid in made.threads[1:]:
+        thread(made, tid).sas = ThreadSasEntry(ss_sp=4096, ss_size=size, ss_flags=signals.SS_AUTODISARM)
+    if not refused:
+        signals.AltStack().check(made, asked)
+        return
+    with pytest.raises(Refusal, match=f"thread {made.threads[1]} .and 1 more of them. has an alternate") as failed:
+        signals.AltStack().check(made, asked)
+    assert failed.value.code == "cpu-feature" and f"of {size} bytes" in failed.value.why
 
 
 NOT_YET = 1 << 30  # a flag of SO_TIMESTAMPING that no kernel has

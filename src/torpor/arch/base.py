@@ -313,6 +313,11 @@ class Arch:
         `stored`: its register sets in torpor-PID.img."""
         return False
 
+    def frame_room(self, told: int) -> int:
+        """How much of an alternate stack a signal takes at most of a program from another CPU, where the kernel tells
+        programs `told` (AT_MINSIGSTKSZ); 0: the CPU makes no difference to it, or nothing is told."""
+        return told
+
     # -- images -----------------------------------------------------------------------------------------------------
     def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
         """Fill in core.mtype and this architecture's thread_info from settled registers."""

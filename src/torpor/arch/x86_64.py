@@ -84,6 +84,7 @@ _NO_CALL = _M64  # orig_rax outside a system call
 # XSAVE area: FXSAVE's 512 bytes (the last 48 for software: magic, features, size), then the header with XSTATE_BV.
 _SW_BYTES, _XSTATE_BV, _EXTENDED = 464, 512, 576
 _FP_XSTATE_MAGIC1, _FP_XSTATE_MAGIC2 = 0x46505853, 0x46505845
+_TILES = 8192  # bytes of AMX's
 _SOFTWARE = struct.Struct("<IIQI28x")  # what is put into those bytes
 _MAGIC2 = struct.pack("<I", _FP_XSTATE_MAGIC2)
 _UC_FLAGS = 1 | 2 | 4  # UC_FP_XSTATE, UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS
@@ -241,6 +242,11 @@ class X86_64(Arch):
         from torpor.arch import x86_64_frames
 
         return core.thread_info is not None and x86_64_frames.may_refuse(own, core.thread_info.fpregs)
+
+    def frame_room(self, told: int) -> int:
+        """Without AMX's tiles: the kernel saves them only for programs that have asked for them, and there is no
+        dumping those.  Nothing else is that large."""
+        return told - _TILES if told > _TILES else told
 
     def to_core(self, core: "CoreEntry", registers: Registers, clear_child_tid: int) -> None:
         global _fill

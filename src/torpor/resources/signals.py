@@ -8,10 +8,13 @@ Masks are the engine's business: it blocks all signals while programs run, and p
   pending without a siginfo; the kernel then tells the receiver SI_USER from nobody, and so do we.
 - A process may forge siginfo only to itself, so each thread queues its own.
 - The kernel shows SS_ONSTACK where the stack pointer is inside, and does not want it back.
+- How large a signal's frame is, is a matter of the CPU: a program that chose its alternate stack by what another one
+  needs (AT_MINSIGSTKSZ) is ended by SIGSEGV where the frame does not fit.
 """
 
 import struct
 
+from torpor.arch import native
 from torpor.errors import ImageError
 from torpor.images.frozen import freeze
 from torpor.images.message import Encoded
@@ -19,10 +22,12 @@ from torpor.images.schema.core import TaskCoreEntry, ThreadSasEntry
 from torpor.images.schema.sa import SaEntry
 from torpor.images.schema.siginfo import SiginfoEntry, SignalQueueEntry
 from torpor.kernel import ptrace
+from torpor.kernel.proc import parse_auxv
+from torpor.kernel.procfs import read_all
 from torpor.resources import overruns
 from torpor.resources.base import Attribute
 from torpor.resources.timers import pending_periodic
-from torpor.typed import TYPE_CHECKING, Any
+from torpor.typed import TYPE_CHECKING, Any, Mapping
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +41,7 @@ SIGKILL, SIGSTOP = 9, 19
 NUMBERS = [n for n in range(1, 65) if n not in (SIGKILL, SIGSTOP)]
 SS_ONSTACK, SS_DISABLE, SS_AUTODISARM = 1, 2, 1 << 31
 SIGALRM, SI_USER, SI_KERNEL = 14, 0, 0x80
+AT_MINSIGSTKSZ = 51
 SHARED = 0  # in DumpTask.pending: the process's queue
 
 
@@ -127,14 +133,55 @@ class AltStack(Attribute):
                 self._known[answer.data] = entry
         core.thread_core.sas = entry
 
+    def check(self, task: "RestoreTask", restore: "Restore") -> None:
+        """Frames may be larger here.  A stack that was too small there already is the program's own affair, and so is
+        one of a kernel that did not tell what it needs (before 5.14)."""
+        stacks = {tid: stack for tid, core in task.cores.items() if (stack := _alternate(core)) is not None}
+        there = _frame_room(_vector(task, restore)) if stacks else 0
+        if not there:
+            return
+        here: int = restore.state.get("frame room") or restore.state.setdefault(
+            "frame room", _frame_room(dict(parse_auxv(read_all("/proc/self/auxv"))))
+        )
+        small = {tid: stack.ss_size for tid, stack in stacks.items() if there <= stack.ss_size < here}
+        for tid, size in [*small.items()][:1]:
+            others = f" (and {len(small) - 1} more of them)" if len(small) > 1 else ""
+            raise task.refusal(
+                f"its thread {tid}{others} has an alternate signal stack of {size} bytes: where it comes from, a "
+                f"signal took up to {there}; here it takes up to {here}, for more registers, and would end the program",
+                "restore it on a CPU with fewer extended registers, like the one that it comes from; to move to this "
+                "one, the program has to be started with larger alternate stacks", code="cpu-feature",
+            )  # fmt: skip
+
     def place_thread(self, task: "RestoreTask", tid: int, core: "CoreEntry", program: "Program") -> None:
-        assert core.thread_core is not None and task.tracee is not None
-        stack = core.thread_core.sas
-        if stack is None or stack.ss_flags & SS_DISABLE or not stack.ss_size:
+        assert task.tracee is not None
+        stack = _alternate(core)
+        if stack is None:
             return  # as threads begin
         word = task.tracee.arch.word
         data = struct.pack(_stack(word), stack.ss_sp, stack.ss_flags & SS_AUTODISARM, stack.ss_size)
         program.call("sigaltstack", program.put(data), 0)
+
+
+def _alternate(core: "CoreEntry") -> ThreadSasEntry | None:
+    """A thread's alternate stack, if it has one."""
+    stack = core.thread_core.sas if core.thread_core is not None else None
+    return None if stack is None or stack.ss_flags & SS_DISABLE or not stack.ss_size else stack
+
+
+def _vector(task: "RestoreTask", restore: "Restore") -> dict[int, int]:
+    """The auxiliary vector that the program began with; it may live in another task's memory (CLONE_VM)."""
+    mm = task.mm
+    if mm is None and (ids := task.ids) is not None:
+        shared = (one.mm for one in restore.tasks.values() if one.ids is not None and one.ids.vm_id == ids.vm_id)
+        mm = next((one for one in shared if one is not None), None)
+    vector = mm.mm_saved_auxv if mm is not None else []
+    return dict(zip(vector[::2], vector[1::2], strict=False))
+
+
+def _frame_room(vector: Mapping[int, int]) -> int:
+    """How many bytes a signal's frame takes at most, by what the kernel tells programs; 0: it does not."""
+    return native().frame_room(vector.get(AT_MINSIGSTKSZ, 0))
 
 
 def _stack(word: str) -> str:

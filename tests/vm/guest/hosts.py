@@ -2,20 +2,27 @@
 """From host to host, one step in each: ``hosts.py STEP``, on a disk that goes from guest to guest.
 
 dump: the busy tree, with --cpu-cap.  hop: it goes on here, whose CPU has all that is asked for, and is dumped again.
-restore: it goes on here, and ends.  surplus: this CPU has registers for which the C library left no room.  lacking:
-this CPU has not all; that is said, and nothing is made.  vectors: dumps a program that holds vector registers; far: one
-that has memory far up.  refuse: it cannot be restored here.  hold: here it can.  Any step of UNLIKE: this CPU does
-something otherwise, for which a restore is refused without any option.
+restore: it goes on here, and ends; so does a program with a small alternate stack, if signals fit on it here.
+surplus: this CPU has registers for which the C library left no room.  lacking: this CPU has not all; that is said, and
+nothing is made.  vectors: dumps a program that holds vector registers; far: one that has memory far up.  refuse: it
+cannot be restored here.  hold: here it can.  Any step of UNLIKE: this CPU does something otherwise, for which a restore
+is refused without any option.
 """
 
 import json
 import os
+import signal
 import sys
 import time
 
 import update
 
 from torpor import cpu_names, cpuinfo
+from torpor.images import kinds
+from torpor.images.directory import ImageReader
+from torpor.kernel.proc import parse_auxv
+from torpor.kernel.procfs import read_all
+from torpor.resources.signals import AT_MINSIGSTKSZ
 
 PR_SECONDS = 1
 # By machine: what the lesser CPU of tests/vm/test_update.py lacks, and what a thread that computes with it uses.
@@ -33,6 +40,9 @@ UNLIKE = {
     "shorter_addresses": "it has memory at 0x4000000000000, further up than this machine's programs can have any",
 }
 LACKING_MORE = {"fewer_facilities": "it lacks facility 58, facility 61"}  # what only torpor-cpu.img tells
+# Where the kernel tells what a signal takes by the CPU, and whether a program may get more than it was told.
+SMALL_STACKS = {"x86_64": True, "aarch64": False}
+SMALL = f"{update.DATA}/small"
 INSTRUCTIONS, REGISTERS = LACKING[os.uname().machine]
 
 
@@ -48,6 +58,42 @@ def names_agree() -> None:
         update.figures["features"] = len(ours)
 
 
+def signals() -> int:
+    with open(f"{update.DATA}/signals", "rb") as file:
+        return int.from_bytes(file.read(8), sys.byteorder)
+
+
+def dump_small_stack() -> None:
+    """A second checkpoint, beside the tree's, which has ended."""
+    update.begin("small_stack.py", "signals")
+    os.mkdir(SMALL, 0o700)
+    update.torpor("dump", "-t", str(update.ROOT_PID), images=SMALL)
+
+
+def restore_small_stack() -> None:
+    """It goes on taking signals, or is refused where its stack is too small for them."""
+    here = dict(parse_auxv(read_all("/proc/self/auxv")))[AT_MINSIGSTKSZ]
+    images = ImageReader(os.open(SMALL, os.O_RDONLY))
+    stack = images.one(kinds.CORE, update.ROOT_PID).thread_core
+    assert stack is not None and stack.sas is not None
+    size = stack.sas.ss_size
+    update.figures["small stack"] = f"{size}, {here} here"
+    if size < here and SMALL_STACKS[os.uname().machine]:
+        for words in (("check",), ("restore", "-d"), ("restore", "-d", "--cpu-cap=none")):
+            said = "".join(update.answer(*words, images=SMALL, fails=True))
+            if f"an alternate signal stack of {size} bytes" not in said:
+                sys.exit(f"it does not say that the alternate stack is too small: {said}")
+        update.figures["small stack"] = said
+        return
+    update.torpor("restore", "-d", images=SMALL)
+    before, deadline = signals(), time.monotonic() + 60
+    while signals() < before + 5:
+        if time.monotonic() > deadline or not os.path.exists(f"/proc/{update.ROOT_PID}"):
+            sys.exit(f"it takes no signals any more: {update.kernel_messages()}")
+        time.sleep(0.05)
+    os.kill(update.ROOT_PID, signal.SIGKILL)
+
+
 def main() -> None:
     step = sys.argv[1]
     names_agree()
@@ -57,6 +103,8 @@ def main() -> None:
         update.work()
         update.dump("--cpu-cap")
         update.torpor("cpuinfo", "dump")  # the same once more, which does no harm to the checkpoint
+        if os.uname().machine in SMALL_STACKS:
+            dump_small_stack()
     elif step in ("hop", "restore"):
         update.torpor("cpuinfo", "check")
         update.await_clocks()
@@ -66,6 +114,8 @@ def main() -> None:
             update.dump("--cpu-cap")
         else:
             update.finish()
+            if os.uname().machine in SMALL_STACKS:
+                restore_small_stack()
     elif step == "lacking" or step in LACKING_MORE:
         lacking = LACKING_MORE.get(step, INSTRUCTIONS)
         update.await_clocks()
