@@ -41,7 +41,8 @@ def warn(dump: "Dump") -> None:
         its, it = ("their", "them") if more else ("its", "it")
         where = f"in memory alone ({dump.state[TYPES][device]})"
         dump.warn(
-            f"{first.removesuffix(DELETED)}{others} {where}, and {its} content is not in the images; copy {it} to a disk, and put {it} back before a restore after a reboot"
+            f"{first.removesuffix(DELETED)}{others} {where}, and {its} content is not in the images; "
+            f"copy {it} to a disk, and put {it} back before a restore after a reboot"
         )
 
 
