@@ -148,7 +148,7 @@ def test_arm() -> None:
         assert error.value.code == "foreign-architecture"
 
 
-def test_instructions_that_the_kernel_allows() -> None:
+def test_instructions_that_the_kernel_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPUID tells of FSGSBASE also where the kernel's command line has nofsgsbase, and they end a program by SIGILL."""
     allowed, forbidden = (TorporCpuEntry(machine="x86_64", hwcap=[0, word]) for word in (2, 0))
     older = TorporCpuEntry(machine="x86_64")
@@ -156,6 +156,10 @@ def test_instructions_that_the_kernel_allows() -> None:
     assert lacking(allowed, forbidden, FPU) == lacking(forbidden, allowed, INS) == lacking(older, allowed, INS) == []
     assert different(allowed, forbidden) == ["AT_HWCAP2 is 0x0, there 0x2"]
     assert different(older, allowed) == []
+    monkeypatch.setattr(cpuinfo, "record", lambda: [forbidden])
+    (problem,) = cpuinfo.problems([allowed], INS)
+    assert "under a kernel that allows it (started without nofsgsbase)" in problem.remedy
+    monkeypatch.undo()
     if X86:
         (own,) = [one for one in cpuinfo.record() if isinstance(one, TorporCpuEntry)]
         assert own.hwcap == [0, cpuinfo.hwcaps()[1]]

@@ -189,7 +189,10 @@ def problems(theirs: Sequence[Entry], caps: int) -> list[Refusal]:
     found = []
     missing = [name for pair in pairs for name in lacking(*pair, caps)]
     if missing:
-        remedy = "restore on a CPU that has them, or say --cpu-cap=none if the programs use none of them"
+        where = "on a CPU that has them"
+        if missing == ["the feature fsgsbase"]:  # the CPU has the instructions: CPUID says so
+            where = "under a kernel that allows it (started without nofsgsbase)"
+        remedy = f"restore {where}, or say --cpu-cap=none if the programs use none of that"
         found.append(Refusal("this CPU", f"it lacks {_shown(missing)}", remedy, code="cpu-feature"))
     elif caps & CPU and (unlike := [name for pair in pairs for name in different(*pair)]):
         remedy = "restore on a CPU that is the same, or say --cpu-cap=ins,fpu where all that the other had will do"
