@@ -181,6 +181,8 @@ def check(options: Options) -> TreeReport:
         in_memory.warn(survey)
     if not facts:
         raise TaskGone(f"there is no process {options.tree}", remedy="check the PID given with -t")
+    with survey.looking(f"process {options.tree}"):
+        memory.check_room(next(iter(tasks.values())))
     kinds = {kind: (both[0], both[1]) for kind, both in memory.kinds.items()}
     amounts = costs.Amounts(
         processes=len(facts),
@@ -212,9 +214,11 @@ class _Known:
         self._memory = Sorter(comparison(collect.KCMP_VM))
         self._files = Sorter(comparison(collect.KCMP_FILES))
 
-    def new_memory(self, task: DumpTask) -> bool:
+    def memory(self, task: DumpTask) -> tuple[int, bool]:
+        """The number of its address space, and whether it is new."""
         stat, before = task.stat, len(self._memory.classes)
-        return self._memory.add(task.leader.tid, (stat.startstack, stat.start_brk, stat.vsize)) == before
+        number = self._memory.add(task.leader.tid, (stat.startstack, stat.start_brk, stat.vsize))
+        return number, number == before
 
     def new_files(self, tid: int) -> bool:
         before = len(self._files.classes)
@@ -223,10 +227,12 @@ class _Known:
 
 def _look(survey: looking.Survey, task: DumpTask, files: looking.Files, memory: looking.Memory, known: _Known) -> None:
     """Descriptors, working directory and memory of one task."""
-    if known.new_memory(task):
+    number, is_new = known.memory(task)
+    if is_new:
         memory.look(task)
     for thread in task.threads:
         if thread is task.leader or call("kcmp", task.leader.tid, thread.tid, collect.KCMP_FILES, 0, 0):
+            memory.executors[number] = memory.executors.get(number, 0) + 1
             with survey.looking(task.subject):
                 if known.new_files(thread.tid):
                     files.look(task, thread.tid)

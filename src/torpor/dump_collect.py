@@ -21,7 +21,7 @@ from torpor.kernel.proc import parse_stat
 from torpor.kernel.process import comparison, kcmp, pidfd_open, pidfd_open_thread
 from torpor.kernel.procfs import read_all
 from torpor.kernel.status import parse_status, parse_thread_status
-from torpor.memory import own_vdso
+from torpor.memory import layout, own_vdso
 from torpor.memory.areas import check_count, most_areas, zeros_merged
 from torpor.memory.dump import AddressSpace
 from torpor.model import identity
@@ -173,6 +173,7 @@ def areas(dump: "Dump") -> list[AddressSpace]:
             text = task.areas[space.kinds.index("vdso")]
             task.leader.use_vdso(text.start, text.end)
             own_vdso.refuse_changed(task, text, task.leader.read)
+    _check_room(dump, spaces)
     if not dump.options.leave_running and native().single_step:
         _leave_vdso(dump, spaces)
     for space in spaces.values():
@@ -183,6 +184,18 @@ def areas(dump: "Dump") -> list[AddressSpace]:
 
         tags.read(spaces.values())
     return list(spaces.values())
+
+
+def _check_room(dump: "Dump", spaces: dict[int, AddressSpace]) -> None:
+    if not native().short_stub_layout:
+        return
+    executors = dict.fromkeys(spaces, 0)
+    for task in dump.tasks.values():
+        if task.ids is not None and task.ids.vm_id in spaces:
+            executors[task.ids.vm_id] += 1 + len(task.own_files)
+    spans = [(area.start, area.end) for space in spaces.values() for area in space.task.areas]
+    root = next(iter(dump.tasks.values()))
+    layout.check_room(root.subject, max(executors.values(), default=1), spans, native())
 
 
 def _leave_vdso(dump: "Dump", spaces: dict[int, AddressSpace]) -> None:

@@ -296,7 +296,7 @@ class _Work:
         from torpor.engine.spawn import Spawner
         from torpor.resources.tree import Tree
 
-        self.spawner = Spawner(self.spaces.hole)
+        self.spawner = Spawner(self.spaces.hole, self.spaces.short_stack)
         tree = Tree(self.restore, self.plan, self.spawner, self.spaces)
         tree.build(clone_first, cradle)
         tree.settle()

@@ -14,6 +14,7 @@ import time
 
 from torpor import dump_collect as collect
 from torpor import dump_files
+from torpor.arch import native
 from torpor.engine.freeze import FrozenProcess
 from torpor.engine.seizing import in_execve
 from torpor.engine.stops import is_ending
@@ -27,7 +28,7 @@ from torpor.kernel.process import compare_files, pidfd_open, pidfd_open_thread
 from torpor.kernel.procfs import LARGE, ParseError, read_all, read_link
 from torpor.kernel.status import parse_status, parse_thread_status
 from torpor.memory import areas as vma
-from torpor.memory import own_vdso
+from torpor.memory import layout, own_vdso
 from torpor.memory.dump import AddressSpace
 from torpor.resources import ghost, in_memory, link_remap, namespaces, pipe_queue, registry, regular
 from torpor.resources.context import Dump, DumpTask, SeenFile
@@ -341,6 +342,8 @@ class Memory:
     def __init__(self, survey: Survey) -> None:
         self.survey = survey
         self.areas = 0
+        self.spans: list[layout.Span] = []  # of all areas, where addresses are scarce
+        self.executors: dict[int, int] = {}  # how many will be in each address space at a restore
         self.kinds: dict[str, list[int]] = {}
         self.segments: set[tuple[tuple[int, int], int]] = set()
         self.ghosts: dict[tuple[int, int], int] = {}
@@ -350,6 +353,8 @@ class Memory:
         pid = task.leader.tid
         task.areas = read_maps(pid)
         self.areas += len(task.areas)
+        if native().short_stub_layout:
+            self.spans += [(area.start, area.end) for area in task.areas]
         with self.survey.looking(task.subject):
             vma.check_count(task, len(task.areas), vma.most_areas())
         flags = parse_vm_flags(read_all(f"/proc/{pid}/smaps", LARGE))
@@ -368,6 +373,9 @@ class Memory:
                 with self.survey.looking(task.subject):
                     self._examine_file(task, area)
         self._count(task)
+
+    def check_room(self, root: DumpTask) -> None:
+        layout.check_room(root.subject, max(self.executors.values(), default=1), self.spans, native())
 
     def _examine_file(self, task: DumpTask, area: Area) -> None:
         if not (area.deleted or area.path.startswith("/proc/")):

@@ -130,6 +130,8 @@ class Arm(Arch):
     page_size_hint = 4096
     user_end = 0xC0000000
     stub_layout = (0x18000000, 0xC0000000)
+    # Within 144 MiB of where user memory ends: at 2, 2.75 or 3 GiB, less 16 MiB, as the kernel was built.
+    short_stub_layout = ((0x76000000, 0x80000000), (0xA6000000, 0xC0000000))
     o_largefile = 0o400000
     shmlba = 4 * 4096
     ipc_version = 0x100  # IPC_64

@@ -84,6 +84,8 @@ class Arch:
     user_end: int  # no area of a program lies beyond, but where it has asked for that
     far_end = 0  # the same where it has; 0: it cannot
     stub_layout: tuple[int, int]  # where stack, vDSO and the like of a program without randomisation may lie
+    # The same of one with a limit of SHORT_STACK for its stack, where addresses are scarce
+    short_stub_layout: Sequence[tuple[int, int]] = ()
     elf_machine: int
     elf_flags = 0
     march: int  # core_entry.march

@@ -34,7 +34,7 @@ from torpor.engine.executor import (
 )
 from torpor.engine.program import CallFailed, Load32, Program, Result, batches
 from torpor.engine.stops import Kind
-from torpor.engine.stub import FIRST_FD, Cradle
+from torpor.engine.stub import FIRST_FD, GO, GO_SHORT, Cradle
 from torpor.engine.tracee import ALL_SIGNALS, Tracee
 from torpor.errors import KernelError, RestoreFailed, TorporError
 from torpor.kernel import ptrace
@@ -83,9 +83,11 @@ class Space:
 class Spawner:
     """Makes tasks, and knows all that it made: `tracees` by TID, to be killed if something goes wrong."""
 
-    def __init__(self, hole: int) -> None:
+    def __init__(self, hole: int, short_stack: bool = False) -> None:
+        """`short_stack`: see `torpor.memory.layout.around_stub`."""
         self.arch = native()
         self.hole = hole
+        self._go = GO_SHORT if short_stack else GO
         self.tracees: dict[int, Tracee] = {}
         self.executors: dict[int, Executor] = {}  # by TID
         self.spaces: dict[int, Space] = {}  # by TID
@@ -103,7 +105,7 @@ class Spawner:
             tracee = Tracee(pid, pid)
             self.tracees[pid] = tracee
             ptrace.seize(pid, OPTIONS | ptrace.O_TRACEEXEC)
-            ours.send(b"go")
+            ours.send(self._go)
             stop = stops.wait(pid)
         finally:
             cradle.close()

@@ -8,6 +8,7 @@ same (ADDR_NO_RANDOMIZE).  From the clone on it dies with the engine: it waits u
 
 import errno
 import os
+import resource
 import struct
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
 
@@ -24,6 +25,8 @@ MFD_CLOEXEC, MFD_EXEC = 1, 0x10
 STUB_AT = 0x10000  # the lowest address that may be mapped (vm.mmap_min_addr)
 PT_GNU_STACK = 0x6474E551
 FIRST_FD = 0  # the first task's end of its socket
+SHORT_STACK = 8 << 20  # the kernel puts the vDSO as far below the stack as that may grow
+GO, GO_SHORT = b"go", b"short"
 
 
 def stub(arch: Arch) -> bytes:
@@ -109,7 +112,12 @@ def _become_stub(ours: int, theirs: int, file: int) -> None:
     status = 1
     try:
         os.close(ours)  # or the end of the engine would never be read as end-of-file
-        if os.read(theirs, 2) == b"go":
+        word = os.read(theirs, 8)
+        if word in (GO, GO_SHORT):
+            if word == GO_SHORT:
+                _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+                short = SHORT_STACK if hard == resource.RLIM_INFINITY else min(hard, SHORT_STACK)
+                resource.setrlimit(resource.RLIMIT_STACK, (short, hard))  # until its own comes back
             call("personality", call("personality", 0xFFFFFFFF) | ADDR_NO_RANDOMIZE)
             high = max(file, theirs) + 1
             os.dup2(file, high, inheritable=False)

@@ -2,17 +2,21 @@
 """Planning address spaces, without a kernel: what an image's areas must look like, where the executor fits, what a
 child can keep of what it inherits from its parent."""
 
-from torpor.errors import ImageError
+from torpor.engine.area import PAGE as AREA_PAGE
+from torpor.engine.executor import LEADER_AREA
+from torpor.errors import ImageError, Refusal
 from torpor.images.pages import PAGE_SIZE as PAGE
 from torpor.images.schema.vma import VmaEntry
 from torpor.memory import areas as vma
 from torpor.typed import TYPE_CHECKING, Iterable, NamedTuple, Sequence
 
 if TYPE_CHECKING:
+    from torpor.arch.base import Arch
     from torpor.images.schema.mm import MmEntry
 
 HOLE_FROM = 1 << 21
 MARGIN = 1 << 20  # stack_guard_gap: nothing is put closer than this below a growing stack
+BESIDE = 1 << 20  # what else is put where nobody has anything, at most: the kernel's areas, once aside, once on the way
 MAX_AREAS = 1 << 20
 PROT_WRITE, PROT_EXEC = 2, 4
 PROT_MTE = 0x20  # of aarch64; images have it elsewhere, see memory/tags.py
@@ -47,16 +51,46 @@ def _mangled(name: str, area: VmaEntry, why: str) -> ImageError:
     return ImageError(f"{name} is mangled", f"the area {area.start:#x}-{area.end:#x} {why}")
 
 
+def executors_size(count: int) -> int:
+    """What so many executors in one address space need."""
+    return AREA_PAGE + LEADER_AREA * count
+
+
 def find_hole(size: int, occupied: Iterable[Span], user_end: int) -> int:
-    """The lowest address at which `size` bytes are free between all the spans given.  Raises ImageError."""
+    """The lowest address at which `size` bytes are free between all the spans given.  Raises Refusal."""
     at = HOLE_FROM
     for start, end in sorted(occupied):
         if start - MARGIN >= at + size:
             break
         at = max(at, (end + 0xFFFF) & ~0xFFFF)
     if at + size > user_end:
-        raise ImageError("there is no room for Torpor's own memory in these address spaces")
+        why = f"a restore needs {size >> 10:,} KiB of addresses that are free in all of it, and there are none"
+        remedy = "let the program have less memory mapped when it is dumped, or dump its processes one by one"
+        raise Refusal("the tree's memory leaves no room for Torpor's own", why, remedy, code="no-room")
     return at
+
+
+def around_stub(size: int, spans: Sequence[Span], arch: "Arch") -> tuple[list[Span], bool]:
+    """Where the first task may begin with something, for a tree with memory at `spans` in which executors of `size`
+    bytes have to find a place; and whether its stack has to be limited for that (`Arch.short_stub_layout`)."""
+    if arch.short_stub_layout:
+        try:
+            find_hole(size + BESIDE, [*spans, arch.stub_layout], arch.user_end)
+        except Refusal:
+            return list(arch.short_stub_layout), True
+    return [arch.stub_layout], False
+
+
+def check_room(subject: str, executors: int, spans: Sequence[Span], arch: "Arch") -> None:
+    """At dump: will a restore find room for so many executors?  Where there are addresses in plenty, nobody asks.
+    Raises Refusal."""
+    if not arch.short_stub_layout:
+        return
+    size = executors_size(executors)
+    try:
+        find_hole(size + BESIDE, [*spans, *around_stub(size, spans, arch)[0]], arch.user_end)
+    except Refusal as none:
+        raise Refusal(subject, f"{none.what} ({none.why})", none.remedy, code=none.code) from None
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:

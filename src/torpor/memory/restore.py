@@ -14,8 +14,7 @@ import struct
 from bisect import bisect_right
 
 from torpor.arch import native
-from torpor.engine.area import PAGE as AREA_PAGE
-from torpor.engine.executor import LEADER_AREA, SCM_MAX_FD
+from torpor.engine.executor import SCM_MAX_FD
 from torpor.engine.program import Load32, Program, Result
 from torpor.errors import ImageError, KernelError
 from torpor.images import kinds
@@ -57,7 +56,8 @@ PR_SET_THP_DISABLE = 41
 
 
 class AddressSpaces:
-    """The memory of a whole tree.  `hole`: where an executor can be in all tasks, from the stub to the end."""
+    """The memory of a whole tree.  `hole`: where an executor can be in all tasks, from the stub to the end;
+    `short_stack`: the stub's stack must not be allowed much, or that is where the kernel puts something."""
 
     def __init__(self, restore: "Restore") -> None:
         self.restore = restore
@@ -74,8 +74,9 @@ class AddressSpaces:
             if task.ids is None or task.ids.vm_id not in shared:
                 raise ImageError(f"{kinds.MM.file_name(task.pid)} is missing", code="missing-image")
         spans = [(area.start, area.end) for space in self.spaces.values() for area in space.areas]
-        self._occupied = [*spans, STUB, native().stub_layout]
-        size = AREA_PAGE + LEADER_AREA * restore.state["executor areas"]
+        size = layout.executors_size(restore.state["executor areas"])
+        stub, self.short_stack = layout.around_stub(size, spans, native())
+        self._occupied = [*spans, STUB, *stub]
         self.hole = self._find_hole(size)
         self.executors = self.hole, self.hole + size
         self.vdso = vdso_place.Places(self.spaces, lambda size, *more: self._find_hole(size, self.executors, *more))
