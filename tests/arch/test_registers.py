@@ -287,6 +287,8 @@ def test_calls_that_the_stop_has_ended(name: str, call: str, made_again: bool) -
     arch = ARCHES[name]
     nr, minus = arch.SYSCALLS[call], (1 << 8 * arch.word_size) - EINTR
     specials, before = {0x307: struct.pack(">I", 2 << 16 | nr)}, SeenCall(nr, (77, 0, 0, 0, 0, 0), 0xFFFF0000, 0x1000)
+    if made_again:
+        before = before._replace(proven=True)
     found = {
         "x86_64": lambda: _words("<27Q", {10: minus, 15: nr, 16: 0x1000}),
         "aarch64": lambda: _words("<34Q", {0: minus, 8: nr, 32: 0x1000}),
@@ -304,6 +306,8 @@ def test_calls_that_the_stop_has_ended(name: str, call: str, made_again: bool) -
     assert again is not None
     if not arch.restarts_alike:
         assert arch.pc(again) == 0x1000 - 4 and arch.result(again) == 77
+        assert arch.again(found, specials, before._replace(proven=False)) is None  # it may be the next call by now
+        assert arch.again(found, specials, before._replace(number=nr + 1)) is None
     else:
         assert arch.pc(again) == 0x1000 and arch.result(again) == -514
     assert arch.resumed(found, before) == found  # where job control has stopped it, it is left alone
@@ -374,14 +378,16 @@ def test_aarch64_knows_which_calls_continue() -> None:
     arch = ARCHES["aarch64"]
     number = arch.SYSCALLS
 
-    def continues(nr: int, args: str) -> bool:
-        found = _aarch64(1, nr, 0x1000)
-        return arch.resumed(found, parse_call(f"{nr} 0x1 {args} 0x0 0x0 0xffff0000 0x1004".encode())) != found
+    def continues(nr: int, args: str, seen: str = "") -> bool:
+        found = _words("<34Q", dict(enumerate([1, *(int(word, 16) for word in args.split())])) | {8: nr, 32: 0x1000})
+        return arch.resumed(found, parse_call(f"{nr} 0x1 {seen or args} 0x0 0x0 0xffff0000 0x1004".encode())) != found
 
     assert continues(number["clock_nanosleep"], "0x0 0x5000 0x0")
     assert not continues(number["clock_nanosleep"], "0x1 0x5000 0x0")  # TIMER_ABSTIME
+    assert not continues(number["clock_nanosleep"], "0x1 0x5000 0x0", seen="0x0 0x5000 0x0")  # the next one
     assert continues(number["futex"], "0x80 0x0 0x5000")
     assert not continues(number["futex"], "0x80 0x0 0x0")  # no time limit
+    assert not continues(number["futex"], "0x80 0x0 0x0", seen="0x80 0x0 0x5000")
     assert not continues(number["futex"], "0x86 0x0 0x5000")  # FUTEX_LOCK_PI
     assert not continues(number["ppoll"], "0x1 0x5000 0x0")
 

@@ -39,7 +39,9 @@ LARGEST = (
 )  # what the ordinary processor of the guests does not have
 
 # Where another processor can get in between: tasks that run while others are being stopped, or are waited for.
-AT_THE_SAME_TIME = ("attr_clear_tid", "fd_table_thread", "py_threads", "share_vm", "sig_pending", "sys_caught")
+AT_THE_SAME_TIME = (
+    "attr_clear_tid", "fd_table_thread", "py_threads", "share_vm", "sig_pending", "sys_caught", "sys_in_turn",
+)  # fmt: skip
 
 
 def cases() -> Iterator[Any]:

@@ -57,6 +57,7 @@ pkey_alloc pkey_free statx io_pgetevents rseq kexec_file_load
 """
 
 NT_PRFPREG, NT_ARM_TLS, NT_ARM_SVE, NT_ARM_SSVE, NT_ARM_ZA, NT_ARM_ZT = 2, 0x401, 0x405, 0x40B, 0x40C, 0x40D
+NT_ARM_SYSTEM_CALL = 0x404
 NT_ARM_TAGGED_ADDR_CTRL, NT_ARM_FPMR, NT_ARM_POE, NT_ARM_GCS = 0x409, 0x40E, 0x40F, 0x410
 NT_ARM_PACA_KEYS, NT_ARM_PACG_KEYS, NT_ARM_PAC_ENABLED_KEYS = 0x407, 0x408, 0x40A
 
@@ -116,6 +117,7 @@ class AArch64(Arch):
     regsets = (NT_PRFPREG, NT_ARM_TLS)
     vdso_names = ("[vdso]", "[vvar]")
     call_before_stop = True
+    number_regset = NT_ARM_SYSTEM_CALL
     restarts_alike = False
     images_tell = False
     signs_pointers = True
@@ -216,12 +218,14 @@ class AArch64(Arch):
 
     def again(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> bytes | None:
         r = _words(general)
-        if r[X0] != -EINTR & _M64 or (before.number, before.pc) != (r[X8], r[PC]):
-            return None
-        if not self.ends_by_a_stop(r[X8], 0):
+        if not before.proven or r[X0] != -EINTR & _M64 or (before.number, before.pc) != (r[X8], r[PC]):
             return None
         r[X0], r[PC] = before.args[0], r[PC] - 4
         return _GENERAL.pack(*r)
+
+    def may_have_ended(self, general: bytes) -> Call | None:
+        r = _words(general)
+        return Call(r[X8], r[X0:6]) if r[X0] == -EINTR & _M64 and self.ends_by_a_stop(r[X8], 0) else None
 
     def resumed(self, general: bytes, before: "SeenCall") -> bytes:
         r = _words(general)
@@ -235,13 +239,14 @@ class AArch64(Arch):
 
     def _forgets(self, r: list[int], before: "SeenCall") -> bool:
         """Whether the interrupted call is one that would begin anew, and lose time: not until a point in time."""
-        nr, args = before.number, before.args
-        if nr < 0 or (nr, args[0], before.pc) != (r[X8], r[X0], r[PC] + 4):
+        nr = before.number
+        if nr < 0 or (nr, before.args[0], before.pc) != (r[X8], r[X0], r[PC] + 4):
             return False
+        # The kernel keeps all but the first argument, and it may be the next such call by now.
         if nr == self.SYSCALLS["clock_nanosleep"]:
-            return not args[1] & _TIMER_ABSTIME
+            return not r[1] & _TIMER_ABSTIME
         if nr == self.SYSCALLS["futex"]:
-            return args[1] & _FUTEX_COMMAND == _FUTEX_WAIT and args[3] != 0
+            return r[1] & _FUTEX_COMMAND == _FUTEX_WAIT and r[3] != 0
         return nr == self.SYSCALLS["nanosleep"]
 
     def jump(self, target: int) -> bytes:

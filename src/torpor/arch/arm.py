@@ -230,11 +230,19 @@ class Arm(Arch):
         return self.again(general, specials, before) or general
 
     def again(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> bytes | None:
+        """Registers alone do not tell: where a handler has returned to a call that it had ended, ORIG_r0 is what r0 was
+        when it returned."""
+        r = _words(general)
+        if not before.proven or r[R0] != -EINTR & _M32 or (before.number, before.pc) != (r[R7], r[PC]):
+            return None
+        r[R0], r[PC] = before.args[0], r[PC] - _length(r)
+        return _GENERAL.pack(*r)
+
+    def may_have_ended(self, general: bytes) -> Call | None:
         r = _words(general)
         if r[ORIG_R0] == _M32 or r[R0] != -EINTR & _M32 or not self.ends_by_a_stop(r[R7], 0):
             return None
-        r[R0], r[PC] = r[ORIG_R0], r[PC] - _length(r)
-        return _GENERAL.pack(*r)
+        return Call(r[R7], (r[ORIG_R0], *r[1:6]))
 
     def resumed(self, general: bytes, before: "SeenCall") -> bytes:
         r = _words(general)

@@ -115,6 +115,7 @@ class Arch:
     thread_area = 0  # NT_* number under which the word of PTRACE_GET_THREAD_AREA is kept (arm: the thread pointer)
     call_stop_keeps_all = True  # False: some of the registers that are set in a system-call stop are lost
     single_step = True  # PTRACE_SINGLESTEP can be relied on
+    number_regset = 0  # NT_* number: what is set there, /proc/TID/syscall shows as the call that a thread is in
     call_before_stop = False  # `resumed` needs to know which call the task was in before it was stopped
     # What the executor does without the kernel, by its name in the table: code that does it and then makes a call.
     own_code: Mapping[str, bytes] = {}  # noqa: RUF012
@@ -269,6 +270,10 @@ class Arch:
     def again(self, general: bytes, specials: Mapping[int, bytes], before: "SeenCall") -> bytes | None:
         """Registers with which a call goes on waiting that only the stop has ended (`ends_by_a_stop`); None in any
         other case.  Its time limit, if it has one, begins anew.  For PTRACE_DETACH, as `resumed`."""
+        return None
+
+    def may_have_ended(self, general: bytes) -> Call | None:
+        """The call that the stop may have ended so, where `again` needs that to be proven (`engine.entered`)."""
         return None
 
     def waits_in(self, general: bytes, told: bool) -> int:

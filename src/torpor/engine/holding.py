@@ -15,7 +15,7 @@ import time
 
 from torpor import signals as signal
 from torpor.arch import native
-from torpor.engine import caught
+from torpor.engine import caught, entered
 from torpor.engine.ledger import Ledger
 from torpor.engine.seizing import in_execve
 from torpor.engine.stops import Kind
@@ -83,6 +83,9 @@ class Hold:
         if native().call_before_stop:  # the others are going to be stopped by that as well
             for tid in set(tids) - held:
                 ledger.calls[tid] = _seen(tid)
+        for tid in waiting:
+            if tid in ledger.calls:
+                ledger.calls[tid] = entered.vouched(ledger.calls[tid], tid)
         if waiting:
             self.caught.add(pid)
         for tid in waiting:

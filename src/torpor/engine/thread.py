@@ -12,7 +12,7 @@ import struct
 from torpor.arch import native
 from torpor.arch.base import NT_PRSTATUS, Registers
 from torpor.kernel import ptrace
-from torpor.kernel.inside import UNSEEN, SeenCall, seen_call
+from torpor.kernel.inside import UNSEEN, SeenCall
 from torpor.kernel.procfs import read_memory, write_memory
 
 _absent: set[int] = set()  # register sets that this CPU does not have
@@ -86,6 +86,10 @@ class StoppedThread:
                 self._rseq = ptrace.RseqConfiguration(0, 0, 0)
             else:
                 self._read_rseq()
+                if self.arch.call_before_stop:
+                    from torpor.engine import entered
+
+                    self.call_before = entered.prove(self, self._general, self.call_before._replace(proven=False))
         return self._general
 
     def _for_images(self) -> tuple[bytes, dict[int, bytes], SeenCall]:
@@ -178,8 +182,10 @@ class StoppedThread:
     def note_call(self) -> None:
         """To be called before the thread is interrupted: which call it sleeps in, if this architecture forgets that."""
         if self.arch.call_before_stop:
+            from torpor.engine import entered
+
             try:
-                self.call_before = seen_call(self.tid)
+                self.call_before = entered.note(self.arch, self.tid)
             except OSError:
                 pass  # it has ended
 
@@ -201,6 +207,10 @@ class StoppedThread:
         """The signals that wait for the thread, blocked or not, and that it catches."""
         masks = self._signals()
         return (masks[b"SigPnd"] | masks[b"ShdPnd"]) & masks[b"SigCgt"] if masks else 0
+
+    def caught(self) -> int:
+        """The signals for which the process has handlers; all, if the thread is gone."""
+        return self._signals().get(b"SigCgt", (1 << 64) - 1)
 
     def _signals(self) -> dict[bytes, int]:
         """The sets of signals in /proc/TID/status; empty if the thread is gone."""

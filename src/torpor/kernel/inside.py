@@ -21,6 +21,8 @@ class SeenCall(NamedTuple):
     args: tuple[int, ...] = ()
     sp: int = 0
     pc: int = 0
+    proven: bool = False  # it is also the call in which the thread was stopped (`engine.entered`)
+    sleeps: int = -1  # how often the thread had gone to sleep when it was seen; -1: nobody has asked
 
 
 UNSEEN = SeenCall(OUTSIDE)
@@ -51,6 +53,16 @@ def parse_number(data: bytes) -> int:
 def seen_number(tid: int) -> int:
     """As `seen_call`, in less time."""
     return parse_number(read_all(f"/proc/{tid}/syscall"))
+
+
+def sleeps(tid: int) -> int:
+    """How often a thread has left the processor by itself, to sleep or to stop; -1: it has ended."""
+    try:
+        data = read_all(f"/proc/{tid}/status")
+    except OSError:
+        return -1
+    _, found, rest = data.partition(b"\nvoluntary_ctxt_switches:")
+    return int(rest.split(None, 1)[0]) if found else -1
 
 
 def seen_call(tid: int) -> SeenCall:
