@@ -15,7 +15,7 @@
 #define MAY_END(n) false
 #endif
 
-enum { READERS = 12, SLEEPERS = 8 };
+enum { READERS = 32, SLEEPERS = 24 };
 static int sockets[READERS][2][2];
 static atomic_bool over;
 
