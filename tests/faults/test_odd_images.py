@@ -174,7 +174,9 @@ def test_a_zombies_thread(spoilt: Path) -> None:
         states = {entry.pid: images.one(kinds.CORE, entry.pid).tc.task_state for entry in entries}
     zombie = next(entry for entry in entries if states[entry.pid] == TaskState.DEAD)
     zombie.threads = [0]
-    other = PstreeEntry(pid=100_000, ppid=zombie.ppid, pgid=zombie.pgid, sid=zombie.sid, threads=[0])
+    greatest = int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
+    free = next(pid for pid in range(greatest, 0, -1) if not os.path.exists(f"/proc/{pid}"))
+    other = PstreeEntry(pid=free, ppid=zombie.ppid, pgid=zombie.pgid, sid=zombie.sid, threads=[0])
     shutil.copy(spoilt / kinds.CORE.file_name(zombie.pid), spoilt / kinds.CORE.file_name(other.pid))
     data = [start_of(kinds.PSTREE), *encode_entries([*entries, other])]
     (spoilt / kinds.PSTREE.file_name()).write_bytes(b"".join(data))
