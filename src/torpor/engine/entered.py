@@ -12,7 +12,7 @@ is rubbish.  So it counts only of a thread that was seen in this very call, or w
 Where the kernel does not show it, a thread was interrupted in the call in which it was seen asleep, if it has left its
 processor by itself once since then: in its stop, and not to sleep in another call.  (It might, in some microseconds
 between our look and the interrupt, have been woken, returned, and been caught just before it slept in the next; nothing
-would tell.)
+would tell.  So reads and writes of sockets are not made again there: EINTR is better than another socket's data.)
 """
 
 import errno
@@ -65,7 +65,8 @@ def prove(thread: "StoppedThread", general: bytes, before: SeenCall) -> SeenCall
         first = before.args[0] if before.args else 0
     now = SeenCall(call.nr, (first, *call.args[1:6]), arch.sp(general), arch.pc(general), proven=True)
     if now[:4] == before[:4]:
-        return now if told or _slept_on(before, thread.tid) else before
+        sure = told or (arch.ends_by_any_stop(call.nr, first) and _slept_on(before, thread.tid))
+        return now if sure else before
     return now if told and not _may_have_returned(thread, now) else before
 
 

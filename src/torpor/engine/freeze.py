@@ -174,10 +174,11 @@ class _Freezing:
             if tid not in held and seize(pid, tid):
                 held[tid] = _interrupted(tid, pid)
                 held[tid].note_call()
-                if not _interrupt(tid):  # at once: what was noted may be over soon
-                    _interrupt(pid)  # by execve(2) it has the leader's number
                 if held[tid].arch.call_before_stop:
                     journal.note("call", tid, tuple(held[tid].call_before))
+                    held[tid].note_call()  # once more: it may be over soon
+                if not _interrupt(tid):
+                    _interrupt(pid)  # by execve(2) it has the leader's number
         self.watch.rest()
         return tids
 

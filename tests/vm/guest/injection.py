@@ -85,6 +85,7 @@ class Victim(NamedTuple):
     def sleeps(self) -> bool:
         """For so long: it ends by itself."""
         return self.wake is None and self.state == "S"
+    may_end: bool = False  # with EINTR: not every kernel tells what it was about
 
 
 def _nanosleep(scene: Scene) -> int:
