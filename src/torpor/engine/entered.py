@@ -45,8 +45,16 @@ def note(arch: "Arch", tid: int) -> SeenCall:
 
 
 def vouched(seen: SeenCall, tid: int) -> SeenCall:
-    """The same, of a thread in its first stop since it was seen; for when it has gone on, into another stop."""
-    return seen._replace(sleeps=VOUCHED) if _slept_on(seen, tid) else seen
+    """The same, of a thread in its first stop since it was seen, or on which nobody has laid hands yet; for when it has
+    gone on, into another stop."""
+    return seen._replace(sleeps=VOUCHED) if _slept_on(seen, tid) or _sleeps_still(seen, tid) else seen
+
+
+def _sleeps_still(seen: SeenCall, tid: int) -> bool:
+    try:
+        return 0 <= seen.sleeps == sleeps(tid) and seen_call(tid)[:4] == seen[:4]
+    except OSError:
+        return False  # it has ended
 
 
 def _slept_on(seen: SeenCall, tid: int) -> bool:

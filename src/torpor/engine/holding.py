@@ -83,9 +83,8 @@ class Hold:
         if native().call_before_stop:  # the others are going to be stopped by that as well
             for tid in set(tids) - held:
                 ledger.calls[tid] = _seen(tid)
-        for tid in waiting:
-            if tid in ledger.calls:
-                ledger.calls[tid] = entered.vouched(ledger.calls[tid], tid)
+        for tid in waiting if native().call_before_stop else ():
+            ledger.calls[tid] = entered.vouched(ledger.calls.get(tid) or _noted(tid), tid)
         if waiting:
             self.caught.add(pid)
         for tid in waiting:
@@ -159,6 +158,13 @@ def _take_out(tracee: Tracee, number: int) -> None:
     while (stop := tracee.wait()).signal != number or stop.kind != Kind.SIGNAL:
         ptrace.cont(tracee.tid, tracee.surprise(stop))
     ptrace.set_signal_mask(tracee.tid, mask)
+
+
+def _noted(tid: int) -> SeenCall:
+    try:
+        return entered.note(native(), tid)
+    except OSError:
+        return UNSEEN  # it has ended
 
 
 def _seen(tid: int) -> SeenCall:
