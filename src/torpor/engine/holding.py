@@ -84,7 +84,10 @@ class Hold:
             for tid in set(tids) - held:
                 ledger.calls[tid] = _seen(tid)
         for tid in waiting if native().call_before_stop else ():
-            ledger.calls[tid] = entered.vouched(ledger.calls.get(tid) or _noted(tid), tid)
+            noted = ledger.calls.get(tid) or _noted(tid)
+            while _seen(tid).number == RUNNING and time.monotonic() < until:
+                time.sleep(_PAUSE_S)  # on its way to the stop, as in `_seen_before`
+            ledger.calls[tid] = entered.vouched(noted, tid)
         if waiting:
             self.caught.add(pid)
         for tid in waiting:
