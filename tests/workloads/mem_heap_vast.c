@@ -18,6 +18,9 @@ int main(int argc, char **argv)
 	char *heap = sbrk(size);
 	if (heap == (void *)-1)
 		wl_skip("sbrk: %s", strerror(errno));
+	/* Little of it: not a huge page for each place. */
+	char *start = (char *)(((uintptr_t)heap + WL_PAGE - 1) & -(uintptr_t)WL_PAGE);
+	madvise(start, (size_t)(heap + size - start) & -(size_t)WL_PAGE, MADV_NOHUGEPAGE);
 	for (int at = 0; at < size; at += step)
 		wl_fill(heap + at, 64, (uint64_t)at);
 	wl_ready_wait();
