@@ -85,8 +85,7 @@ class Hold:
                 ledger.calls[tid] = _seen(tid)
         for tid in waiting if native().call_before_stop else ():
             noted = ledger.calls.get(tid) or _noted(tid)
-            while _seen(tid).number == RUNNING and time.monotonic() < until:
-                time.sleep(_PAUSE_S)  # on its way to the stop, as in `_seen_before`
+            _seen_arrived(tid, until)
             ledger.calls[tid] = entered.vouched(noted, tid)
         if waiting:
             self.caught.add(pid)
@@ -133,9 +132,7 @@ class Hold:
         """Which call a thread is in, or was before the engine stopped it."""
         if tid in self.ledger.calls:
             return self.ledger.calls[tid]
-        while (seen := _seen(tid)).number == RUNNING and time.monotonic() < until:
-            time.sleep(_PAUSE_S)  # it is on its way to the stop that the engine has asked for
-        return seen
+        return _seen_arrived(tid, until)
 
     def _is_held(self, tid: int) -> bool:
         try:
@@ -168,6 +165,13 @@ def _noted(tid: int) -> SeenCall:
         return entered.note(native(), tid)
     except OSError:
         return UNSEEN  # it has ended
+
+
+def _seen_arrived(tid: int, until: float) -> SeenCall:
+    """In which call a thread is; one that runs may be on its way to the stop that the engine has asked for."""
+    while (seen := _seen(tid)).number == RUNNING and time.monotonic() < until:
+        time.sleep(_PAUSE_S)
+    return seen
 
 
 def _seen(tid: int) -> SeenCall:

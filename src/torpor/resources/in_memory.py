@@ -47,9 +47,14 @@ def warn(dump: "Dump") -> None:
 
 
 def _is_in_memory(dump: "Dump", device: int) -> bool:
+    return file_system(dump, device) in ("tmpfs", "ramfs")
+
+
+def file_system(dump: "Dump", device: int) -> str:
+    """The type of one without a block device; asked once."""
     types: dict[int, str] = dump.setdefault(TYPES, {})
     if device not in types:
         from torpor.kernel.mounts import type_of_device
 
         types[device] = type_of_device(device)
-    return types[device] in ("tmpfs", "ramfs")
+    return types[device]

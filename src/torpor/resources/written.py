@@ -17,6 +17,7 @@ import stat as st
 
 from torpor.errors import DumpFailed
 from torpor.kernel import file_facts
+from torpor.resources import in_memory
 from torpor.typed import TYPE_CHECKING, Callable, NamedTuple
 
 if TYPE_CHECKING:
@@ -47,16 +48,11 @@ def note(dump: "Dump", subject: str, path: str, name: str, stat: os.stat_result,
 
 def to_bring(dump: "Dump") -> list[Callable[[], None]]:
     """What is to be done, in any order and by any thread, to have it all on the disk.  Each may raise DumpFailed."""
-    from torpor.kernel.mounts import type_of_device
-
     jobs: list[Callable[[], None]] = []
     directories: dict[str, None] = {}
-    kept: dict[int, bool] = {}
     for file in dump.state.get(_KEY, {}).values():
         device = file.there[0]
-        if device not in kept:
-            kept[device] = bool(os.major(device)) or type_of_device(device) not in _NO_DISK
-        if kept[device]:
+        if os.major(device) or in_memory.file_system(dump, device) not in _NO_DISK:
             jobs.append(lambda file=file: _bring(dump, file))  # type: ignore[misc]
             if file.name:
                 directories[os.path.dirname(file.name)] = None
