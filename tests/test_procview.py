@@ -217,5 +217,5 @@ def test_a_task_that_ends_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         child.kill()
         child.wait()
-    assert child.pid not in procview.tids(seen)
+    assert (f"task {child.pid}", "threads") not in seen
     assert (f"task {os.getpid()}", "areas") in seen

@@ -242,7 +242,7 @@ def _ppc(trap: int, r3: int, ccr: int, nr: int = 3) -> bytes:
     ("trap", "r3", "ccr", "expected"),
     [
         (0xC00, 512, 0x10000000, (0xFFC, 77)),  # ERESTARTSYS by sc: made again
-        (0xC01, 514, 0x10000000, (0xFFC, 77)),
+        (0xC01, 514, 0x10000000, (0x1000, 514)),  # a handler has ended the call, and returned that
         (0xC00, 512, 0, (0x1000, 512)),  # a call that returned 512
         (0x3000, 2**64 - 512, 0, (0xFFC, 77)),  # by scv
         (0xC00, 516, 0x10000000, (0x1000, 4)),  # a sleep: EINTR

@@ -75,15 +75,6 @@ def renumber(seen: View, inodes: dict[int, int]) -> View:
     return changed
 
 
-def tids(seen: View) -> list[int]:
-    """Every thread of every task of a view."""
-    found: list[int] = []
-    for key, value in seen.items():
-        if key[1:] == ("threads",) and isinstance(value, tuple) and not isinstance(value, (Same, Areas)):
-            found += value
-    return found
-
-
 class Tolerance(NamedTuple):
     """A difference that a tool (never Torpor) leaves, and why.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness import procview
-from harness.events import Nursery, all_asleep, pid_exists, tree_of
+from harness.events import Nursery, all_asleep, pid_exists, tids_of, tree_of
 from harness.failures import Different, ToolFailed
 from harness.tools import Tool
 from harness.workload import Workload, make_owned, remove_owned
@@ -68,7 +68,8 @@ class Case:
         finally:
             if self.running.terminal:
                 nursery.before.add(self.running.terminal.shell)  # not part of the tree
-        self.before = procview.view(self.running.pid)
+        self.tids = tids_of(self.running.pid)
+        self.before = procview.view(self.running.pid) if workload.compared else {}
 
     @property
     def pid(self) -> int:
@@ -90,7 +91,7 @@ class Case:
 
     def _need_pids(self) -> None:
         """Are the tree's PIDs and TIDs free?  Others on this machine start processes, too."""
-        for pid in procview.tids(self.before):
+        for pid in self.tids:
             if pid_exists(pid):
                 raise PidTaken(f"PID {pid} is in use: {Path(f'/proc/{pid}/comm').read_text(errors='replace').strip()}")
 

@@ -16,11 +16,11 @@ import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.differences import Area, Areas, Key, Same, Tolerance, Value, View, differences, renumber, tids
-from harness.events import tree_of
+from harness.differences import Area, Areas, Key, Same, Tolerance, Value, View, differences, renumber
+from harness.events import text_of, tree_of
 from torpor.kernel import file_facts
 
-__all__ = ["Areas", "Same", "Tolerance", "View", "differences", "renumber", "tids", "view"]
+__all__ = ["Areas", "Same", "Tolerance", "View", "differences", "renumber", "view"]
 
 # Lines of status that count or measure, or that are about others.
 STATUS_COUNTERS = {
@@ -95,21 +95,9 @@ def _first_owner(known: list[Owner], kind: int, owner: Owner) -> Owner:
     return owner
 
 
-def _text(path: str) -> str:
-    """A file of /proc, without what Python's own files cost: a view reads dozens for each task."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        parts = []
-        while part := os.read(fd, 1 << 16):
-            parts.append(part)
-    finally:
-        os.close(fd)
-    return b"".join(parts).decode(errors="backslashreplace")
-
-
 def _read(path: str) -> str | None:
     try:
-        return _text(path)
+        return text_of(path)
     except OSError:
         return None
 
@@ -123,7 +111,7 @@ def _link(path: str) -> str | None:
 
 def _stat(path: str) -> list[str]:
     """Fields of /proc/PID/stat by number: [1] is the PID.  Raises FileNotFoundError, ProcessLookupError: it is gone."""
-    head, _, rest = _text(path).rpartition(") ")
+    head, _, rest = text_of(path).rpartition(") ")
     pid, _, comm = head.partition(" (")
     return ["", pid, comm, *rest.split()]
 
@@ -291,7 +279,7 @@ class Viewer:
         for number in sorted(map(int, os.listdir(f"{at}/fd"))):
             try:
                 facts = file_facts.stat(f"{at}/fd/{number}")
-                text = _text(f"{at}/fdinfo/{number}")
+                text = text_of(f"{at}/fdinfo/{number}")
                 link = os.readlink(f"{at}/fd/{number}")
             except FileNotFoundError:
                 continue

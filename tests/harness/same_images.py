@@ -133,6 +133,8 @@ BY_NATURE = [
            lambda ours, theirs: _less(ours, theirs) == 2),
     Nature(f"x86: {_AGAIN}", r"core-\d+ thread_info gpregs ax",
            lambda ours, theirs: theirs == EINTR and ours in range(1024)),
+    Nature(f"aarch64: {_AGAIN}", r"core-\d+ ti_aarch64 gpregs regs 0", lambda ours, theirs: theirs == EINTR),
+    Nature(f"aarch64: {_AGAIN}", r"core-\d+ ti_aarch64 gpregs pc", lambda ours, theirs: _less(ours, theirs) == 4),
     Nature(f"s390x: {_AGAIN}", r"core-\d+ ti_s390 gpregs gprs 2", lambda ours, theirs: theirs == EINTR),
     Nature(f"s390x: {_AGAIN}", r"core-\d+ ti_s390 gpregs psw_addr", lambda ours, theirs: _less(ours, theirs) == 2),
     Nature("s390x: CRIU leaves out the first argument of an interrupted call", r"core-\d+ ti_s390 gpregs orig_gpr2",

@@ -6,12 +6,15 @@ skip what the processor does not have, so that a guest that lost a feature would
 """
 
 import pytest
+from vmlab.subset import usual_mode
 from vmlab.targets import KERNELS
 
 from harness.workload import all_workloads
 
 MODULE = "workloads"
-CASES = " ".join(f"{workload.name}-both" for workload in all_workloads() if workload.name.startswith("cpu_"))
+CASES = " ".join(
+    f"{workload.name}-{usual_mode(workload.name)}" for workload in all_workloads() if workload.name.startswith("cpu_")
+)
 _AARCH64 = "general registers, flags, FP/SIMD, FPSR, FPCR, TLS register, rseq, tagged addresses"
 EXPECTED = {
     ("x86_64", ""): "general registers, flags, SSE, x87, MXCSR, AVX, protection keys, FS base, GS base, rseq",

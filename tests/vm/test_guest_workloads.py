@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every workload, dumped and restored by guests: test_guest_workloads.py::test_in_guest[ARCH-KERNEL-NAME-MODE].
 
-The cases are run by guest/workloads.py.  Under the newest kernel each workload is dumped, restored, and dumped once
-more with --leave-running (the mode `both`).  Under the older one it is dumped once, with --leave-running, goes on, and
-is restored after it has ended, which is a third less to emulate; those of SUBSET go through `both` there, too.
+The cases are run by guest/workloads.py.  Each workload is dumped with --leave-running, goes on, and is restored after
+it has ended.  Those of SUBSET are dumped, ended, restored, and dumped once more with --leave-running (the mode `both`).
 Some are dumped while the engine is killed, half-way (`killed`).  TORPOR_MODES chooses other modes, as for
 tests/test_workloads.py.  ``-m vm_subset`` is a few minutes on all kernels.
 """
@@ -14,18 +13,13 @@ from typing import Any
 
 import pytest
 from vmlab.session import TWO
+from vmlab.subset import SUBSET, usual_mode
 from vmlab.targets import KERNELS, TARGETS
 
 from harness.modes import selected
 from harness.workload import all_workloads
 
 MODULE = "workloads"
-# A little of everything: what an architecture or an old kernel would break first.
-SUBSET = (
-    "cpu_registers", "fd_epoll", "fd_ghost", "fd_pipe", "mem_file_private", "mem_shared_anon", "mem_vdso", "sig_masks",
-    "sk_pair_stream", "sys_continued", "time_itimers", "tree_sessions",
-)  # fmt: skip
-
 # Where the engine is killed: registers, signals, calls.
 KILLED = ("cpu_registers", "sig_pending", "sys_caught", "sys_others", "tree_zombie_leader")
 DEAREST = "sys_caught"  # of these: under the newest kernel only
@@ -50,8 +44,7 @@ def cases() -> Iterator[Any]:
         yield pytest.param(kernel, "command_line", marks=pytest.mark.vm_subset)
         for workload in all_workloads():
             few = [pytest.mark.vm_subset] if workload.name in SUBSET else []
-            usual = "both" if few or kernel == KERNELS[-1] else "leave-running"
-            for mode in selected() if os.environ.get("TORPOR_MODES") else [usual]:
+            for mode in selected() if os.environ.get("TORPOR_MODES") else [usual_mode(workload.name)]:
                 yield pytest.param(kernel, f"{workload.name}-{mode}", marks=few)
         newest = kernel == KERNELS[-1]
         for name in () if os.environ.get("TORPOR_MODES") else KILLED:
@@ -62,7 +55,7 @@ def cases() -> Iterator[Any]:
 
 @pytest.mark.vm
 @pytest.mark.vm_subset
-@pytest.mark.parametrize("case", [f"{name}-both" for name in LARGEST])
+@pytest.mark.parametrize("case", [f"{name}-{usual_mode(name)}" for name in LARGEST])
 @pytest.mark.parametrize("cpu", ["max"])
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("arch", ["aarch64"])
@@ -74,7 +67,7 @@ def test_on_the_largest_cpu(guests, arch: str, kernel: str, cpu: str, case: str)
 @pytest.mark.vm
 @pytest.mark.parametrize(
     "case",
-    [f"{name}-both" for name in ("cpu_bases", "cpu_registers", "fd_pipe", "sig_altstack", "py_threads")],
+    [f"{name}-{usual_mode(name)}" for name in ("cpu_bases", "cpu_registers", "fd_pipe", "sig_altstack", "py_threads")],
 )
 @pytest.mark.parametrize("cpu", ["max,-cx16,-xsave"])
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -84,10 +77,9 @@ def test_on_a_cpu_without_xsave(guests, arch: str, kernel: str, cpu: str, case: 
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize("case", [f"{name}-both" for name in AT_THE_SAME_TIME])
+@pytest.mark.parametrize("case", [f"{name}-{usual_mode(name)}" for name in AT_THE_SAME_TIME])
 @pytest.mark.parametrize("cpu", [TWO])
-@pytest.mark.parametrize("kernel", KERNELS[-1:])
-@pytest.mark.parametrize("arch", ["aarch64", "arm"])
+@pytest.mark.parametrize(("arch", "kernel"), [("aarch64", KERNELS[-1]), ("arm", KERNELS[0])])
 def test_on_two_processors(guests, arch: str, kernel: str, cpu: str, case: str) -> None:  # type: ignore[no-untyped-def]
     """Where the kernel forgets which call it has interrupted.  (The host has several; TORPOR_VM_CPUS=2 is for all.)"""
     print(guests.check(arch, kernel, MODULE, case, cpu))

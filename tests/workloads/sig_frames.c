@@ -7,7 +7,8 @@
 #include <sys/shm.h>
 #include <ucontext.h>
 
-enum { size = 2 * WL_PAGE, green = 3, kinds = 4 };
+/* Room for several frames: where the processor is wanted by many, the timer fires again while its handler waits. */
+enum { size = 1 << 17, green = 3, kinds = 4 };
 static ucontext_t contexts[green];
 static volatile int switching, running, inside, go, left;
 static volatile long turns[green], wrong;

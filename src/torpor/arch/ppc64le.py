@@ -68,6 +68,7 @@ R0, R1, R3, R4, R12, NIP, MSR, ORIG_R3, CTR, LINK, XER, CCR, SOFTE, TRAP, DAR, D
 _M64 = (1 << 64) - 1
 _SUMMARY_OVERFLOW = 0x10000000
 _TRAP_SC, _TRAP_SCV = 0xC00, 0x3000
+_NO_RESTART = 1  # in `trap`: the kernel has done already what a handler or a restart asks for (since Linux 5.12)
 _ENTRIES = {b"\x02\x00\x00\x44": _TRAP_SC, b"\x01\x00\x00\x44": _TRAP_SCV}  # by instruction: sc, scv 0
 _AT_HWCAP2, _HWCAP2_SCV = 26, 1 << 20
 _MSR_VEC, _MSR_VSX, _MSR_TRANSACTION, _MSR_LITTLE = 1 << 25, 1 << 23, 3 << 33, 1
@@ -85,6 +86,8 @@ def _words(general: bytes) -> list[int]:
 def _error(r: Sequence[int]) -> int:
     """The error with which the task's system call has ended; 0: it is in none, or it has not failed."""
     kind = r[TRAP] & ~0xF
+    if r[TRAP] & _NO_RESTART:
+        return 0
     if kind == _TRAP_SCV:
         return (1 << 64) - r[R3]
     return r[R3] if kind == _TRAP_SC and r[CCR] & _SUMMARY_OVERFLOW else 0

@@ -13,6 +13,15 @@ import os
 from torpor.kernel.procfs import ParseError, read_all
 from torpor.typed import NamedTuple
 
+# Types of file systems without a block device.
+MADE_UP = frozenset(  # the kernel makes a file's content when it is read
+    {"proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs"}
+)
+IN_MEMORY = frozenset({"tmpfs", "ramfs"})
+WITHOUT_DISK = MADE_UP | IN_MEMORY | {  # nothing of what is written there is brought to a disk
+    "devtmpfs", "hugetlbfs", "efivarfs", "bpf", "mqueue", "devpts", "binfmt_misc", "fusectl", "pstore",
+}  # fmt: skip
+
 
 class Mount(NamedTuple):
     """One line of mountinfo (struct mount)."""
@@ -60,6 +69,12 @@ def type_of_device(device: int) -> str:
         if mount.dev == key:
             return mount.fstype.partition(".")[0]
     return ""
+
+
+def is_made_up(device: int) -> bool:
+    """Whether the kernel makes the contents of a device's files when they are read: their sizes say nothing, and change
+    with the kernel (/proc/cmdline has one under 6.12, and none under 6.1)."""
+    return os.major(device) == 0 and type_of_device(device) in MADE_UP
 
 
 def _mount(line: bytes) -> Mount:

@@ -47,7 +47,9 @@ def warn(dump: "Dump") -> None:
 
 
 def _is_in_memory(dump: "Dump", device: int) -> bool:
-    return file_system(dump, device) in ("tmpfs", "ramfs")
+    from torpor.kernel.mounts import IN_MEMORY
+
+    return file_system(dump, device) in IN_MEMORY
 
 
 def file_system(dump: "Dump", device: int) -> str:

@@ -125,7 +125,7 @@ def locate(dump: "Dump", subject: str, link: str, stat: os.stat_result) -> tuple
                 return name, False  # the name was deleted and given again
         except OSError:
             pass
-    _examine_gone(f"{subject} ({link})", name, stat)
+    _examine_gone(dump, f"{subject} ({link})", stat)
     return name, True
 
 
@@ -152,31 +152,18 @@ def _examine_proc(dump: "Dump", subject: str, link: str) -> None:
         raise Refusal(subject, "this file of /proc cannot be opened again early enough", "close it first")
 
 
-def _examine_gone(subject: str, name: str, stat: os.stat_result) -> None:
+def _examine_gone(dump: "Dump", subject: str, stat: os.stat_result) -> None:
     """What looks like a file whose name was deleted, but never had a name here."""
     device = stat.st_dev
     if (os.major(device), os.minor(device)) == shm_device():
         raise Refusal(subject, "shared memory that was opened through /proc cannot be dumped", "close it first")
-    if os.major(device) == 0 and _type_of_device(device) not in _WITH_GHOSTS:
+    if os.major(device) == 0 and in_memory.file_system(dump, device) not in _WITH_GHOSTS:
         raise Refusal(subject, "its name is gone, and its file system cannot be given such a file", "close it first")
 
 
-def _is_made_up(stat: os.stat_result) -> bool:
-    """Whether the kernel makes the file's content when it is read: its size says nothing, and changes with the kernel
-    (/proc/cmdline has one under 6.12, and none under 6.1)."""
-    return os.major(stat.st_dev) == 0 and _type_of_device(stat.st_dev) in _MADE_UP
-
-
-_MADE_UP = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs"})
 _WITH_GHOSTS = frozenset(
     {"tmpfs", "overlay", "btrfs", "nfs", "nfs4", "zfs", "bcachefs", "fuse", "ramfs", "9p", "virtiofs"}
 )
-
-
-def _type_of_device(device: int) -> str:
-    from torpor.kernel.mounts import type_of_device
-
-    return type_of_device(device)
 
 
 def _write_build_ids(dump: "Dump") -> None:
@@ -187,7 +174,7 @@ def _write_build_ids(dump: "Dump") -> None:
     for reg, there in dump.setdefault("regular:named", []):
         if there not in known:
             # A file of FUSE may be served by a task that stands still.
-            slow = os.major(there[0]) == 0 and _type_of_device(there[0]) in ("fuse", "proc", "")
+            slow = os.major(there[0]) == 0 and in_memory.file_system(dump, there[0]) in ("fuse", "proc", "")
             known[there] = [] if slow else build_id.of_path(reg.name, there)
         reg.build_id = known[there]
 
@@ -251,8 +238,11 @@ def _check_named(reg: RegFileEntry, restore: "Restore") -> None:
         device = (os.major(stat.st_rdev), os.minor(stat.st_rdev))
         if kind != st.S_IFCHR or device not in MEMORY_DEVICES:
             raise ImageError(f"files.img, file {reg.id}", f"{reg.name} is {_KIND_NAMES[kind]} that is not restored so")
-    if reg.size is not None and kind == st.S_IFREG and stat.st_size != reg.size and not _is_made_up(stat):
-        raise _changed(reg.name, f"at the dump it had {reg.size} bytes, now it has {stat.st_size}")
+    if reg.size is not None and kind == st.S_IFREG and stat.st_size != reg.size:
+        from torpor.kernel.mounts import is_made_up
+
+        if not is_made_up(stat.st_dev):
+            raise _changed(reg.name, f"at the dump it had {reg.size} bytes, now it has {stat.st_size}")
     if reg.flags & os.O_ACCMODE == os.O_WRONLY and kind == st.S_IFREG and is_outgrown(stat.st_size, reg.flags):
         raise _changed(reg.name, f"{OUTGROWN}, and has grown since the dump")
     if reg.build_id and kind == st.S_IFREG and restore.options.file_validation == "buildid":

@@ -23,11 +23,6 @@ from torpor.typed import TYPE_CHECKING, Callable, NamedTuple
 if TYPE_CHECKING:
     from torpor.resources.context import Dump
 
-# File systems that are gone without power, whatever they are told.
-_NO_DISK = frozenset(
-    {"tmpfs", "devtmpfs", "ramfs", "hugetlbfs", "proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs",
-     "securityfs", "configfs", "efivarfs", "bpf", "mqueue", "devpts", "binfmt_misc", "fusectl", "pstore"}
-)  # fmt: skip
 _CANNOT = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})  # there is nothing to be waited for
 _KEY = "files written"
 
@@ -48,11 +43,13 @@ def note(dump: "Dump", subject: str, path: str, name: str, stat: os.stat_result,
 
 def to_bring(dump: "Dump") -> list[Callable[[], None]]:
     """What is to be done, in any order and by any thread, to have it all on the disk.  Each may raise DumpFailed."""
+    from torpor.kernel.mounts import WITHOUT_DISK
+
     jobs: list[Callable[[], None]] = []
     directories: dict[str, None] = {}
     for file in dump.state.get(_KEY, {}).values():
         device = file.there[0]
-        if os.major(device) or in_memory.file_system(dump, device) not in _NO_DISK:
+        if os.major(device) or in_memory.file_system(dump, device) not in WITHOUT_DISK:
             jobs.append(lambda file=file: _bring(dump, file))  # type: ignore[misc]
             if file.name:
                 directories[os.path.dirname(file.name)] = None
