@@ -7,6 +7,7 @@ description) are wrapped in `Same`: they may change, but consistently: what was 
 two must be two.  Neighbouring areas that differ in nothing visible merge or not by history, so they are merged here.
 """
 
+import os
 import re
 from collections.abc import Hashable, Iterable
 from typing import NamedTuple
@@ -58,19 +59,27 @@ Value = str | int | frozenset[str] | tuple[int, ...] | Same | Areas
 View = dict[Key, Value]
 
 
-def renumber(seen: View, inodes: dict[int, int]) -> View:
-    """The view, had these files had those inodes."""
+def renumber(seen: View, inodes: dict[tuple[int, int], int]) -> View:
+    """The view, had these files (device, inode) those inodes.  The devices that areas show are not those of stat(2) on
+    every file system."""
+    of_any_device = {old: new for (_, old), new in inodes.items()}
 
-    def new(file: str | Same) -> str | Same:
+    def of_area(file: str | Same) -> str | Same:
         device, _, inode = file.partition(" ") if isinstance(file, str) else ("", "", "")
-        return f"{device} {inodes[int(inode)]}" if inode.isdigit() and int(inode) in inodes else file
+        return f"{device} {of_any_device[int(inode)]}" if inode.isdigit() and int(inode) in of_any_device else file
+
+    def of_descriptor(file: str) -> str:
+        device, _, inode = file.partition(" ")
+        major, _, minor = device.partition(":")
+        key = os.makedev(int(major, 16), int(minor, 16)), int(inode)
+        return f"{device} {inodes[key]}" if key in inodes else file
 
     changed: View = {}
     for key, value in seen.items():
         if isinstance(value, Areas):
-            value = Areas(tuple(area._replace(file=new(area.file)) for area in value.areas))
+            value = Areas(tuple(area._replace(file=of_area(area.file)) for area in value.areas))
         elif key[-1] == "inode" and isinstance(value, str):
-            value = new(value)
+            value = of_descriptor(value)
         changed[key] = value
     return changed
 

@@ -225,8 +225,8 @@ class Running:
             elif stat.S_ISREG(facts.st_mode):
                 self.saved[path] = (facts, content_of(path))
 
-    def bring_files_back(self) -> dict[int, int]:
-        """The directory as save_files saw it: the same inodes where they are still there; else old → new."""
+    def bring_files_back(self) -> dict[tuple[int, int], int]:
+        """The directory as save_files saw it: the same inodes where they are still there; else device and old → new."""
         renumbered = {}
         for path, (facts, content) in self.saved.items():
             if isinstance(content, str):
@@ -246,7 +246,7 @@ class Running:
             file_facts.utime(str(path), ns=(facts.st_atime_ns, facts.st_mtime_ns))
             inode = file_facts.lstat(str(path)).st_ino
             if inode != facts.st_ino:
-                renumbered[facts.st_ino] = inode
+                renumbered[facts.st_dev, facts.st_ino] = inode
         return renumbered
 
     def finish(self) -> None:

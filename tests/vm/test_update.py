@@ -45,8 +45,9 @@ JOURNEYS = {
     ("x86_64", "to_more"): ((OLD, "dump"), (NEW, "surplus"), (NEW_WITHOUT_MPX, "restore")),
     ("x86_64", "to_less"): ((NEW, "dump"), (OLD, "lacking"), (NEW, "restore")),
     ("x86_64", "with_vectors"): _with_vectors(OLDEST, NEW),
-    ("x86_64", "in_handler"): _in_handler(OLDEST, NEW),
-    ("x86_64", "to_less_in_handler"): ((NEW, "vectors_in_handler"), (NEW_WITHOUT_MPX + ",-pku", "hold")),
+    ("x86_64", "in_handler"): (
+        (NEW, "vectors_in_handler"), (OLDEST, "refuse"), (NEW_WITHOUT_MPX + ",-pku", "hold"),
+    ),
     ("x86_64", "to_less_in_idle_handlers"): ((NEW, "in_handlers"), (OLDEST, "hold")),
     ("aarch64", "to_less_in_idle_handlers"): ((LESS_AND_MORE["aarch64"][1], "in_handlers"), ("cortex-a72", "hold")),
     ("aarch64", "in_handler"): _in_handler(*LESS_AND_MORE["aarch64"]),
@@ -59,7 +60,7 @@ JOURNEYS = {
     ("ppc64le", "vectored_calls"): (("power9", "dump"), ("power8", "vectored_calls"), ("power9", "restore")),
     **{(arch, "to_more_and_less"): _there_and_back(*cpus) for arch, cpus in LESS_AND_MORE.items()},
     **{(arch, "with_vectors"): _with_vectors(*LESS_AND_MORE[arch]) for arch in ("aarch64", "s390x")},
-}
+}  # fmt: skip
 UPDATES = [*((arch, "there_and_back") for arch in TARGETS), ("x86_64", "back_and_there")]
 LEGS = {3: ("begin", "hop", "end"), 4: ("begin", "refuse", "hop", "end")}
 SECONDS = 400

@@ -23,6 +23,8 @@ SYSVIPC, VVAR, MEMFD, GUARD = 0x400, 0x1000, 0x4000, 0x10000
 MAP_SHARED, MAP_PRIVATE, MAP_DROPPABLE, MAP_ANONYMOUS = 0x1, 0x2, 0x8, 0x20
 MAP_GROWSDOWN, MAP_HUGETLB = 0x100, 0x40000
 MAP_LOCKED, MAP_NORESERVE = native().map_locked, native().map_noreserve
+# What mmap(2) is told again to make an area; the other flags of an image come later, or are about how it was made.
+KEPT_FLAGS = MAP_SHARED | MAP_PRIVATE | MAP_DROPPABLE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_NORESERVE
 
 # smaps flag → MAP_* flag
 _MAP_FLAGS = {"gd": MAP_GROWSDOWN, "lo": MAP_LOCKED, "nr": MAP_NORESERVE, "ht": MAP_HUGETLB}

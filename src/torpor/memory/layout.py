@@ -118,10 +118,15 @@ class Inherited(NamedTuple):
     create: list[VmaEntry]
 
 
-def inherit(parents: Sequence[VmaEntry], own: Sequence[VmaEntry]) -> Inherited:
+def inherit(parents: Sequence[VmaEntry], own: Sequence[VmaEntry], accounted: tuple[set[int], set[int]]) -> Inherited:
     """Compare the private areas of parent and child.  An area is kept where both begin at the same address and are of
     the same kind; it may have grown or shrunk at its end.  What the parent never passed on (MADV_DONTFORK) is inherited
-    here nevertheless, since advice is given when all are born: it is dropped."""
+    here nevertheless, since advice is given when all are born: it is dropped.
+
+    The two may also have nothing to do with each other (execve(2)), and begin at the same address by chance.
+
+    accounted: of parent and child, the starts of areas that the kernel accounts for (VM_ACCOUNT) though they are not
+    writable, as they were once; nothing would take that from an area that is kept."""
     by_start = {area.start: area for area in parents if vma.is_private_memory(area)}
     kept: list[tuple[VmaEntry, VmaEntry]] = []
     create: list[VmaEntry] = []
@@ -129,7 +134,7 @@ def inherit(parents: Sequence[VmaEntry], own: Sequence[VmaEntry]) -> Inherited:
         if not vma.is_private_memory(area):
             continue
         twin = by_start.get(area.start)
-        if twin is not None and not _dont_fork(twin) and _alike(twin, area):
+        if twin is not None and not _dont_fork(twin) and _alike(twin, area) and _accounted_alike(twin, area, accounted):
             kept.append((twin, area))
             del by_start[area.start]
         else:
@@ -141,10 +146,16 @@ def _dont_fork(area: VmaEntry) -> bool:
     return bool((area.madv or 0) & (1 << vma.ADVICE["dc"] | 1 << vma.ADVICE["wf"]))
 
 
+def _accounted_alike(old: VmaEntry, new: VmaEntry, accounted: tuple[set[int], set[int]]) -> bool:
+    if new.prot & PROT_WRITE or new.flags & vma.MAP_NORESERVE:  # mprotect sees to it, or nobody
+        return True
+    theirs, own = accounted
+    return bool(old.prot & PROT_WRITE or old.start in theirs) == (new.start in own)
+
+
 def _alike(a: VmaEntry, b: VmaEntry) -> bool:
-    mask = vma.MAP_SHARED | vma.MAP_PRIVATE | vma.MAP_DROPPABLE | vma.MAP_ANONYMOUS | vma.MAP_GROWSDOWN
     return (
-        a.flags & mask == b.flags & mask
+        a.flags & vma.KEPT_FLAGS == b.flags & vma.KEPT_FLAGS
         and not (a.flags & vma.MAP_GROWSDOWN and a.end != b.end)
         and a.shmid == b.shmid
         and (a.pgoff == b.pgoff or not a.shmid)

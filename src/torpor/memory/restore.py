@@ -25,7 +25,6 @@ from torpor.memory import areas as vma
 from torpor.memory import cow, fill, layout, segments, sysv, tags, vdso_place
 from torpor.memory.layout import Span
 from torpor.memory.space import (
-    KEPT_FLAGS,
     MADV_GUARD_INSTALL,
     PR_SET_VMA,
     PR_SET_VMA_ANON_NAME,
@@ -106,7 +105,7 @@ class AddressSpaces:
         inherits = parent is not None and runner.inherited
         program = Program()
         if parent is not None and inherits:
-            plan = layout.inherit(parent.areas, space.areas)
+            plan = layout.inherit(parent.areas, space.areas, (parent.once_writable, space.once_writable))
             self._drop(program, plan)  # first: the kernel's own areas may lie where the parent has something else
             program = self.vdso.place(task, program, task.memory_from)
             self._keep(program, plan, space, parent)
@@ -224,7 +223,7 @@ class AddressSpaces:
                 sysv.attach(program, area, lambda size: self._find_hole_in(space, size))
                 continue
             prot = PROT_READ | PROT_WRITE | area.prot & layout.PROT_MTE if area.start in changing else area.prot
-            flags = area.flags & KEPT_FLAGS | MAP_FIXED_NOREPLACE | vma.MAP_ANONYMOUS
+            flags = area.flags & vma.KEPT_FLAGS | MAP_FIXED_NOREPLACE | vma.MAP_ANONYMOUS
             program.call("mmap", area.start, span[-1].end - area.start, prot, flags, -1, 0)
             for one in span:
                 space.protection[one.start] = prot
@@ -243,7 +242,7 @@ class AddressSpaces:
         for area in areas:
             filled = vma.is_private_memory(area) and area.start in changing
             prot = layout.while_filled(area.prot) if filled else area.prot
-            flags = area.flags & KEPT_FLAGS | MAP_FIXED_NOREPLACE
+            flags = area.flags & vma.KEPT_FLAGS | MAP_FIXED_NOREPLACE
             fd = place[descriptor_id(area), for_writing(area)]
             program.call("mmap", area.start, area.end - area.start, prot, flags, fd, area.pgoff)
             space.protection[area.start] = prot

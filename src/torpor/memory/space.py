@@ -28,8 +28,6 @@ EVERYWHERE = (1 << 47) - (1 << 16)  # every 64-bit machine has addresses up to h
 TRIAL = vma.MAP_PRIVATE | vma.MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
 AT_PAGESZ = 6
 MADV_GUARD_INSTALL, PR_SET_VMA, PR_SET_VMA_ANON_NAME = 102, 0x53564D41, 0
-KEPT_FLAGS = vma.MAP_SHARED | vma.MAP_PRIVATE | vma.MAP_DROPPABLE | vma.MAP_ANONYMOUS | vma.MAP_GROWSDOWN
-KEPT_FLAGS |= vma.MAP_NORESERVE
 _OF_KERNEL = vma.VDSO | vma.VVAR | vma.VSYSCALL
 
 
@@ -61,6 +59,7 @@ class AddressSpace:
         self._check_pages()
         self.with_pages = touched(self.private, [(r.vaddr, r.vaddr + r.nr_pages * PAGE) for r, _ in self.pages.pieces])
         self.with_pages -= {start for start, _ in self.dropped}
+        self.once_writable = self.accounted if extras else self.with_pages  # CRIU's images do not tell
         self.protection: dict[int, int] = {}  # of private areas, by their starts: what it is for the moment
         self._runs: list[cow.Run] | None = None
 
@@ -186,7 +185,7 @@ def together(areas: Sequence[VmaEntry], changing: "set[int]") -> list[list[VmaEn
             and last.end == area.start
             and area.start in changing
             and last.start in changing
-            and last.flags & KEPT_FLAGS == area.flags & KEPT_FLAGS
+            and last.flags & vma.KEPT_FLAGS == area.flags & vma.KEPT_FLAGS
             and not area.flags & (vma.MAP_GROWSDOWN | vma.MAP_SHARED)
             and not (last.prot ^ area.prot) & layout.PROT_MTE
         ):

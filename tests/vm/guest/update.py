@@ -33,7 +33,7 @@ importlib.import_module("torpor.cli.__main__")  # so that no command has to
 DATA, IMAGES = "/data", "/data/images"
 OFFSETS = "/proc/self/timens_offsets"  # not there: no time namespaces
 ROOT_PID = 12000  # beyond whatever a booting kernel uses
-WORK = 1.5  # seconds
+WORK = 0.5  # seconds, or longer: until each part has got on
 COUNTERS = {"busy": 0, "pings": 1, "waits": 2, "ticks": 3}
 RETURNS = 4
 figures: dict[str, object] = {"kernel": os.uname().release}
