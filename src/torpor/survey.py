@@ -366,7 +366,12 @@ class Memory:
             what = kind(area)
             if what == "vdso":
                 with self.survey.looking(task.subject):
-                    own_vdso.refuse_changed(task, area, lambda start, size: own_vdso.read(pid, start, size))
+                    try:
+                        own_vdso.refuse_changed(task, area, lambda start, size: own_vdso.read(pid, start, size))
+                    except OSError:
+                        if area in read_maps(pid):
+                            raise
+                        # It has executed another program since.
             with self.survey.looking(task.subject):
                 vma.describe(task, area, what, flags.get(area.start, frozenset()))
             if what == "file":

@@ -18,6 +18,7 @@ import torpor
 from check.support import Victim
 from check.support import torpor as command
 from torpor.check_tree import TreeReport
+from torpor.memory import own_vdso
 
 OWNER = """
 import os, socket, sys, threading, time
@@ -114,6 +115,23 @@ def test_the_session_of_a_daemon_that_forked_twice(tmp_path: Path) -> None:
                 os.waitpid(child, 0)  # it was given to us: the tests' process adopts orphans
             except ChildProcessError:
                 pass
+
+
+def test_a_task_that_executes_another_program_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    real, seen = own_vdso.read, list[int]()
+
+    def read(pid: int | str, start: int, size: int) -> bytes:
+        if pid == victim.pid and not seen:
+            seen.append(start)
+            (tmp_path / "fifo").write_text("go\n")
+            while os.path.basename(os.readlink(f"/proc/{pid}/exe")) != "sleep":
+                time.sleep(0.001)
+        return real(pid, start, size)
+
+    with Victim(tmp_path, "sh", "-c", f"echo ready; read line < {tmp_path}/fifo; exec sleep 1000") as victim:
+        monkeypatch.setattr(own_vdso, "read", read)
+        assert check(victim.pid, shell_job=True).ok and seen
 
 
 def test_foreign_namespaces(tmp_path: Path) -> None:
