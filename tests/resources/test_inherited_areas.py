@@ -28,7 +28,7 @@ def area(prot: int, flags: int) -> VmaEntry:
         ((R | W, PLAIN), False, (NONE, PLAIN), True, True),  # made so by mprotect, after the fork
         ((NONE, PLAIN), False, (NONE, PLAIN), False, True),
         ((NONE, PLAIN), False, (R | W, PLAIN), False, True),
-        ((NONE, PLAIN), False, (NONE, PLAIN), True, False),  # nothing would make the kernel account for it
+        ((NONE, PLAIN), False, (NONE, PLAIN), True, True),
         ((NONE, PLAIN), True, (NONE, PLAIN), True, True),
         ((NONE, PLAIN), True, (NONE, PLAIN), False, False),
         ((R | W, RESERVED), False, (NONE, RESERVED), False, True),  # the heaps of threads
@@ -39,5 +39,12 @@ def test_what_is_kept(
     old: tuple[int, int], old_was: bool, new: tuple[int, int], new_was: bool, kept: bool
 ) -> None:  # fmt: skip
     accounted = ({AT} if old_was else set(), {AT} if new_was else set())
-    plan = inherit([area(*old)], [area(*new)], accounted)
+    plan = inherit([area(*old)], [area(*new)], accounted, {AT})
+    assert (len(plan.keep), len(plan.create), len(plan.drop)) == ((1, 0, 0) if kept else (0, 1, 1))
+
+
+@pytest.mark.parametrize(("prot", "was", "kept"), [(NONE, True, False), (NONE, False, False), (R | W, False, True)])
+def test_without_pages(prot: int, was: bool, kept: bool) -> None:
+    """What is accounted for, and has no pages, would be so no more after mprotect."""
+    plan = inherit([area(R | W, PLAIN)], [area(prot, PLAIN)], (set(), {AT} if was else set()), set())
     assert (len(plan.keep), len(plan.create), len(plan.drop)) == ((1, 0, 0) if kept else (0, 1, 1))

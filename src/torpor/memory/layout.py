@@ -118,7 +118,9 @@ class Inherited(NamedTuple):
     create: list[VmaEntry]
 
 
-def inherit(parents: Sequence[VmaEntry], own: Sequence[VmaEntry], accounted: tuple[set[int], set[int]]) -> Inherited:
+def inherit(
+    parents: Sequence[VmaEntry], own: Sequence[VmaEntry], accounted: tuple[set[int], set[int]], filled: set[int]
+) -> Inherited:
     """Compare the private areas of parent and child.  An area is kept where both begin at the same address and are of
     the same kind; it may have grown or shrunk at its end.  What the parent never passed on (MADV_DONTFORK) is inherited
     here nevertheless, since advice is given when all are born: it is dropped.
@@ -126,7 +128,8 @@ def inherit(parents: Sequence[VmaEntry], own: Sequence[VmaEntry], accounted: tup
     The two may also have nothing to do with each other (execve(2)), and begin at the same address by chance.
 
     accounted: of parent and child, the starts of areas that the kernel accounts for (VM_ACCOUNT) though they are not
-    writable, as they were once; nothing would take that from an area that is kept."""
+    writable, as they were once; nothing would take that from an area that is kept.  filled: the child's that have
+    pages: one without any would lose it with its right to be written to."""
     by_start = {area.start: area for area in parents if vma.is_private_memory(area)}
     kept: list[tuple[VmaEntry, VmaEntry]] = []
     create: list[VmaEntry] = []
@@ -134,7 +137,12 @@ def inherit(parents: Sequence[VmaEntry], own: Sequence[VmaEntry], accounted: tup
         if not vma.is_private_memory(area):
             continue
         twin = by_start.get(area.start)
-        if twin is not None and not _dont_fork(twin) and _alike(twin, area) and _accounted_alike(twin, area, accounted):
+        if (
+            twin is not None
+            and not _dont_fork(twin)
+            and _alike(twin, area)
+            and _accounted_alike(twin, area, accounted, filled)
+        ):
             kept.append((twin, area))
             del by_start[area.start]
         else:
@@ -146,11 +154,11 @@ def _dont_fork(area: VmaEntry) -> bool:
     return bool((area.madv or 0) & (1 << vma.ADVICE["dc"] | 1 << vma.ADVICE["wf"]))
 
 
-def _accounted_alike(old: VmaEntry, new: VmaEntry, accounted: tuple[set[int], set[int]]) -> bool:
+def _accounted_alike(old: VmaEntry, new: VmaEntry, accounted: tuple[set[int], set[int]], filled: set[int]) -> bool:
     if new.prot & PROT_WRITE or new.flags & vma.MAP_NORESERVE:  # mprotect sees to it, or nobody
         return True
     theirs, own = accounted
-    return bool(old.prot & PROT_WRITE or old.start in theirs) == (new.start in own)
+    return new.start in filled if new.start in own else not (old.prot & PROT_WRITE or old.start in theirs)
 
 
 def _alike(a: VmaEntry, b: VmaEntry) -> bool:

@@ -105,7 +105,8 @@ class AddressSpaces:
         inherits = parent is not None and runner.inherited
         program = Program()
         if parent is not None and inherits:
-            plan = layout.inherit(parent.areas, space.areas, (parent.once_writable, space.once_writable))
+            accounted = parent.once_writable, space.once_writable
+            plan = layout.inherit(parent.areas, space.areas, accounted, space.with_pages)
             self._drop(program, plan)  # first: the kernel's own areas may lie where the parent has something else
             program = self.vdso.place(task, program, task.memory_from)
             self._keep(program, plan, space, parent)
