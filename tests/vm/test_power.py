@@ -74,7 +74,7 @@ def go_on(power: Series, name: str, planned: list[tuple[str, str]]) -> Series:
     for failure, (kind, phase) in enumerate(planned, 1):
         print(f"{name}, {failure}: {power.fail(kind, phase)}", flush=True)
         if power.problems:
-            return power
+            break
     return power
 
 

@@ -208,10 +208,10 @@ def _executor(target: Target) -> Path:
 def command(target: Target, kernel: Path, initrd: Path, *, memory: int = 512, cpus: int = 1) -> list[str]:
     """QEMU's command line for one guest whose console is standard output.
 
-        QEMU gives every processor a thread of its own, so that they really run at once, unless the host's memory orders
-        less than the guest's: that is x86_64 and s390x on an ARM or POWER host, whose processors take turns.
+    QEMU gives every processor a thread of its own, so that they really run at once, unless the host's memory orders
+    less than the guest's: that is x86_64 and s390x on an ARM or POWER host, whose processors take turns.
 
-    Without `mem-merge` a host that looks for equal pages (KSM) would look through the guest's again and again."""
+    With `mem-merge` a host that looks for equal pages (KSM) would look through the guest's again and again."""
     if target.arch == "s390x":
         console = ["-chardev", "stdio,id=console", "-device", "sclpconsole,chardev=console"]
     else:
